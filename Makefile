@@ -1,0 +1,40 @@
+# make demo                    the whole job on voices synthesised on the spot
+# make demo DATA=FOLDER        the same on your own audio
+#   TRIALS=FILE                  and your own trial list: label enrol test
+#   NOISE=FOLDER ROOMS=FOLDER    recordings to corrupt it with
+#   MINUTES=15 SEED=1 OUT=FOLDER METHOD=simclr
+# make test                    every test
+# make lint                    what CI asks of the style
+
+PYTHON ?= python3
+VENV ?= .venv
+MINUTES ?= $(if $(DATA),15,5)
+SEED ?= 1
+OUT ?= results/demo
+METHOD ?= simclr
+run = $(VENV)/bin/python
+
+.PHONY: demo test lint
+
+demo: $(VENV)/ready
+	cd recipes/AudioFolder/SSL && $(abspath $(run)) demo.py \
+		--output_folder $(abspath $(OUT)) --minutes $(MINUTES) \
+		--seed $(SEED) --method $(METHOD) \
+		$(if $(DATA),--data_folder $(abspath $(DATA))) \
+		$(if $(TRIALS),--trials $(abspath $(TRIALS))) \
+		$(if $(NOISE),--noise_folder $(abspath $(NOISE))) \
+		$(if $(ROOMS),--room_folder $(abspath $(ROOMS)))
+
+test: $(VENV)/ready
+	$(run) -m pytest
+
+lint: $(VENV)/ready
+	$(run) -m ruff check .
+	$(run) -m ruff format --check .
+	$(run) -m yamllint -d "{extends: relaxed, rules: {line-length: disable, truthy: {allowed-values: ['True', 'False']}}}" recipes hparams
+
+$(VENV)/ready: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(run) -m pip install --quiet --upgrade pip
+	$(run) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

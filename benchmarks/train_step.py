@@ -1,0 +1,165 @@
+"""Where the time of a training step goes, beside the floor.
+
+    > python benchmarks/train_step.py recipes/AudioFolder/SSL/hparams/train_simclr.yaml \
+        --data_folder /audio [--number_of_steps 12] [further overrides]
+
+The floor is the same student, precision and batch, resident in memory:
+features, forward and backward of the views, nothing else. The loop is
+SSLBrain's on the real loader. Prints JSON.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "recipes/AudioFolder/SSL"))
+
+import train_ssl  # noqa: E402
+from audio_folder_prepare import prepare_audio_folder  # noqa: E402
+from demo import TimedBrain  # noqa: E402
+
+from speechbrain_ssl.options import load_experiment  # noqa: E402
+from speechbrain_ssl.runtime import keep_memory  # noqa: E402
+
+
+def median_seconds(function, repeats, device):
+    """Median duration of a call, after two that are not counted."""
+    durations = []
+    for repeat in range(repeats + 2):
+        started = time.perf_counter()
+        function()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+        durations.append(time.perf_counter() - started)
+    return statistics.median(durations[2:])
+
+
+def measure_floor(brain, views, repeats):
+    """Seconds of features, forward and backward on a resident batch."""
+    student = brain.module("student").train()
+    wavs = torch.cat(views)
+
+    def features():
+        lengths = torch.ones(len(wavs), device=wavs.device)
+        with brain.training_ctx:
+            return student.mean_var_norm(
+                student.compute_features(wavs), lengths
+            )
+
+    resident = features()
+
+    def forward():
+        with brain.training_ctx:
+            return student.embedding_model(resident).float().square().mean()
+
+    def forward_backward():
+        forward().backward()
+        student.zero_grad(set_to_none=True)
+
+    def step():
+        with brain.training_ctx:
+            loss = student(views).projection.float().square().mean()
+        loss.backward()
+        student.zero_grad(set_to_none=True)
+
+    times = {
+        name: median_seconds(function, repeats, brain.device)
+        for name, function in {
+            "features": features,
+            "forward": forward,
+            "forward_backward": forward_backward,
+            "floor": step,
+        }.items()
+    }
+    times["backward"] = times.pop("forward_backward") - times["forward"]
+    return times
+
+
+def measure_corruption(brain, draws, views, repeats):
+    """Seconds to corrupt a batch of clean views on one thread or device."""
+    sampler = brain.hparams.view_sampler
+    wavs = torch.stack(views, 1)
+    packed = wavs.flatten(1)
+    threads = torch.get_num_threads()
+    on_cpu = wavs.device.type == "cpu"
+    torch.set_num_threads(1 if on_cpu else threads)
+    seconds = median_seconds(
+        lambda: sampler.corrupt_batch(packed, draws), repeats, wavs.device
+    )
+    torch.set_num_threads(threads)
+    return seconds
+
+
+def measure_loop(hparams, run_opts, steps):
+    """The brain after some steps, and the seconds between two of them."""
+    hparams["checkpointer"] = None
+    hparams["train_loggers"] = []
+    hparams["epoch_counter"].limit = steps + 4
+    brain = train_ssl.train(hparams, run_opts, TimedBrain)
+    moments = brain.moments[4:]
+    return brain, statistics.median(b - a for a, b in zip(moments, moments[1:]))
+
+
+def main(argv):
+    """Measures and prints."""
+    keep_memory()
+    steps = 12
+    if "--number_of_steps" in argv:
+        place = argv.index("--number_of_steps")
+        steps = int(argv[place + 1])
+        argv = argv[:place] + argv[place + 2 :]
+    with tempfile.TemporaryDirectory() as folder:
+        _, run_opts, hparams, _ = load_experiment(
+            [
+                *argv,
+                f"--output_folder={folder}",
+                f"--optimizer_step_limit={steps + 4}",
+                "--noprogressbar=True",
+            ]
+        )
+        prepare_audio_folder(
+            hparams["data_folder"], hparams["train_annotation"]
+        )
+        brain, loop = measure_loop(hparams, run_opts, steps)
+        batch_size = hparams["batch_size"]
+        dataset = train_ssl.dataio_prepare(hparams)
+        rows = [dataset[0, row] for row in range(batch_size)]
+        packed = torch.stack([row["views"] for row in rows])
+        draws = torch.stack([row["draws"] for row in rows]).to(brain.device)
+        global_crops, local_crops = hparams["view_sampler"].split(
+            packed.to(brain.device)
+        )
+        views = global_crops + local_crops
+        times = measure_floor(brain, views, steps)
+        corruption = measure_corruption(brain, draws, views, steps)
+    count = len(views) * batch_size
+    result = {
+        "views_per_step": count,
+        "floor_views_per_second": count / times["floor"],
+        "loop_views_per_second": count / loop,
+        "loop_share_of_floor": times["floor"] / loop,
+        "seconds": {
+            "loop": loop,
+            **times,
+            "corruption_of_a_batch_on_one_thread": corruption,
+        },
+        "precision": brain.precision,
+        "device": str(brain.device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+        result["peak_memory_bytes"] = peak
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,285 @@
+"""The whole job in one command: audio without labels in, a verified model out.
+
+    > python demo.py --output_folder results/demo
+    > python demo.py --data_folder /audio --trials /trials.txt --minutes 15
+
+Without ``--data_folder`` it synthesises its own voices. It measures how long
+a step takes here and chooses the number of epochs that fills the minutes.
+Further arguments go to the hparams file. Run again with the same arguments it
+continues where it was stopped.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+
+import speechbrain as sb
+import torch
+import train_ssl
+from audio_folder_prepare import prepare_audio_folder
+from synthesize_voices import synthesize_voices
+
+from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.inference import load_encoder, suggest_threshold
+from speechbrain_ssl.options import load_experiment
+from speechbrain_ssl.report.page import write_report
+from speechbrain_ssl.runtime import keep_memory
+
+logger = logging.getLogger(__name__)
+HERE = os.path.dirname(os.path.abspath(__file__))
+# of all steps that are timed the first ones are left out
+TIMED_STEPS, SETTLING_STEPS = 10, 4
+LABEL_USE = (
+    "None in training or selection. The labels of the trial lists are used "
+    "to report error rates and to color the map of embeddings."
+)
+
+
+class TimedBrain(SSLBrain):
+    """Notes when each step ends."""
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Moves the teacher and reads the clock."""
+        super().on_fit_batch_end(batch, outputs, loss, should_step)
+        self.moments = [*getattr(self, "moments", []), time.monotonic()]
+
+
+def parse_arguments(argv):
+    """Reads the command line; returns arguments and further overrides."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_folder", default="results/demo")
+    parser.add_argument("--data_folder", help="default: synthesised voices")
+    parser.add_argument("--trials", nargs="+", default=[])
+    parser.add_argument("--method", default="simclr")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_known_args(argv)
+
+
+def prepare_corpus(args):
+    """Makes the default corpus where no data are given.
+
+    Arguments
+    ---------
+    args : argparse.Namespace
+        Its ``data_folder`` and ``trials`` are filled in.
+    """
+    if args.data_folder is None:
+        corpus = synthesize_voices(os.path.join(args.output_folder, "corpus"))
+        args.data_folder = os.path.join(corpus, "train")
+        args.trials = [os.path.join(corpus, "trials", "wild.txt")]
+    if not os.path.isdir(args.data_folder):
+        raise FileNotFoundError(f"No such folder of audio: {args.data_folder}")
+    for path in args.trials:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"No such trial list: {path}")
+
+
+def start_or_continue(args, further):
+    """Keeps what an equal run left behind, and nothing of another one.
+
+    Arguments
+    ---------
+    args : argparse.Namespace
+        The arguments.
+    further : list of str
+        Overrides of the hparams file.
+
+    Returns
+    -------
+    str
+        File of the settings of the run; holds its number of epochs once it
+        is known.
+    """
+    path = os.path.join(args.output_folder, "demo.json")
+    settings = {**vars(args), "further": further}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        if {**found, "epochs": None} == {**settings, "epochs": None}:
+            return path
+    for name in ("save", "model", "verification"):
+        shutil.rmtree(
+            os.path.join(args.output_folder, name), ignore_errors=True
+        )
+    _write_json(path, settings)
+    return path
+
+
+def training_arguments(args, further, folder):
+    """The command line of train_ssl.py."""
+    given = [
+        os.path.join(HERE, "hparams", f"train_{args.method}.yaml"),
+        *("--data_folder", args.data_folder),
+        *("--output_folder", folder),
+        *("--seed", str(args.seed)),
+    ]
+    return given + further
+
+
+def epochs_for(args, further):
+    """Times some steps, and says how many epochs fit into the minutes.
+
+    Arguments
+    ---------
+    args : argparse.Namespace
+        The arguments.
+    further : list of str
+        Overrides of the hparams file.
+
+    Returns
+    -------
+    int
+        Number of epochs, at least 1.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        few = [f"--optimizer_step_limit={TIMED_STEPS}", "--noprogressbar=True"]
+        _, run_opts, hparams, _ = load_experiment(
+            training_arguments(args, further + few, folder)
+        )
+        prepare_audio_folder(
+            hparams["data_folder"],
+            hparams["train_annotation"],
+            min_seconds=hparams["min_seconds"],
+        )
+        hparams["checkpointer"] = None
+        hparams["train_loggers"] = []
+        hparams["epoch_counter"].limit = TIMED_STEPS
+        brain = train_ssl.train(hparams, run_opts, TimedBrain)
+    moments = brain.moments[SETTLING_STEPS:]
+    step = statistics.median(b - a for a, b in zip(moments, moments[1:]))
+    epochs = round(60 * args.minutes / (step * brain.steps_per_epoch))
+    print(f"A step takes {step:.2f} s here: {max(epochs, 1)} epochs.")
+    return max(epochs, 1)
+
+
+def verify_all(embed, args, tag):
+    """Verifies an encoder on all trial lists.
+
+    Arguments
+    ---------
+    embed : Callable
+        Waveforms [batch, time] and relative lengths to embeddings.
+    args : argparse.Namespace
+        The arguments.
+    tag : str
+        Name of the folder for the results.
+
+    Returns
+    -------
+    dict
+        The summary of each list.
+    """
+    folder = os.path.join(args.output_folder, "verification", tag)
+    summaries, cache = {}, {}
+    for path in args.trials:
+        name = os.path.splitext(os.path.basename(path))[0]
+        summaries[name] = verify(embed, path, folder, cache=cache)
+    return summaries
+
+
+def verify_untrained(args, further):
+    """Error rates of the encoder before training."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, _, hparams, _ = load_experiment(
+            training_arguments(args, further, folder)
+        )
+    return verify_all(hparams["student"].eval().embed, args, "before")
+
+
+def describe_machine():
+    """Processor, cores and versions, for figures to be comparable."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [row for row in file if row.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    return (
+        f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"speechbrain {sb.__version__}, Python {platform.python_version()}"
+    )
+
+
+def summarize_run(args, argv, before, after):
+    """Writes summary.json and report.html; prints the error rates."""
+    log_path = os.path.join(args.output_folder, "train_log.jsonl")
+    with open(log_path, encoding="utf-8") as file:
+        last = json.loads(file.readlines()[-1])
+    summary = {
+        "title": f"{args.method} on {os.path.basename(args.data_folder)}",
+        "command": shlex.join(["python", "demo.py", *argv]),
+        "machine": describe_machine(),
+        "seed": args.seed,
+        "training_seconds": last["seconds"],
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "views_per_second": last["train"]["views_per_second"],
+        "warnings": last["warnings"],
+        "before": before,
+        "after": after,
+        "label_use": LABEL_USE,
+    }
+    _write_json(os.path.join(args.output_folder, "summary.json"), summary)
+    page = write_report(args.output_folder)
+    for name, figures in after.items():
+        print(
+            f"{name}: EER {before[name]['EER']:.2f} % -> "
+            f"{figures['EER']:.2f} % [{figures['EER_low']:.1f}, "
+            f"{figures['EER_high']:.1f}], minDCF(0.01) "
+            f"{figures['minDCF_0.01']:.3f}"
+        )
+    print(f"Model: {os.path.join(args.output_folder, 'model')}")
+    print(f"Report: {page}")
+
+
+def main(argv):
+    """Runs the demo."""
+    keep_memory()
+    args, further = parse_arguments(argv)
+    args.output_folder = os.path.abspath(args.output_folder)
+    os.makedirs(args.output_folder, exist_ok=True)
+    prepare_corpus(args)
+    settings = start_or_continue(args, further)
+    before = verify_untrained(args, further)
+    with open(settings, encoding="utf-8") as file:
+        kept = json.load(file)
+    if "--number_of_epochs" not in further:
+        kept.setdefault("epochs", None)
+        kept["epochs"] = kept["epochs"] or epochs_for(args, further)
+        _write_json(settings, kept)
+        further = [*further, "--number_of_epochs", str(kept["epochs"])]
+    train_ssl.main(training_arguments(args, further, args.output_folder))
+    model = os.path.join(args.output_folder, "model")
+    after = verify_all(load_encoder(model).encode_batch, args, "after")
+    for name, figures in list(after.items())[:1]:
+        suggest_threshold(model, figures, name)
+    summarize_run(args, argv, before, after)
+
+
+def _write_json(path, content):
+    """Writes a file that is whole or not there."""
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+    os.replace(path + ".part", path)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ImportError, OSError, ValueError) as error:
+        # log.txt of the output folder has the traceback
+        logger.debug("Stopped", exc_info=True)
+        sys.exit(f"demo.py: {error}")

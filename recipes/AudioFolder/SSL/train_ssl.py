@@ -1,0 +1,267 @@
+"""Trains a speaker encoder on a folder of unlabelled audio.
+
+To run this recipe::
+
+    > python train_ssl.py hparams/train_moco.yaml --data_folder /audio
+
+With several processes::
+
+    > torchrun --standalone --nproc_per_node=2 train_ssl.py \
+        hparams/train_moco.yaml --data_folder /audio
+
+What comes out lies in ``<output_folder>/model``: a folder that SpeechBrain's
+EncoderClassifier loads.
+"""
+
+import logging
+import os
+import sys
+
+import speechbrain as sb
+from audio_folder_prepare import prepare_audio_folder
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.checkpoints import average_of_last
+from speechbrain_ssl.dataio.annotations import (
+    EpochSampler,
+    UtteranceDataset,
+    read_annotation,
+)
+from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.inference import (
+    export,
+    load_encoder,
+    suggest_threshold,
+)
+from speechbrain_ssl.nnet.schedules import at
+from speechbrain_ssl.options import OptionsError, load_experiment
+from speechbrain_ssl.runtime import keep_memory
+
+logger = logging.getLogger(__name__)
+
+
+def check_settings(hparams):
+    """Finds settings that do not fit together before the first batch.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Raises
+    ------
+    OptionsError
+        Says which keys do not fit, and what to do.
+    """
+    branch = hparams["extract_from"]
+    has_teacher = "teacher" in hparams["modules"]
+    has_locals = hparams["view_sampler"].counts[1] > 0
+    rules = [
+        (
+            branch == "student" or (branch == "teacher" and has_teacher),
+            f"extract_from is {branch!r}; it must be student, or teacher where "
+            "modules has one",
+        ),
+        (
+            hparams["student_sees_global"] or has_locals,
+            "student_sees_global is False and there are no local crops: the "
+            "student would see nothing",
+        ),
+        (
+            hparams["dev_trials"] or not hparams["select_by"],
+            "select_by chooses checkpoints by a labelled list; name it as "
+            "dev_trials, or set select_by to null",
+        ),
+        (hparams["dev_every"] >= 1, "dev_every must be 1 epoch or more"),
+        (
+            hparams["average_last"] <= hparams["checkpoints_to_keep"],
+            "average_last must not be more than checkpoints_to_keep",
+        ),
+        (
+            hparams["average_last"] == 1 or not hparams["select_by"],
+            "average_last and select_by both say which weights to export; "
+            "set average_last to 1, or select_by to null",
+        ),
+        (
+            all(len(entry) == 2 for entry in hparams["frozen_epochs"]),
+            "frozen_epochs must be a list of [module, epoch]",
+        ),
+        (
+            hparams["clip_each_tensor"] in (True, False),
+            "clip_each_tensor must be True or False",
+        ),
+        (
+            at(hparams["lr_schedule"], 0.0) >= 0,
+            "lr_schedule must not be negative",
+        ),
+        (
+            isinstance(hparams["train_loggers"], list),
+            "train_loggers must be a list",
+        ),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise OptionsError(message)
+
+
+def dataio_prepare(hparams):
+    """Makes the training set: views of utterances, and no label.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    UtteranceDataset
+        Gives ``id``, ``index``, ``views`` and ``draws``.
+    """
+    utterances = read_annotation(
+        hparams["train_annotation"], data_root=hparams["data_folder"]
+    )
+    view_sampler = hparams["view_sampler"]
+    if view_sampler.corruption is not None:
+        view_sampler.corruption.prepare(utterances)
+
+    @sb.utils.data_pipeline.takes("key", "wav", "start", "stop")
+    @sb.utils.data_pipeline.provides("views", "draws")
+    def views_pipeline(key, wav, start, stop):
+        views, draws = view_sampler(key, wav, start, stop)
+        yield views
+        yield draws
+
+    return UtteranceDataset(
+        utterances,
+        dynamic_items=[views_pipeline],
+        output_keys=["id", "index", "views", "draws"],
+    )
+
+
+def export_model(brain, hparams):
+    """Exports the trained encoder, averaged over the last checkpoints.
+
+    Arguments
+    ---------
+    brain : SSLBrain
+        After training.
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    str
+        The folder that SpeechBrain loads.
+    """
+    if hparams["average_last"] > 1:
+        module = brain.module(hparams["extract_from"])
+        module.load_state_dict(
+            average_of_last(
+                hparams["checkpointer"],
+                hparams["extract_from"],
+                hparams["average_last"],
+            )
+        )
+    settings = os.path.join(hparams["output_folder"], "hyperparams.yaml")
+    with open(settings, encoding="utf-8") as file:
+        text = file.read()
+    trials = hparams["dev_trials"]
+    labels = "no label was used"
+    if hparams["select_by"]:
+        labels = f"the labels of {trials} chose the checkpoint"
+    model = export(
+        brain.evaluated,
+        text,
+        os.path.join(hparams["output_folder"], "model"),
+        notes=f"Trained by speechbrain_ssl for "
+        f"{hparams['epoch_counter'].current} epochs with seed "
+        f"{hparams['seed']}; {labels}.",
+    )
+    if trials:
+        summary = verify(load_encoder(model).encode_batch, trials)
+        suggest_threshold(model, summary, os.path.basename(trials))
+    return model
+
+
+def train(hparams, run_opts, brain_class=SSLBrain):
+    """Trains on the prepared annotation.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    run_opts : dict
+        SpeechBrain's run options.
+    brain_class : type
+        SSLBrain, or one that watches it.
+
+    Returns
+    -------
+    SSLBrain
+        After training.
+    """
+    train_set = dataio_prepare(hparams)
+    sampler = EpochSampler(
+        len(train_set),
+        seed=hparams["seed"],
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        batch_size=hparams["batch_size"],
+    )
+    brain = brain_class(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        train_set,
+        train_loader_kwargs={
+            "sampler": sampler,
+            "batch_size": hparams["batch_size"],
+            "num_workers": hparams["num_workers"],
+            "persistent_workers": hparams["num_workers"] > 0,
+            "drop_last": True,
+        },
+    )
+    return brain
+
+
+def main(argv):
+    """Prepares, trains and exports."""
+    keep_memory()
+    hparams_file, run_opts, hparams, overrides = load_experiment(argv)
+    check_settings(hparams)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    if not hparams["skip_prep"]:
+        sb.utils.distributed.run_on_main(
+            prepare_audio_folder,
+            kwargs={
+                "data_folder": hparams["data_folder"],
+                "save_csv": hparams["train_annotation"],
+                "min_seconds": hparams["min_seconds"],
+            },
+        )
+    brain = train(hparams, run_opts)
+    if hparams["select_by"]:
+        hparams["checkpointer"].recover_if_possible(
+            min_key=hparams["select_by"]
+        )
+    sb.utils.distributed.run_on_main(export_model, args=[brain, hparams])
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        # log.txt of the output folder has the traceback
+        logger.debug("Stopped", exc_info=True)
+        sys.exit(f"train_ssl.py: {error}")

@@ -1,0 +1,363 @@
+"""What the training loops of both stages share."""
+
+import json
+import logging
+import os
+import time
+
+import speechbrain as sb
+import torch
+import yaml
+from torch.nn.parallel import DistributedDataParallel
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.checkpoints import RandomStates
+from speechbrain_ssl.nnet.parameters import clip_gradients, parameter_groups
+from speechbrain_ssl.nnet.schedules import at
+
+logger = logging.getLogger(__name__)
+
+
+@sb.utils.checkpoints.register_checkpoint_hooks
+class SpeakerBrain(sb.Brain):
+    """A SpeechBrain loop with the details that SSL training depends on.
+
+    Against ``sb.Brain``: time is a fractional epoch, and learning rates follow
+    a schedule of it; gradients of all groups are clipped; a window of
+    accumulated batches that is cut off by the end of the epoch still makes a
+    step; a loss that is not finite in one process skips the step in all of
+    them and names the utterances; a resumed run is bit-exact on a CPU; each
+    process draws its own random numbers; BatchNorm works in processes without
+    GPUs.
+
+    Hyperparameters: ``seed``, ``output_folder``, ``epoch_counter``,
+    ``lr_schedule`` (factor of the learning rate, a number or a schedule),
+    ``frozen_epochs`` (list of [module, epoch at which it starts to move]),
+    ``clip_each_tensor``, ``checkpoints_to_keep``, ``select_by`` (None, or the
+    statistic of a labelled list that chooses the checkpoint to keep),
+    ``train_loggers``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not self.max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm must be positive, not {self.max_grad_norm}: "
+                "SpeechBrain would climb the loss. Use .inf for no clipping."
+            )
+        self.random_states = RandomStates()
+        self.window_is_finite = True
+        self.batch_is_finite = True
+        self.batch_stats = {}
+        self.training_seconds = 0.0
+        self.train_stats = {}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("random", self.random_states)
+
+    @property
+    def epoch(self):
+        """Fractional epoch, 0.0 at the first batch; survives a restart."""
+        done = max(self.step - 1, 0) / self.steps_per_epoch
+        return self.hparams.epoch_counter.current - 1 + done
+
+    def module(self, name):
+        """A module without the wrappers of DDP and of torch.compile.
+
+        Arguments
+        ---------
+        name : str
+            Key of ``self.modules``.
+
+        Returns
+        -------
+        torch.nn.Module
+            What the hparams file made.
+        """
+        module = self.modules[name]
+        module = getattr(module, "module", module)
+        return getattr(module, "_orig_mod", module)
+
+    def make_dataloader(self, dataset, stage, **kwargs):
+        """Makes the loader and notes the length of an epoch."""
+        loader = super().make_dataloader(dataset, stage, **kwargs)
+        if stage == sb.Stage.TRAIN:
+            self.steps_per_epoch = len(loader)
+            if self.debug:
+                self.steps_per_epoch = min(len(loader), self.debug_batches)
+        return loader
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        """Takes the sampler as it is: it knows about processes already."""
+        sampler = loader_kwargs.get("sampler")
+        if sampler is None:
+            return super()._train_loader_specifics(dataset, loader_kwargs)
+        self.train_sampler = sampler
+        return loader_kwargs
+
+    def _wrap_distributed(self):
+        """Wraps what learns in DDP; SyncBatchNorm needs accelerators."""
+        if not self.distributed_launch:
+            return
+        on_cpu = torch.device(self.device).type == "cpu"
+        for name, module in self.modules.items():
+            if not any(p.requires_grad for p in module.parameters()):
+                continue
+            if not on_cpu:
+                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            self.modules[name] = DistributedDataParallel(
+                module,
+                device_ids=None if on_cpu else [self.device],
+                find_unused_parameters=self.find_unused_parameters,
+            )
+
+    def init_optimizers(self):
+        """Makes the optimiser, without weight decay for vectors."""
+        self.optimizer = self.opt_class(parameter_groups(self.modules))
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def on_fit_start(self):
+        """Prepares modules and resumes; then processes part ways."""
+        super().on_fit_start()
+        # same weights everywhere, from here on other random numbers
+        torch.manual_seed(self.hparams.seed + 1000 * distributed.rank())
+
+    def fit_batch(self, batch):
+        """One batch: forward, backward and, at the end of a window, a step.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            What the loader made.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss.
+        """
+        # resumed inside an epoch: making the loader has drawn since recovery
+        self.random_states.restore_pending()
+        self.wait_seconds += time.monotonic() - self.clock
+        window = self._window()
+        should_step = self.step in (window[-1], self.steps_per_epoch)
+        self.on_fit_batch_start(batch, should_step)
+        before = [buffer.clone() for buffer in self.modules.buffers()]
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self._check_finite(loss, batch, before)
+            if self.window_is_finite:
+                self.scaler.scale(loss / len(window)).backward()
+        if self.batch_is_finite:
+            self.note({"loss": loss, **self.batch_stats})
+        stepped = should_step and self.window_is_finite
+        if stepped:
+            self.optimizers_step()
+        if should_step:
+            self.zero_grad(set_to_none=True)
+            self.window_is_finite = True
+        self.on_fit_batch_end(batch, outputs, loss, stepped)
+        loss = loss.detach().cpu()
+        now = time.monotonic()
+        self.training_seconds += now - self.clock
+        self.clock = now
+        return loss
+
+    def _window(self):
+        """Steps of the epoch whose gradients are added to this one's."""
+        size = self.grad_accumulation_factor
+        first = (self.step - 1) // size * size + 1
+        return range(first, min(first + size - 1, self.steps_per_epoch) + 1)
+
+    def _check_finite(self, loss, batch, before):
+        """Gives up the window in all processes if one loss is not finite.
+
+        ``before`` are the buffers as they were: such a batch may have left
+        its traces in a queue or in running statistics.
+        """
+        finite = torch.isfinite(loss.detach())
+        self.batch_is_finite = distributed.everywhere(finite)
+        if self.batch_is_finite:
+            return
+        for buffer, kept in zip(self.modules.buffers(), before):
+            buffer.copy_(kept)
+        self.window_is_finite = False
+        self.nonfinite_count += 1
+        if not finite:
+            logger.warning(
+                "The loss is %s; the step is skipped. Utterances: %s",
+                loss.item(),
+                ", ".join(batch.id),
+            )
+        if self.nonfinite_count > self.nonfinite_patience:
+            raise ValueError(
+                f"The loss was not finite {self.nonfinite_count} times in one "
+                "epoch (nonfinite_patience). Look at the utterances named in "
+                "the log, or lower the learning rate."
+            )
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets learning rates from the schedule."""
+        factor = at(self.hparams.lr_schedule, self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def optimizers_step(self):
+        """Drops gradients of frozen modules, clips all the others, steps."""
+        self.scaler.unscale_(self.optimizer)
+        for module, epoch in self.hparams.frozen_epochs:
+            if self.epoch < epoch:
+                for parameter in module.parameters():
+                    parameter.grad = None
+        norm = clip_gradients(
+            self.modules.parameters(),
+            self.max_grad_norm,
+            each=self.hparams.clip_each_tensor,
+        )
+        self.note({"gradient_norm": norm})
+        if self.scaler.is_enabled() or torch.isfinite(norm):
+            self.scaler.step(self.optimizer)
+        else:
+            logger.warning("Gradients are not finite; the step is skipped.")
+        self.scaler.update()
+        self.optimizer_step += 1
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Never inside a window: its gradients are not part of a checkpoint."""
+        if self.step not in (self._window()[-1], self.steps_per_epoch):
+            return False
+        return super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
+
+    def note(self, stats):
+        """Adds scalars of a batch to those of the epoch.
+
+        Arguments
+        ---------
+        stats : dict of str to torch.Tensor
+            Stay on their device: nothing waits for them.
+        """
+        for name, value in stats.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + value.detach(), count + 1
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empties the statistics."""
+        self.random_states.restore_pending(starting_epoch=True)
+        self.sums = {}
+        self.wait_seconds = 0.0
+        self.seconds_before = self.training_seconds
+        self.clock = time.monotonic()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """After training: statistics, verification, log, checkpoint."""
+        if stage != sb.Stage.TRAIN:
+            return
+        self.train_stats = {
+            name: float(distributed.mean(torch.as_tensor(total / count)))
+            for name, (total, count) in sorted(self.sums.items())
+        }
+        self.train_stats["lr"] = self.optimizer.param_groups[0]["lr"]
+        seconds = max(self.training_seconds - self.seconds_before, 1e-9)
+        self.train_stats["data_wait"] = self.wait_seconds / seconds
+        warnings = self.describe_epoch(seconds)
+        valid_stats = self.verify_epoch(epoch)
+        self._log(epoch, valid_stats, warnings)
+        # SpeechBrain resets these after this hook; a checkpoint needs it now
+        self.step, self.avg_train_loss = 0, 0.0
+        if self.checkpointer is not None:
+            self._keep(epoch, valid_stats)
+
+    def describe_epoch(self, seconds):
+        """Completes ``train_stats``.
+
+        Arguments
+        ---------
+        seconds : float
+            What the epoch took.
+
+        Returns
+        -------
+        list of str
+            Warnings for the log.
+        """
+        return []
+
+    def verify_epoch(self, epoch):
+        """Error rates of the epoch, if the run declares a list for them.
+
+        Arguments
+        ---------
+        epoch : int
+            The epoch that has ended.
+
+        Returns
+        -------
+        dict of str to float
+            For log and checkpoint; empty by default.
+        """
+        return {}
+
+    def _keep(self, epoch, valid_stats):
+        """Saves; keeps the newest, or the best by a declared labelled list."""
+        best_by = [self.hparams.select_by] if self.hparams.select_by else []
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, **valid_stats},
+            num_to_keep=self.hparams.checkpoints_to_keep,
+            keep_recent=True,
+            min_keys=best_by,
+        )
+
+    def _log(self, epoch, valid_stats, warnings):
+        """Writes the epoch to the loggers and to ``train_log.jsonl``."""
+        for train_logger in self.hparams.train_loggers:
+            train_logger.log_stats(
+                {"epoch": epoch}, self.train_stats, valid_stats or None
+            )
+        record = {
+            "epoch": epoch,
+            "step": self.optimizer_step,
+            "seconds": round(self.training_seconds, 2),
+            "train": self.train_stats,
+            "valid": valid_stats,
+            "warnings": warnings,
+        }
+        if sb.utils.distributed.if_main_process():
+            for warning in warnings:
+                logger.warning(warning)
+            _append_epoch(self.hparams.output_folder, record)
+
+    @sb.utils.checkpoints.mark_as_saver
+    def _save(self, path):
+        """Adds the time spent to what SpeechBrain saves."""
+        super()._save(path)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"training_seconds: {self.training_seconds}\n")
+
+    @sb.utils.checkpoints.mark_as_loader
+    def _recover(self, path, end_of_epoch):
+        """Reads what ``_save`` wrote."""
+        super()._recover(path, end_of_epoch)
+        with open(path, encoding="utf-8") as file:
+            self.training_seconds = yaml.safe_load(file)["training_seconds"]
+
+
+def _append_epoch(folder, record):
+    """Adds a line to train_log.jsonl, replacing epochs that are done again."""
+    path = os.path.join(folder, "train_log.jsonl")
+    lines = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as log:
+            lines = [
+                line
+                for line in log
+                if json.loads(line)["epoch"] < record["epoch"]
+            ]
+    with open(path + ".part", "w", encoding="utf-8") as log:
+        log.writelines([*lines, json.dumps(record) + "\n"])
+    os.replace(path + ".part", path)

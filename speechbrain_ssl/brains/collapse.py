@@ -1,0 +1,103 @@
+"""Statistics that show whether embeddings have collapsed."""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+
+# below these a warning is due (of an isotropic cloud both would be 1)
+LOW_SPREAD = 0.1
+LOW_RANK = 0.05
+
+
+class CollapseStats:
+    """Gathers unit embeddings of an epoch and describes their cloud.
+
+    It keeps sums only, on the device of the embeddings, and computes nothing
+    that would make an accelerator wait before the end of the epoch.
+
+    Example
+    -------
+    >>> stats = CollapseStats()
+    >>> stats.append(torch.randn(2, 500, 8))
+    >>> summary = stats.summarize()
+    >>> summary["effective_rank"] > 7, stats.warnings(summary)
+    (True, [])
+    """
+
+    def __init__(self):
+        self.count = 0
+        self.total = 0.0
+        self.outer = 0.0
+
+    @torch.no_grad()
+    def append(self, embedding):
+        """Adds embeddings.
+
+        Arguments
+        ---------
+        embedding : torch.Tensor
+            Any leading axes [..., emb_dim].
+        """
+        unit = F.normalize(embedding.detach().float().flatten(0, -2), dim=-1)
+        self.count += len(unit)
+        self.total = self.total + unit.sum(0)
+        self.outer = self.outer + unit.T @ unit
+
+    def summarize(self):
+        """Describes all embeddings of all processes.
+
+        Returns
+        -------
+        dict of str to float
+            ``embedding_spread``: mean standard deviation of the dimensions of
+            unit embeddings, times the root of their number; 1 if they point
+            everywhere, 0 if all are equal. ``effective_rank``: exponential of
+            the entropy of the covariance's spectrum; at most ``emb_dim``.
+            ``rank_share``: the same as a share of ``emb_dim``.
+        """
+        if not self.count:
+            return {}
+        mean = distributed.mean(self.total / self.count)
+        second = distributed.mean(self.outer / self.count)
+        covariance = (second - torch.outer(mean, mean)).double().cpu()
+        variance = covariance.diagonal().clamp(min=0.0)
+        spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0.0)
+        share = spectrum / spectrum.sum().clamp(min=1e-20)
+        rank = torch.special.entr(share).sum().exp().item()
+        spread = variance.sqrt().mean() * len(variance) ** 0.5
+        return {
+            "embedding_spread": spread.item(),
+            "effective_rank": rank,
+            "rank_share": rank / len(variance),
+        }
+
+    @staticmethod
+    def warnings(summary):
+        """Says in words what is wrong.
+
+        Arguments
+        ---------
+        summary : dict of str to float
+            From ``summarize``.
+
+        Returns
+        -------
+        list of str
+            One sentence for each sign of collapse; empty if there is none.
+        """
+        found = []
+        if summary.get("embedding_spread", 1.0) < LOW_SPREAD:
+            found.append(
+                "Collapse: all embeddings point the same way (spread "
+                f"{summary['embedding_spread']:.3f}, healthy above "
+                f"{LOW_SPREAD})."
+            )
+        if summary.get("rank_share", 1.0) < LOW_RANK:
+            found.append(
+                "Collapse: embeddings fill only "
+                f"{summary['effective_rank']:.1f} dimensions, "
+                f"{100 * summary['rank_share']:.1f} % of them (healthy above "
+                f"{100 * LOW_RANK:.0f} %)."
+            )
+        return found

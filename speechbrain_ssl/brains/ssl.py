@@ -1,0 +1,136 @@
+"""Stage one: an objective over views."""
+
+import speechbrain as sb
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.brains.base import SpeakerBrain
+from speechbrain_ssl.brains.collapse import CollapseStats
+from speechbrain_ssl.evaluation.verification import verify
+
+
+class SSLBrain(SpeakerBrain):
+    """Trains a student, with or without a teacher, on an objective.
+
+    Modules: ``student`` (a Branch), ``objective`` and, where the method has
+    one, ``teacher`` (an EMATeacher).
+
+    Hyperparameters beside those of SpeakerBrain: ``view_sampler``;
+    ``student_sees_global`` (False for methods whose student gets the local
+    crops only); ``extract_from`` (``student`` or ``teacher``: which of them
+    is verified and exported); ``dev_trials`` and ``dev_every`` (a labelled
+    list to report error rates on every so many epochs; null for none).
+    """
+
+    def on_fit_start(self):
+        """Starts the teacher from the student's (maybe pretrained) weights."""
+        if "teacher" in self.modules:
+            self.module("teacher").reset(self.module("student"))
+        sampler = self.hparams.view_sampler
+        if sampler.corrupt_on == "device" and sampler.corruption is not None:
+            sampler.corruption.to(self.device)
+        super().on_fit_start()
+
+    def compute_forward(self, batch, stage):
+        """Views of a batch to what student and teacher say about them.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            With ``views``, ``draws`` and ``index``.
+        stage : sb.Stage
+            Always TRAIN: utterances are verified by ``verify_epoch``.
+
+        Returns
+        -------
+        student : Views
+            Of all crops, or of the local ones.
+        teacher : Views
+            Of the global crops, or None.
+        """
+        batch = batch.to(self.device)
+        sampler = self.hparams.view_sampler
+        wavs = batch.views.data
+        if sampler.corrupt_on == "device":
+            wavs = sampler.corrupt_batch(wavs, batch.draws.data)
+        global_crops, local_crops = sampler.split(wavs)
+        seen = local_crops
+        if self.hparams.student_sees_global:
+            seen = global_crops + local_crops
+        # one call: several would break DDP's and BatchNorm's bookkeeping
+        student = self.modules.student(seen)
+        teacher = None
+        if "teacher" in self.modules:
+            teacher = self.modules.teacher(global_crops)
+        index = torch.as_tensor(batch.index, device=self.device)
+        self.views_per_step = len(seen) * len(index)
+        return (
+            student._replace(index=index),
+            teacher._replace(index=index) if teacher else None,
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The objective's loss; its statistics go to ``batch_stats``."""
+        student, teacher = predictions
+        loss, stats = self.modules.objective(student, teacher, self.epoch)
+        self.batch_stats = {**stats, **self._agreement(student, teacher)}
+        return loss
+
+    @torch.no_grad()
+    def _agreement(self, student, teacher):
+        """How alike are embeddings that should be alike."""
+        mine = student.embedding.float()
+        if teacher is not None and self.hparams.student_sees_global:
+            theirs = teacher.embedding.float()
+            cosine = F.cosine_similarity(mine[: len(theirs)], theirs, dim=-1)
+            return {"teacher_agreement": cosine.mean()}
+        if len(mine) > 1:
+            cosine = F.cosine_similarity(mine[:1], mine[1:], dim=-1)
+            return {"view_agreement": cosine.mean()}
+        return {}
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Moves the teacher after each optimiser step."""
+        if self.batch_is_finite:
+            self.collapse.append(outputs[0].embedding)
+        if should_step and "teacher" in self.modules:
+            self.module("teacher").update(self.module("student"), self.epoch)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empties the statistics."""
+        super().on_stage_start(stage, epoch)
+        self.collapse = CollapseStats()
+
+    def describe_epoch(self, seconds):
+        """Adds speed and signs of collapse to the statistics."""
+        summary = self.collapse.summarize()
+        self.train_stats.update(summary)
+        # a resumed epoch has fewer steps
+        steps = self.sums["loss"][1] if "loss" in self.sums else 0
+        views = steps * self.views_per_step * distributed.world_size()
+        self.train_stats["views_per_second"] = views / seconds
+        return self.collapse.warnings(summary)
+
+    def verify_epoch(self, epoch):
+        """EER on the declared development list, if there is one."""
+        due = epoch % self.hparams.dev_every == 0
+        if not self.hparams.dev_trials or not due:
+            return {}
+        if not sb.utils.distributed.if_main_process():
+            return {}
+        branch = self.evaluated
+        was_training = branch.training
+        branch.eval()
+        summary = verify(
+            branch.embed, self.hparams.dev_trials, device=self.device
+        )
+        branch.train(was_training)
+        return {name: summary[name] for name in ("EER", "minDCF_0.01")}
+
+    @property
+    def evaluated(self):
+        """The branch that is verified and exported."""
+        if self.hparams.extract_from == "teacher":
+            return self.module("teacher").network
+        return self.module("student")

@@ -1,0 +1,993 @@
+"""Checkpoints that are whole or not there, and that come back bit by bit.
+
+``AtomicCheckpointer`` takes the place of SpeechBrain's ``Checkpointer`` in the
+YAML. It writes a checkpoint under another name, with the size and the checksum
+of each file, and gives it its ``CKPT+...`` name in one step; a damaged one is
+passed over; a full disk does not end the training. ``RandomStates`` puts the
+random numbers of all processes into the checkpoint.
+"""
+
+import functools
+import json
+import logging
+import math
+import os
+import pathlib
+import random
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import yaml
+from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
+    DEFAULT_SAVE_HOOKS,
+    METAFNAME,
+    PARAMFILE_EXT,
+    Checkpoint,
+    Checkpointer,
+    ckpt_recency,
+    get_default_hook,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+    torch_patched_state_dict_load,
+)
+from speechbrain.utils.distributed import (
+    MainProcessContext,
+    ddp_barrier,
+    ddp_broadcast,
+    ddp_prevent_block,
+    if_main_process,
+    main_process_only,
+)
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+MANIFEST = "MANIFEST.json"
+# A folder ".KIND+HOST+PID+NAME" belongs to the process PID on HOST, and is
+# removed (or put back) by any later process once that one is gone.
+SAVING, REPLACED, DELETING = "saving", "replaced", "deleting"
+# The processes of other hosts cannot be asked whether they still run.
+FOREIGN_LEFTOVER_SECONDS = 3600
+# torch.save does not raise OSError when its C++ writer cannot write.
+TORCH_WRITE_ERRORS = (
+    "inline_container",
+    "PytorchStreamWriter",
+    "iostream error",
+)
+# All functions that SpeechBrain's decorator returns share this code object.
+_MAIN_ONLY_CODE = main_process_only(print).__code__
+
+
+class AtomicCheckpointer(Checkpointer):
+    """SpeechBrain's ``Checkpointer``, safe against kills and full disks.
+
+    * A checkpoint appears under its ``CKPT+...`` name complete and on the disk,
+      or not at all. What a killed process leaves is removed by the next save
+      or recovery.
+    * A damaged checkpoint (missing, truncated or changed file, unreadable
+      ``CKPT.yaml``) is passed over with a warning, and never deleted here. If
+      all are damaged, choosing one raises an error.
+    * Values in ``meta`` become plain Python values, and a metric that is NaN
+      is never the lowest or the highest.
+    * When the disk is full, an error is logged, older checkpoints stay, and
+      training goes on; the next save tries again.
+    * An error while saving is raised in all processes; none waits for ever.
+
+    Saving, deleting and recovering are called in all processes, as in
+    SpeechBrain; only the main one chooses, writes and deletes. Listing and
+    finding involve the calling process only. All processes must see the same
+    file system.
+
+    Arguments
+    ---------
+    checkpoints_dir : str
+        Folder of the checkpoints; made if missing.
+    recoverables : dict
+        Name -> object to save and recover.
+    custom_load_hooks : dict
+        Name -> function (object, path, end_of_epoch).
+    custom_save_hooks : dict
+        Name -> function (object, path).
+    allow_partial_load : bool
+        Whether a recoverable without a file is passed over.
+    strict : bool
+        Whether a failure to write is raised after it was logged.
+
+    Example
+    -------
+    >>> model = torch.nn.Linear(2, 1)
+    >>> folder = getfixture("tmp_path")
+    >>> checkpointer = AtomicCheckpointer(folder, {"model": model})
+    >>> _ = checkpointer.save_checkpoint(meta={"EER": np.float64(3.1)})
+    >>> checkpointer.recover_if_possible(min_key="EER").meta["EER"]
+    3.1
+    """
+
+    def __init__(
+        self,
+        checkpoints_dir,
+        recoverables=None,
+        custom_load_hooks=None,
+        custom_save_hooks=None,
+        allow_partial_load=False,
+        strict=False,
+    ):
+        super().__init__(
+            checkpoints_dir,
+            recoverables,
+            custom_load_hooks,
+            custom_save_hooks,
+            allow_partial_load,
+        )
+        self.strict = strict
+        self.failed_saves = 0
+        # folder -> what reading it in full showed; listing does not read all
+        self._damage = {}
+        self._warned = set()
+
+    def add_recoverables(self, recoverables):
+        """As in SpeechBrain; a missing file is then named in the error."""
+        super().add_recoverables(recoverables)
+        for name in recoverables:
+            self.optional_recoverables.setdefault(name, False)
+
+    def save_checkpoint(
+        self, meta={}, end_of_epoch=True, name=None, verbosity=logging.INFO
+    ):
+        """Saves a checkpoint; call it in all processes.
+
+        Arguments
+        ---------
+        meta : dict
+            Metrics and marks to choose by; NumPy and torch values are fine.
+        end_of_epoch : bool
+            False for a checkpoint in the middle of an epoch.
+        name : str
+            Name after ``CKPT+``, replacing a checkpoint of that name; by
+            default the time.
+        verbosity : int
+            Logging level of the message.
+
+        Returns
+        -------
+        Checkpoint
+            None in other processes than the main one, and when the disk
+            refused it (see ``failed_saves``).
+
+        Raises
+        ------
+        OSError
+            If it could not be written and ``strict`` is set.
+        """
+        checkpoint = self._save(meta, end_of_epoch, name, verbosity)
+        return checkpoint if if_main_process() else None
+
+    def save_and_keep_only(
+        self,
+        meta={},
+        end_of_epoch=True,
+        name=None,
+        num_to_keep=1,
+        keep_recent=True,
+        importance_keys=(),
+        max_keys=(),
+        min_keys=(),
+        ckpt_predicate=None,
+        verbosity=logging.INFO,
+    ):
+        """Saves a checkpoint and then, if it is in place, deletes old ones.
+
+        The arguments are SpeechBrain's. Nothing is deleted if saving failed.
+        """
+        if self._save(meta, end_of_epoch, name, verbosity) is None:
+            return
+        recency = [ckpt_recency] if keep_recent else []
+        self.delete_checkpoints(
+            num_to_keep=num_to_keep,
+            min_keys=min_keys,
+            max_keys=max_keys,
+            importance_keys=[*importance_keys, *recency],
+            ckpt_predicate=ckpt_predicate,
+            verbosity=verbosity,
+        )
+
+    def _save(self, meta, end_of_epoch, name, verbosity):
+        """Returns the checkpoint, or None, in all processes."""
+        attempt = _Attempt()
+        staging = attempt.on_main(self._new_staging)
+        if staging is not None:
+            self._call_save_hooks(staging, attempt)
+        # Hooks of other processes may write too: complete after all of them.
+        checkpoint = None
+        if attempt.first_error() is None:
+            checkpoint = attempt.on_main(
+                self._complete, staging, name, meta, end_of_epoch
+            )
+        error = attempt.first_error()
+        if error is not None:
+            self._give_up(staging, attempt, error)
+            return None
+        kind = "end-of-epoch" if end_of_epoch else "intra-epoch"
+        if if_main_process():
+            logger.log(
+                verbosity, f"Saved an {kind} checkpoint in {checkpoint.path}"
+            )
+        return checkpoint
+
+    def _new_staging(self):
+        self._remove_leftovers()
+        staging = self.checkpoints_dir / _private_name(SAVING)
+        staging.mkdir()
+        return staging
+
+    def _call_save_hooks(self, staging, attempt):
+        for name, obj in self.recoverables.items():
+            path = staging / f"{name}{PARAMFILE_EXT}"
+            hook = attempt(self._save_hook, name, obj)
+            if hook is None:
+                continue
+            if getattr(hook, "__code__", None) is not _MAIN_ONLY_CODE:
+                attempt(hook, obj, path)
+            elif attempt.error is None:
+                # Such a hook ends in a broadcast, which the others would wait
+                # for if it raised in the main process: here it has none.
+                with MainProcessContext():
+                    attempt(hook, obj, path)
+
+    def _save_hook(self, name, obj):
+        if name in self.custom_save_hooks:
+            return self.custom_save_hooks[name]
+        hook = get_default_hook(obj, DEFAULT_SAVE_HOOKS)
+        if hook is None:
+            raise RuntimeError(
+                f"Cannot save '{name}': {type(obj).__name__} has no save hook."
+                " Decorate its class with register_checkpoint_hooks, or give"
+                " the checkpointer a custom_save_hook for it."
+            )
+        return hook
+
+    def _complete(self, staging, name, meta, end_of_epoch):
+        """Gives the finished folder its name."""
+        saved_meta = self._save_checkpoint_metafile(
+            staging / METAFNAME, plain(meta), end_of_epoch
+        )
+        write_manifest(staging)
+        if name is None:
+            folder = self._new_checkpoint_dirpath()
+        else:
+            folder = self._custom_checkpoint_dirpath(name)
+        _put_in_place(staging, folder)
+        self._damage.pop(folder, None)
+        paramfiles = {
+            name: folder / f"{name}{PARAMFILE_EXT}"
+            for name in self.recoverables
+        }
+        return Checkpoint(folder, saved_meta, paramfiles)
+
+    def _give_up(self, staging, attempt, error):
+        """Clears away, then logs a refusal of the disk or raises."""
+        if staging is not None and if_main_process():
+            shutil.rmtree(staging, ignore_errors=True)
+        if not error["disk"]:
+            raise attempt.error or RuntimeError(error["message"])
+        self.failed_saves += 1
+        if if_main_process():
+            free = shutil.disk_usage(self.checkpoints_dir).free / 2**20
+            logger.error(
+                f"No checkpoint was saved in {self.checkpoints_dir}: "
+                f"{error['message']}. {free:.0f} MiB are free there. Older "
+                "checkpoints are untouched. Free some space (or your quota); "
+                "the next save tries again. Failed so far: "
+                f"{self.failed_saves}."
+            )
+        if self.strict:
+            raise attempt.error or OSError(error["message"])
+
+    def list_checkpoints(self):
+        """Lists the checkpoints, without the ones that are seen to be damaged.
+
+        Files are compared with the manifest by size; they are read in full
+        only when a checkpoint is chosen.
+
+        Returns
+        -------
+        list
+            Of ``Checkpoint``.
+        """
+        return self._survey()[0]
+
+    def find_checkpoints(
+        self,
+        importance_key=None,
+        max_key=None,
+        min_key=None,
+        ckpt_predicate=None,
+        max_num_checkpoints=None,
+    ):
+        """As in SpeechBrain, but only numbers compete for a metric.
+
+        Checkpoints whose ``max_key`` or ``min_key`` is NaN or no number are
+        left out, with a warning.
+        """
+        metric = max_key or min_key
+
+        def competes(checkpoint):
+            if ckpt_predicate is not None and not ckpt_predicate(checkpoint):
+                return False
+            return metric is None or self._has_number(checkpoint, metric)
+
+        return super().find_checkpoints(
+            importance_key, max_key, min_key, competes, max_num_checkpoints
+        )
+
+    def find_checkpoint(
+        self,
+        importance_key=None,
+        max_key=None,
+        min_key=None,
+        ckpt_predicate=None,
+    ):
+        """Picks the best checkpoint that reads back as it was written.
+
+        The arguments are SpeechBrain's.
+
+        Returns
+        -------
+        Checkpoint
+            None if there is none to choose from.
+
+        Raises
+        ------
+        RuntimeError
+            If there are some, but all are damaged.
+        """
+        ranked = self.find_checkpoints(
+            importance_key, max_key, min_key, ckpt_predicate
+        )
+        for checkpoint in ranked:
+            if self.is_whole(checkpoint):
+                return checkpoint
+        healthy, damaged = self._survey()
+        if damaged and (ranked or not healthy):
+            raise RuntimeError(_all_damaged(self.checkpoints_dir, damaged))
+        return None
+
+    def is_whole(self, checkpoint):
+        """Reads all files of a checkpoint and compares the checksums.
+
+        Arguments
+        ---------
+        checkpoint : Checkpoint
+            One that was listed.
+
+        Returns
+        -------
+        bool
+            False, after a warning, if it is damaged.
+        """
+        damage = find_damage(checkpoint.path)
+        if damage is not None:
+            self._damage[checkpoint.path] = damage
+            self._warn_of_damage(checkpoint.path, damage)
+        return damage is None
+
+    def recover_if_possible(
+        self,
+        importance_key=None,
+        max_key=None,
+        min_key=None,
+        ckpt_predicate=None,
+    ):
+        """Loads the best whole checkpoint, the same in all processes.
+
+        The arguments are SpeechBrain's: the newest one by default.
+
+        Returns
+        -------
+        Checkpoint
+            The one that was loaded; None if there is none.
+
+        Raises
+        ------
+        RuntimeError
+            If there are checkpoints, but all are damaged.
+        """
+        attempt = _Attempt()
+        chosen = attempt.on_main(
+            self._choose, importance_key, max_key, min_key, ckpt_predicate
+        )
+        attempt.raise_everywhere()
+        if chosen is None:
+            logger.info("Would load a checkpoint here, but none found yet.")
+        else:
+            self.load_checkpoint(chosen)
+        return chosen
+
+    def _choose(self, *how):
+        self._remove_leftovers()
+        return self.find_checkpoint(*how)
+
+    def _survey(self):
+        """Returns the healthy checkpoints, and folder -> damage."""
+        healthy, damaged = [], {}
+        for folder in sorted(self.checkpoints_dir.glob(f"{CKPT_PREFIX}*")):
+            checkpoint, damage = self._examine(folder)
+            if damage is None:
+                healthy.append(checkpoint)
+            elif folder.is_dir():  # else a file, or deleted meanwhile
+                damaged[folder] = damage
+                self._warn_of_damage(folder, damage)
+        return healthy, damaged
+
+    def _examine(self, folder):
+        damage = self._damage.get(folder) or find_damage(folder, read=False)
+        if damage is not None:
+            return None, damage
+        try:
+            (checkpoint,) = self._construct_checkpoint_objects([folder])
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            return None, f"{METAFNAME} cannot be read ({_one_line(error)})"
+        meta = checkpoint.meta
+        if not isinstance(meta, Mapping) or not (
+            _is_number(meta.get("unixtime")) and "end-of-epoch" in meta
+        ):
+            return None, f"{METAFNAME} has no unixtime or no end-of-epoch"
+        return checkpoint, None
+
+    def _has_number(self, checkpoint, metric):
+        if _is_number(checkpoint.meta[metric]):
+            return True
+        self._warn_once(
+            (checkpoint.path, metric),
+            f"{checkpoint.path} does not compete for the best {metric}: its "
+            f"value is {checkpoint.meta[metric]}.",
+        )
+        return False
+
+    def _warn_of_damage(self, folder, damage):
+        self._warn_once(
+            (folder, damage),
+            f"The checkpoint {folder} is damaged and passed over: {damage}.",
+        )
+
+    def _warn_once(self, key, message):
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
+
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep=1,
+        min_keys=None,
+        max_keys=None,
+        importance_keys=(ckpt_recency,),
+        ckpt_predicate=None,
+        verbosity=logging.INFO,
+    ):
+        """Deletes all but the best checkpoints; call it in all processes.
+
+        The arguments are SpeechBrain's.
+        """
+        if num_to_keep < 0:
+            raise ValueError(f"num_to_keep must be >= 0, got {num_to_keep}.")
+        orders = [{"min_key": key} for key in min_keys or ()]
+        orders += [{"max_key": key} for key in max_keys or ()]
+        orders += [{"importance_key": key} for key in importance_keys]
+        ddp_barrier()  # no process still reads one of them
+        attempt = _Attempt()
+        attempt.on_main(
+            self._delete, orders, num_to_keep, ckpt_predicate, verbosity
+        )
+        attempt.raise_everywhere()
+
+    def _delete(self, orders, num_to_keep, ckpt_predicate, verbosity):
+        listed = filter(ckpt_predicate, self.list_checkpoints())
+        by_path = {checkpoint.path: checkpoint for checkpoint in listed}
+        candidates, kept = set(), set()
+        for order in orders:
+            metric = order.get("min_key", order.get("max_key"))
+            candidates.update(
+                path
+                for path, checkpoint in by_path.items()
+                if metric is None or metric in checkpoint.meta
+            )
+            best = self.find_checkpoints(
+                ckpt_predicate=ckpt_predicate,
+                max_num_checkpoints=num_to_keep,
+                **order,
+            )
+            kept.update(checkpoint.path for checkpoint in best)
+        for path in sorted(candidates - kept):
+            self._delete_folder(path, verbosity)
+
+    def _delete_folder(self, folder, verbosity):
+        # Renamed first: a kill half-way must not leave half a checkpoint.
+        doomed = folder.with_name(_private_name(DELETING, folder.name))
+        try:
+            os.rename(folder, doomed)
+        except OSError as error:
+            logger.warning(f"The checkpoint {folder} was not deleted: {error}")
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
+        logger.log(verbosity, f"Deleted checkpoint in {folder}")
+
+    def _remove_leftovers(self):
+        """Clears away what killed processes left in the middle of something."""
+        for path in self.checkpoints_dir.glob(".*+*+*+*"):
+            kind, host, pid, name = path.name[1:].split("+", 3)
+            if kind not in (SAVING, REPLACED, DELETING):
+                continue
+            if not _is_abandoned(path, host, pid):
+                continue
+            intended = self.checkpoints_dir / name
+            if kind == REPLACED and not intended.exists():
+                os.rename(path, intended)
+                logger.info(f"Put {intended} back, left by a killed process.")
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+                logger.info(f"Removed {path}, left by a killed process.")
+
+
+def plain(value):
+    """Turns a value into what any YAML reader understands.
+
+    Arguments
+    ---------
+    value : Any
+        Tensors and arrays become numbers or lists, tuples and sets lists;
+        what is no number, text, None, list or dictionary becomes its text.
+
+    Returns
+    -------
+    Any
+        Of float, int, str, bool, None, list and dict only.
+
+    Example
+    -------
+    >>> plain({"EER": np.float64(1.5), "loss": torch.tensor(2), "shape": (1,)})
+    {'EER': 1.5, 'loss': 2, 'shape': [1]}
+    """
+    if isinstance(value, torch.Tensor):
+        return value.item() if value.numel() == 1 else plain(value.tolist())
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.item() if value.size == 1 else value.tolist())
+    if isinstance(value, Mapping):
+        return {
+            key if type(key) is int else str(key): plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float):  # subclasses are no plain numbers for YAML
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)
+
+
+def write_manifest(folder):
+    """Notes the size and checksum of each file, after all are on the disk.
+
+    Also makes a checkpoint of SpeechBrain's own ``Checkpointer`` acceptable to
+    ``AtomicCheckpointer``.
+
+    Arguments
+    ---------
+    folder : str
+        A checkpoint in which all files have been written.
+    """
+    folder = pathlib.Path(folder)
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        _flush(path)
+        if path.is_file() and not path.name.startswith(MANIFEST):
+            files[path.relative_to(folder).as_posix()] = {
+                "size": path.stat().st_size,
+                "crc32": _crc32(path),
+            }
+    # In two steps, as this folder may be a checkpoint already.
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"files": files}, indent=1), "utf-8")
+    _flush(temporary)
+    os.replace(temporary, folder / MANIFEST)
+    _flush(folder)
+
+
+def find_damage(folder, read=True):
+    """Compares a checkpoint with its manifest.
+
+    Arguments
+    ---------
+    folder : str
+        The checkpoint.
+    read : bool
+        Whether to read the files and compare checksums, not just sizes.
+
+    Returns
+    -------
+    str
+        Which file is wrong, and how; None if all is well.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        text = (folder / MANIFEST).read_text("utf-8")
+        files = {
+            name: (entry["size"], entry["crc32"])
+            for name, entry in json.loads(text)["files"].items()
+        }
+    except (FileNotFoundError, NotADirectoryError):
+        return (
+            f"{MANIFEST} is missing (if SpeechBrain's own Checkpointer wrote "
+            "it, call speechbrain_ssl.checkpoints.write_manifest on it)"
+        )
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        return f"{MANIFEST} cannot be read ({_one_line(error)})"
+    if METAFNAME not in files:
+        return f"{METAFNAME} is not in {MANIFEST}"
+    for name, expected in files.items():
+        damage = _file_damage(folder / name, *expected, read)
+        if damage is not None:
+            return f"{name} {damage}"
+    return None
+
+
+def average_of_last(checkpointer, name, count):
+    """Averages the last end-of-epoch checkpoints of a module.
+
+    Arguments
+    ---------
+    checkpointer : AtomicCheckpointer
+        Where the checkpoints are.
+    name : str
+        Name of the recoverable.
+    count : int
+        How many to average; with fewer, all there are, with a warning.
+
+    Returns
+    -------
+    dict
+        State dict on the CPU: floating-point tensors are averaged in float64
+        and have their own type again, all else is the newest one's.
+
+    Raises
+    ------
+    ValueError
+        If there is no such checkpoint, or the tensors differ in name or shape.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}.")
+    chosen = []
+    for checkpoint in checkpointer.find_checkpoints(
+        ckpt_predicate=lambda c: c.meta["end-of-epoch"] and name in c.paramfiles
+    ):
+        if len(chosen) < count and checkpointer.is_whole(checkpoint):
+            chosen.append(checkpoint)
+    where = checkpointer.checkpoints_dir
+    if not chosen:
+        raise ValueError(
+            f"No end-of-epoch checkpoint in {where} has '{name}'; there is "
+            "nothing to average."
+        )
+    if len(chosen) < count:
+        logger.warning(
+            f"Averaging '{name}' over {len(chosen)} checkpoints instead of "
+            f"{count}: {where} has no more. Keep more of them (num_to_keep)."
+        )
+    return _average(checkpoint.paramfiles[name] for checkpoint in chosen)
+
+
+@functools.partial(register_checkpoint_hooks, save_on_main_only=False)
+class RandomStates:
+    """The random states of all processes, as one recoverable.
+
+    Python's ``random``, NumPy's global, torch's CPU and current CUDA
+    generators. Loading only remembers them, because what comes between loading
+    and training draws random numbers; ``restore_pending`` puts them back.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "random.ckpt"
+    >>> states = RandomStates()
+    >>> states.save(path)
+    >>> first = torch.rand(1), random.random()
+    >>> states.load(path, end_of_epoch=False)
+    >>> states.restore_pending()
+    True
+    >>> first == (torch.rand(1), random.random())
+    True
+    """
+
+    def __init__(self):
+        self._pending = None
+        self._end_of_epoch = False
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes the states of all processes; called in all of them."""
+        states = _gather_objects(_random_state())
+        if if_main_process():
+            torch.save({"processes": states}, path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Remembers the states of this process."""
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        states = states["processes"]
+        distributed = torch.distributed
+        rank, processes = 0, 1
+        if distributed.is_available() and distributed.is_initialized():
+            rank, processes = (
+                distributed.get_rank(),
+                distributed.get_world_size(),
+            )
+        self._end_of_epoch = end_of_epoch
+        self._pending = None
+        if len(states) == processes:
+            self._pending = states[rank]
+        elif rank == 0:
+            logger.warning(
+                f"The checkpoint was written by {len(states)} processes and is "
+                f"read by {processes}: random numbers do not continue where "
+                "they were, all else does."
+            )
+
+    def restore_pending(self, starting_epoch=False):
+        """Puts remembered states back, once.
+
+        Call it with ``starting_epoch=True`` in ``on_stage_start(TRAIN)`` and
+        without at each ``on_fit_batch_start``. The uninterrupted run drew the
+        loader's random numbers after an end-of-epoch checkpoint but before an
+        intra-epoch one, so the former is put back before the loader is
+        iterated, the latter after.
+
+        Arguments
+        ---------
+        starting_epoch : bool
+            Whether the loader is still to be iterated.
+
+        Returns
+        -------
+        bool
+            Whether states were put back now.
+        """
+        if self._pending is None:
+            return False
+        if starting_epoch and not self._end_of_epoch:
+            return False
+        _set_random_state(self._pending)
+        self._pending = None
+        return True
+
+
+class _Attempt:
+    """Keeps the first exception of this process instead of raising it.
+
+    A process that left early would leave the others waiting in a collective
+    call; so all go on together, then learn what happened.
+    """
+
+    def __init__(self):
+        self.error = None
+
+    def __call__(self, function, *args):
+        try:
+            return function(*args)
+        except Exception as error:
+            self.error = self.error or error
+            return None
+
+    def on_main(self, function, *args):
+        """Runs in the main process; all get the result, None if it failed."""
+        result = None
+        if if_main_process():
+            with MainProcessContext():
+                result = self(function, *args)
+        return ddp_broadcast(result)
+
+    def first_error(self):
+        """The same in all processes: a dictionary, None if none failed."""
+        mine = None
+        if self.error is not None:
+            mine = {
+                "message": f"{type(self.error).__name__}: {self.error}",
+                "disk": _is_disk_error(self.error),
+            }
+        errors = [error for error in _gather_objects(mine) if error is not None]
+        # An error of another kind matters more than the full disk.
+        return min(errors, key=lambda error: error["disk"], default=None)
+
+    def raise_everywhere(self):
+        """Raises in all processes if one failed."""
+        error = self.first_error()
+        if error is not None:
+            raise self.error or RuntimeError(error["message"])
+
+
+def _gather_objects(obj):
+    """Lists the objects of all processes, in all processes."""
+    if ddp_prevent_block():
+        return [obj]
+    objects = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(objects, obj)
+    return objects
+
+
+def _is_disk_error(error):
+    if isinstance(error, OSError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in TORCH_WRITE_ERRORS
+    )
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not math.isnan(value)
+
+
+def _one_line(error):
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _all_damaged(folder, damaged):
+    lines = "\n".join(
+        f"  {path.name}: {damage}" for path, damage in damaged.items()
+    )
+    return (
+        f"No checkpoint in {folder} can be used:\n{lines}\n"
+        "Restore one from a copy, or, to begin anew, move that folder away or "
+        "give another output folder."
+    )
+
+
+def _private_name(kind, name=""):
+    host = socket.gethostname().replace("+", "-")
+    return f".{kind}+{host}+{os.getpid()}+{name}"
+
+
+def _is_abandoned(path, host, pid):
+    """Whether the process that made the folder is gone."""
+    own_host = socket.gethostname().replace("+", "-")
+    if host != own_host or not pid.isdecimal() or os.name != "posix":
+        try:
+            age = time.time() - path.stat().st_mtime
+        except OSError:  # its owner has just finished with it
+            return False
+        return age > FOREIGN_LEFTOVER_SECONDS
+    if int(pid) == os.getpid():
+        return True
+    try:
+        os.kill(int(pid), 0)  # sends nothing, only asks
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _put_in_place(staging, folder):
+    """Renames; a folder of that name is deleted after, never before."""
+    replaced = folder.with_name(_private_name(REPLACED, folder.name))
+    if folder.exists():
+        os.rename(folder, replaced)
+    try:
+        os.rename(staging, folder)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, folder)
+        raise
+    _flush(folder.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _flush(path):
+    """Waits until a file, or a folder's list of files, is on the disk."""
+    if os.name != "posix":
+        return  # other systems neither open folders nor sync read-only files
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _crc32(path):
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _file_damage(path, size, crc32, read):
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"has {found} bytes instead of {size}"
+        if read and _crc32(path) != crc32:
+            return f"has changed: its checksum is not the one in {MANIFEST}"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def _average(paths):
+    newest, sums, count = None, {}, 0
+    for path in paths:
+        state = torch_patched_state_dict_load(path)
+        floating = {
+            key: value.double()
+            for key, value in state.items()
+            if torch.is_tensor(value) and value.is_floating_point()
+        }
+        if newest is None:
+            newest, sums = state, floating
+        else:
+            _check_same_tensors(newest, state, path)
+            sums = {key: sums[key] + floating[key] for key in sums}
+        count += 1
+    means = {key: sums[key] / count for key in sums}
+    return {
+        key: means[key].to(value.dtype) if key in means else value
+        for key, value in newest.items()
+    }
+
+
+def _check_same_tensors(expected, found, path):
+    shapes = [
+        {key: getattr(value, "shape", None) for key, value in state.items()}
+        for state in (expected, found)
+    ]
+    differing = {key for key, _ in shapes[0].items() ^ shapes[1].items()}
+    if differing:
+        raise ValueError(
+            f"{path} cannot be averaged with the newest checkpoint: these "
+            f"entries differ in name or shape: {', '.join(sorted(differing))}."
+        )
+
+
+def _random_state():
+    """Of tensors and plain values only, which torch.load accepts safely."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(keys.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+        "cuda": (
+            torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        ),
+    }
+
+
+def _set_random_state(state):
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

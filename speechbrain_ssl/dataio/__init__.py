@@ -1,0 +1,1 @@
+"""From files of audio to corrupted views."""

@@ -1,0 +1,225 @@
+"""Audio files: what they are, and stretches of them, without reading the rest.
+
+soundfile reads wav, flac, ogg, opus and mp3; m4a and other containers need
+``torchcodec`` (``pip install speechbrain_ssl[m4a]``).
+"""
+
+import functools
+import os
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+SOUNDFILE_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+TORCHCODEC_EXTENSIONS = (".m4a", ".mp4", ".aac", ".webm")
+EXTENSIONS = SOUNDFILE_EXTENSIONS + TORCHCODEC_EXTENSIONS
+
+
+class AudioInfo(NamedTuple):
+    """What the header of an audio file says.
+
+    Arguments
+    ---------
+    frames : int
+        Length in samples per channel, at the file's own rate.
+    sample_rate : int
+        The file's own rate in Hz.
+    channels : int
+        Number of channels.
+    """
+
+    frames: int
+    sample_rate: int
+    channels: int
+
+
+def needs_torchcodec(path):
+    """Whether soundfile cannot read files of this name."""
+    return path.lower().endswith(TORCHCODEC_EXTENSIONS)
+
+
+def info(path):
+    """Reads the header of a file.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Returns
+    -------
+    AudioInfo
+        Length, rate and channels.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened or is no audio; the message names it.
+    """
+    if needs_torchcodec(path):
+        meta = _decoder(path).metadata
+        frames = round(meta.duration_seconds_from_header * meta.sample_rate)
+        return AudioInfo(frames, meta.sample_rate, meta.num_channels)
+    try:
+        header = soundfile.info(path)
+    except soundfile.SoundFileError as error:
+        raise OSError(f"Cannot read {path}: {error}") from error
+    return AudioInfo(header.frames, header.samplerate, header.channels)
+
+
+@functools.lru_cache(maxsize=4096)
+def sample_rate(path):
+    """The rate of a file in Hz, remembered for files seen lately."""
+    return info(path).sample_rate
+
+
+def read(path, start=0, stop=None):
+    """Reads a stretch of a file as mono, seeking to it.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    start : int
+        First frame, at the file's own rate.
+    stop : int
+        Frame after the last one; None reads to the end.
+
+    Returns
+    -------
+    samples : np.ndarray
+        float32 [frames]; channels are averaged.
+    sample_rate : int
+        The file's own rate in Hz.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read; the message names it.
+    """
+    if needs_torchcodec(path):
+        return _read_torchcodec(path, start, stop)
+    try:
+        with soundfile.SoundFile(path) as file:
+            file.seek(start)
+            frames = -1 if stop is None else stop - start
+            samples = file.read(frames, dtype="float32", always_2d=True)
+            rate = file.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        raise OSError(f"Cannot read {path}: {error}") from error
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    return np.ascontiguousarray(mono), rate
+
+
+def resample(samples, rate, new_rate):
+    """Resamples along the last axis.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        Audio [..., time].
+    rate : int
+        Present rate in Hz.
+    new_rate : int
+        Wanted rate in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        Audio [..., ceil(time * new_rate / rate)].
+
+    Example
+    -------
+    >>> resample(torch.zeros(2, 8000), 8000, 16000).shape
+    torch.Size([2, 16000])
+    """
+    if rate == new_rate:
+        return samples
+    return _resampler(rate, new_rate)(samples)
+
+
+def load(path, sample_rate):
+    """Reads a whole file as mono at the given rate.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    sample_rate : int
+        Wanted rate in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        Samples [time].
+    """
+    samples, rate = read(path)
+    return resample(torch.from_numpy(samples), rate, sample_rate)
+
+
+def find_files(folder):
+    """Lists the audio files of a folder and its subfolders.
+
+    Arguments
+    ---------
+    folder : str
+        Where to look; links to folders are not followed.
+
+    Returns
+    -------
+    list of str
+        Paths of files with a known extension, sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or no audio in it.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"No such folder of audio: {folder}")
+    paths = sorted(
+        os.path.join(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(EXTENSIONS)
+    )
+    if not paths:
+        raise FileNotFoundError(
+            f"No audio files ({', '.join(EXTENSIONS)}) in {folder}"
+        )
+    return paths
+
+
+@functools.lru_cache(maxsize=64)
+def _resampler(rate, new_rate):
+    """One filter bank per pair of rates."""
+    return torchaudio.transforms.Resample(rate, new_rate)
+
+
+def _decoder(path):
+    """torchcodec's decoder, with one error for all that can go wrong."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No such file: {path}")
+    try:
+        from torchcodec.decoders import AudioDecoder
+    except (ImportError, RuntimeError) as error:
+        raise OSError(
+            f"Cannot read {path}: this format needs torchcodec and FFmpeg "
+            "(pip install speechbrain_ssl[m4a])"
+        ) from error
+    try:
+        return AudioDecoder(path, num_channels=1)
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"Cannot read {path}: {error}") from error
+
+
+def _read_torchcodec(path, start, stop):
+    """``read`` for containers that soundfile does not know."""
+    decoder = _decoder(path)
+    rate = decoder.metadata.sample_rate
+    until = None if stop is None else stop / rate
+    samples = decoder.get_samples_played_in_range(start / rate, until)
+    return samples.data[0].numpy(), rate

@@ -1,0 +1,128 @@
+"""Means and concatenations over processes; identities in a single process."""
+
+import torch
+import torch.distributed.nn
+
+
+def world_size():
+    """Number of processes.
+
+    Returns
+    -------
+    int
+        1 unless torch.distributed is initialised.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def rank():
+    """Number of this process, from 0.
+
+    Returns
+    -------
+    int
+        0 unless torch.distributed is initialised.
+    """
+    return torch.distributed.get_rank() if world_size() > 1 else 0
+
+
+@torch.no_grad()
+def gather(x):
+    """Concatenates the tensors of all processes along the first axis.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Same shape in all processes.
+
+    Returns
+    -------
+    torch.Tensor
+        All of them, without gradient.
+    """
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation over processes.
+
+    torch.distributed.nn.functional.all_gather gives wrong gradients on gloo
+    when those it receives are not contiguous (torch 2.11).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.rows = len(x)
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        torch.distributed.all_reduce(gradient)
+        return gradient.narrow(0, rank() * ctx.rows, ctx.rows)
+
+
+def gather_with_gradient(x):
+    """Like ``gather``, but gradients flow back to the process they concern.
+
+    The gradient of each process is the sum over the losses of all of them,
+    so that averaging over processes, as DDP does, gives the gradient of the
+    mean loss.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Same shape in all processes.
+
+    Returns
+    -------
+    torch.Tensor
+        All of them, concatenated along the first axis.
+    """
+    if world_size() == 1:
+        return x
+    return _Gather.apply(x)
+
+
+def mean(x):
+    """Mean over processes of a tensor.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Same shape in all processes.
+
+    Returns
+    -------
+    torch.Tensor
+        The same bits in all processes; differentiable.
+    """
+    if world_size() == 1:
+        return x
+    return torch.distributed.nn.functional.all_reduce(x) / world_size()
+
+
+@torch.no_grad()
+def everywhere(flag):
+    """Whether something is true in all processes.
+
+    Arguments
+    ---------
+    flag : torch.Tensor
+        One boolean, on the device of the process.
+
+    Returns
+    -------
+    bool
+        The same in all processes.
+    """
+    if world_size() > 1:
+        flag = flag.to(torch.uint8)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)

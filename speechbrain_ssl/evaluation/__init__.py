@@ -1,0 +1,1 @@
+"""Speaker verification: scores, error rates, intervals."""

@@ -1,0 +1,192 @@
+"""Scores of trials from embeddings: cosine and its normalisation."""
+
+import numpy as np
+import torch
+
+# rows of two gathered blocks stay in the processor's second-level cache
+TRIALS_PER_CHUNK = 512
+# cohort scores held at a time: 16 MB in float32
+COHORT_SCORES_PER_CHUNK = 4_000_000
+
+
+def unit(embeddings):
+    """Scales each embedding to length 1.
+
+    Arguments
+    ---------
+    embeddings : torch.Tensor | np.ndarray
+        Embeddings [utterances, emb_dim].
+
+    Returns
+    -------
+    torch.Tensor
+        float32 embeddings of length 1 [utterances, emb_dim].
+
+    Raises
+    ------
+    ValueError
+        If an embedding is zero, NaN or infinite, or the shape is another.
+
+    Example
+    -------
+    >>> unit(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    embeddings = torch.as_tensor(embeddings).detach().float()
+    if embeddings.ndim != 2:
+        raise ValueError(
+            "Expected embeddings [utterances, emb_dim], found shape "
+            f"{list(embeddings.shape)}."
+        )
+    lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+    wrong = ~torch.isfinite(lengths) | (lengths == 0)
+    if wrong.any():
+        row = int(wrong.flatten().int().argmax())
+        raise ValueError(
+            "Expected embeddings that are finite and not zero, found one of "
+            f"length {float(lengths[row])} in row {row}; {int(wrong.sum())} "
+            f"of {len(embeddings)} rows are wrong. Check the encoder and "
+            "the audio of that utterance."
+        )
+    return embeddings / lengths
+
+
+def cosine_scores(embeddings, enrol_index, test_index):
+    """Cosine of the two embeddings of each trial.
+
+    Arguments
+    ---------
+    embeddings : torch.Tensor | np.ndarray
+        Embeddings of any length [utterances, emb_dim].
+    enrol_index : np.ndarray | torch.Tensor
+        Row of the enrol utterance [trials].
+    test_index : np.ndarray | torch.Tensor
+        Row of the test utterance [trials].
+
+    Returns
+    -------
+    np.ndarray
+        float32 scores in [-1, 1] [trials].
+
+    Raises
+    ------
+    ValueError
+        As ``unit``.
+
+    Example
+    -------
+    >>> cosine_scores(torch.eye(2), [0, 0], [0, 1]).tolist()
+    [1.0, 0.0]
+    """
+    rows = unit(embeddings)
+    enrol = torch.as_tensor(enrol_index, device=rows.device)
+    test = torch.as_tensor(test_index, device=rows.device)
+    scores = torch.empty(len(enrol), device=rows.device)
+    for start in range(0, len(enrol), TRIALS_PER_CHUNK):
+        part = slice(start, start + TRIALS_PER_CHUNK)
+        left = rows.index_select(0, enrol[part])
+        right = rows.index_select(0, test[part])
+        scores[part] = left.mul_(right).sum(1)
+    return scores.cpu().numpy()
+
+
+def as_norm(scores, enrol_index, test_index, embeddings, cohort, top_n=300):
+    """Adaptive symmetric score normalisation (AS-norm).
+
+    Each side of a trial sees the score relative to its own ``top_n`` highest
+    cohort scores; the result is the mean of both views. Matejka et al.,
+    "Analysis of Score Normalization in Multilingual Speaker Recognition",
+    Interspeech 2017. The cohort needs no labels; it must not contain
+    utterances of the trials.
+
+    Arguments
+    ---------
+    scores : np.ndarray | torch.Tensor
+        Cosine scores [trials].
+    enrol_index : np.ndarray | torch.Tensor
+        Row of the enrol utterance [trials].
+    test_index : np.ndarray | torch.Tensor
+        Row of the test utterance [trials].
+    embeddings : torch.Tensor | np.ndarray
+        Embeddings of the trials [utterances, emb_dim].
+    cohort : torch.Tensor | np.ndarray
+        Embeddings of the cohort [cohort utterances, emb_dim].
+    top_n : int
+        Number of cohort scores that count, at least 2.
+
+    Returns
+    -------
+    np.ndarray
+        float32 scores, in standard deviations [trials].
+
+    Raises
+    ------
+    ValueError
+        If ``top_n`` does not fit the cohort, if the cohort scores of an
+        utterance are all equal, if the embeddings differ in length from
+        those of the cohort, else as ``unit``.
+    """
+    check_top_n(top_n, len(cohort))
+    enrol, test = np.asarray(enrol_index), np.asarray(test_index)
+    used, place = np.unique(np.r_[enrol, test], return_inverse=True)
+    rows = unit(torch.as_tensor(embeddings)[torch.from_numpy(used)])
+    mean, deviation = _cohort_statistics(rows.cpu(), unit(cohort).cpu(), top_n)
+    scores = np.asarray(scores, dtype=np.float32)
+    left, right = place[: len(enrol)], place[len(enrol) :]
+    by_enrol = (scores - mean[left]) / deviation[left]
+    by_test = (scores - mean[right]) / deviation[right]
+    return (by_enrol + by_test) / 2
+
+
+def check_top_n(top_n, cohort_size):
+    """Refuses a ``top_n`` that the cohort cannot serve.
+
+    Arguments
+    ---------
+    top_n : int
+        Number of cohort scores that AS-norm uses.
+    cohort_size : int
+        Number of cohort utterances.
+
+    Raises
+    ------
+    ValueError
+        If ``top_n`` is below 2 or above the size of the cohort.
+    """
+    if top_n < 2:
+        raise ValueError(
+            f"AS-norm needs a top_n of at least 2 (typically 300), got {top_n}."
+        )
+    if top_n > cohort_size:
+        raise ValueError(
+            f"AS-norm needs {top_n} cohort utterances (top_n) but the cohort "
+            f"has {cohort_size}. Lower top_n or enlarge the cohort."
+        )
+
+
+def _cohort_statistics(rows, cohort, top_n):
+    """Mean and deviation of the highest cohort scores [utterances]."""
+    if rows.shape[1] != cohort.shape[1]:
+        raise ValueError(
+            "Expected embeddings of trials and cohort from one encoder, "
+            f"found {rows.shape[1]} and {cohort.shape[1]} dimensions."
+        )
+    size = min(len(rows), max(1, COHORT_SCORES_PER_CHUNK // len(cohort)))
+    # one buffer: fresh ones of this size fragment the heap to gigabytes
+    buffer = torch.empty(size, len(cohort))
+    mean, deviation = torch.empty(2, len(rows))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        scores = buffer[: len(rows[part])]
+        torch.mm(rows[part], cohort.T, out=scores)
+        # numpy's partition is several times faster here than torch.topk
+        scores.numpy().partition(-top_n, axis=1)
+        deviation[part], mean[part] = torch.std_mean(scores[:, -top_n:], dim=1)
+    # equal cosines still differ by float32's rounding
+    if (deviation < 1e-6).any():
+        raise ValueError(
+            f"The {top_n} highest cohort scores of an utterance are all "
+            "equal, so AS-norm would divide by zero. The cohort must hold "
+            "different utterances."
+        )
+    return mean.numpy(), deviation.numpy()

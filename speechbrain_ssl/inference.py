@@ -1,0 +1,372 @@
+"""From a training run to a folder that stock SpeechBrain loads.
+
+The folder holds ``hyperparams.yaml`` with class names of speechbrain and torch
+only, ``embedding_model.ckpt`` and a README.md. ``EncoderClassifier`` and
+``SpeakerRecognition`` load it where this package is not installed.
+
+Training ends with an export; to export its newest checkpoint again::
+
+    > python -m speechbrain_ssl.inference RUN_FOLDER [--folder MODEL_FOLDER]
+"""
+
+import argparse
+import io
+import os
+import shutil
+import tempfile
+
+import ruamel.yaml
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from speechbrain_ssl.dataio.annotations import open_whole
+
+ENCODER_KEYS = ("compute_features", "mean_var_norm", "embedding_model")
+KNOWN_PACKAGES = ("speechbrain.", "torch.")
+# what a compiled or a distributed wrapper puts before the names of parameters
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+INTERFACE = """\
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        embedding_model: !ref <embedding_model>
+"""
+
+MODEL_README = """\
+# Speaker encoder
+
+{notes}
+
+```python
+from speechbrain.inference.speaker import SpeakerRecognition
+
+encoder = SpeakerRecognition.from_hparams(source="{name}", savedir=None)
+embedding = encoder.encode_batch(waveforms)  # 16 kHz, [batch, time]
+```
+
+## Threshold
+
+None was measured. SpeechBrain's default of 0.25 belongs to another model.
+"""
+
+THRESHOLD_SECTION = """\
+## Threshold
+
+{threshold:.4f} on the cosine is where both error rates are {eer:.2f} % on the
+labelled list {trials}; other audio may need another.
+
+```python
+score, same = encoder.verify_files("a.wav", "b.wav", threshold={threshold:.4f})
+```
+"""
+
+
+def encoder_hparams(hparams_text):
+    """Takes the lines of an encoder out of the hparams of a training run.
+
+    Arguments
+    ---------
+    hparams_text : str
+        Content of a recipe's hparams file, overrides already applied.
+
+    Returns
+    -------
+    str
+        Content of the hparams file of a pretrained interface.
+
+    Raises
+    ------
+    KeyError
+        If ``compute_features``, ``mean_var_norm`` or ``embedding_model`` is
+        missing.
+    ValueError
+        If the encoder is made of classes of other packages than speechbrain
+        and torch: stock SpeechBrain could not load it.
+    """
+    yaml = ruamel.yaml.YAML()
+    yaml.indent(mapping=4, sequence=6, offset=4)
+    yaml.width = 4096
+    tree = yaml.load(resolve_references(hparams_text))
+    missing = [key for key in ENCODER_KEYS if key not in tree]
+    if missing:
+        raise KeyError(
+            f"The hparams file has no {', '.join(missing)}: these keys make "
+            "the encoder that is exported"
+        )
+    # what these keys refer to has been put in their place
+    part = ruamel.yaml.comments.CommentedMap(
+        (key, tree[key]) for key in ENCODER_KEYS
+    )
+    _strip_comments(part)
+    _check_packages(part)
+    out = io.StringIO()
+    yaml.dump(part, out)
+    return out.getvalue() + "\n" + INTERFACE
+
+
+def export(branch, hparams_text, folder, notes="Trained without labels."):
+    """Writes an encoder as a folder for stock SpeechBrain, and checks it.
+
+    The folder appears when it is complete: it has been loaded by
+    ``EncoderClassifier`` from there, strictly, and gives the same embeddings.
+
+    Arguments
+    ---------
+    branch : speechbrain_ssl.nnet.branch.Branch
+        The trained encoder; its head is left behind.
+    hparams_text : str
+        Content of the hparams file it was made from.
+    folder : str
+        Where to write; an exported folder that is there is replaced.
+    notes : str
+        What the folder's README says about the model.
+
+    Returns
+    -------
+    str
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If weights carry the prefix of a wrapper, or the exported encoder
+        gives other embeddings than the trained one.
+    """
+    folder = os.path.abspath(folder)
+    if os.path.isdir(folder) and not _is_export(folder):
+        raise ValueError(
+            f"{folder} exists and is no exported model; name another folder"
+        )
+    weights = branch.embedding_model.state_dict()
+    wrapped = [key for key in weights if key.startswith(WRAPPER_PREFIXES)]
+    if wrapped:
+        raise ValueError(
+            f"The encoder's weights are named {wrapped[0]} ...: unwrap it "
+            "from DDP or torch.compile before the export"
+        )
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    staging = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(folder))
+    try:
+        _write(staging, hparams_text, weights)
+        _check(staging, branch)
+        readme = MODEL_README.format(name=os.path.basename(folder), notes=notes)
+        path = os.path.join(staging, "README.md")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(readme)
+        os.chmod(staging, 0o755)
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+        os.rename(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return folder
+
+
+def export_run(run_folder, folder=None):
+    """Exports the newest checkpoint of a training run.
+
+    Arguments
+    ---------
+    run_folder : str
+        The run's output folder, with ``hyperparams.yaml`` and checkpoints.
+    folder : str
+        Where to write; ``model`` in the run's folder by default.
+
+    Returns
+    -------
+    str
+        The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run, or it has no checkpoint yet.
+    """
+    settings = os.path.join(run_folder, "hyperparams.yaml")
+    if not os.path.isfile(settings):
+        raise FileNotFoundError(
+            f"{run_folder} is no training run: it has no hyperparams.yaml"
+        )
+    with open(settings, encoding="utf-8") as file:
+        text = file.read()
+    hparams = load_hyperpyyaml(text)
+    checkpoint = hparams["checkpointer"].recover_if_possible()
+    if checkpoint is None:
+        raise FileNotFoundError(f"{run_folder} has no checkpoint yet")
+    branch = hparams["student"]
+    if hparams["extract_from"] == "teacher":
+        branch = hparams["teacher"].network
+    return export(
+        branch,
+        text,
+        folder or os.path.join(run_folder, "model"),
+        notes="Trained by speechbrain_ssl; exported from its checkpoint "
+        f"{os.path.basename(checkpoint.path)}.",
+    )
+
+
+def suggest_threshold(folder, summary, trials):
+    """Writes a decision threshold into the README of an exported folder.
+
+    Arguments
+    ---------
+    folder : str
+        The exported folder.
+    summary : dict
+        What ``verify`` found: ``threshold`` and ``EER`` in percent.
+    trials : str
+        Name of the labelled list it was found on.
+    """
+    path = os.path.join(folder, "README.md")
+    with open(path, encoding="utf-8") as file:
+        text = file.read().split("## Threshold")[0]
+    text += THRESHOLD_SECTION.format(
+        threshold=summary["threshold"], eer=summary["EER"], trials=trials
+    )
+    with open_whole(path) as file:
+        file.write(text)
+
+
+def load_encoder(folder, device="cpu"):
+    """Loads an exported folder with stock SpeechBrain.
+
+    Arguments
+    ---------
+    folder : str
+        An exported folder.
+    device : str
+        Where to put the encoder.
+
+    Returns
+    -------
+    EncoderClassifier
+        In evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or it is not an exported one.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"No such model folder: {folder}")
+    if not _is_export(folder):
+        inner = os.path.join(folder, "model")
+        hint = f" Did you mean {inner}?" if _is_export(inner) else ""
+        raise FileNotFoundError(
+            f"{folder} is not an exported model: it needs hyperparams.yaml "
+            f"and embedding_model.ckpt.{hint}"
+        )
+    classifier = EncoderClassifier.from_hparams(
+        source=os.path.abspath(folder),
+        savedir=None,
+        run_opts={"device": str(device)},
+    )
+    classifier.eval()
+    return classifier
+
+
+def _is_export(folder):
+    """Whether a folder looks like one that ``export`` wrote."""
+    names = ("hyperparams.yaml", "embedding_model.ckpt")
+    return all(os.path.isfile(os.path.join(folder, n)) for n in names)
+
+
+def _write(folder, hparams_text, weights):
+    """Writes hparams and weights."""
+    path = os.path.join(folder, "hyperparams.yaml")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(encoder_hparams(hparams_text))
+    weights = {key: value.detach().cpu() for key, value in weights.items()}
+    torch.save(weights, os.path.join(folder, "embedding_model.ckpt"))
+
+
+@torch.no_grad()
+def _check(folder, branch):
+    """Loads the folder as a user would and compares embeddings.
+
+    SpeechBrain's Pretrainer ignores weights whose names do not fit, so the
+    names are compared as well.
+    """
+    classifier = load_encoder(folder)
+    loaded = classifier.mods.embedding_model.state_dict()
+    weights = branch.embedding_model.state_dict()
+    if loaded.keys() != weights.keys():
+        odd = sorted(loaded.keys() ^ weights.keys())
+        raise ValueError(
+            "The exported hparams make another encoder than the trained one; "
+            f"these weights are in one only: {', '.join(odd[:5])}"
+        )
+    device = next(branch.parameters()).device
+    wavs = torch.randn(2, 24000, generator=torch.Generator().manual_seed(0))
+    was_training = branch.training
+    branch.eval()
+    expected = branch.embed(wavs.to(device) / 10).cpu()
+    branch.train(was_training)
+    found = classifier.encode_batch(wavs / 10).flatten(1)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        worst = (found - expected).abs().max().item()
+        raise ValueError(
+            "The exported encoder gives other embeddings than the trained "
+            f"one: they differ by up to {worst:.2e}"
+        )
+
+
+def _nodes(node):
+    """A node of a YAML tree and all below it."""
+    yield node
+    children = ()
+    if isinstance(node, dict):
+        children = node.values()
+    elif isinstance(node, list):
+        children = node
+    for child in children:
+        yield from _nodes(child)
+
+
+def _check_packages(part):
+    """Refuses classes that a stock installation does not have."""
+    for key, value in part.items():
+        for node in _nodes(value):
+            tag = str(getattr(getattr(node, "tag", None), "value", "") or "")
+            if ":" in tag:
+                name = tag.split(":", 1)[1]
+                if not name.startswith(KNOWN_PACKAGES):
+                    raise ValueError(
+                        f"{key} uses {name}. An exported model may only use "
+                        "classes of speechbrain and torch, so that it loads "
+                        "where nothing else is installed."
+                    )
+
+
+def _strip_comments(tree):
+    """Removes comments, which speak of the training recipe."""
+    for node in _nodes(tree):
+        if hasattr(node, "ca"):
+            node.ca.comment = None
+            node.ca.items.clear()
+
+
+def main(argv=None):
+    """The command line of ``export_run``.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    parser = argparse.ArgumentParser(description=export_run.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run_folder")
+    parser.add_argument("--folder")
+    print(export_run(**vars(parser.parse_args(argv))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Networks: branches, teachers, heads, schedules and parameter groups."""

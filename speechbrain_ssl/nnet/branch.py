@@ -1,0 +1,111 @@
+"""The network of one side of a siamese pair: features, encoder, head."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Views(NamedTuple):
+    """What one branch says about V views of the same B utterances.
+
+    Arguments
+    ---------
+    embedding : torch.Tensor
+        Speaker embeddings, before the head [views, batch, emb_dim].
+    projection : torch.Tensor
+        Head outputs, the space of the loss [views, batch, proj_dim].
+    index : torch.Tensor
+        Rows of the utterances in the training CSV [batch], for objectives
+        that keep something per utterance; None where nobody asks.
+    """
+
+    embedding: torch.Tensor
+    projection: torch.Tensor
+    index: torch.Tensor | None = None
+
+
+class Branch(torch.nn.Module):
+    """Waveform views to embeddings and projections.
+
+    Views of equal length share one pass, so that batch normalisation sees
+    them together, as in DINO (https://arxiv.org/abs/2104.14294).
+
+    Arguments
+    ---------
+    compute_features : torch.nn.Module
+        Waveforms [batch, time] to features [batch, frames, channels].
+    mean_var_norm : torch.nn.Module
+        Feature normalisation, called with features and relative lengths.
+    embedding_model : torch.nn.Module
+        Features to embeddings [batch, 1, emb_dim].
+    head : torch.nn.Module
+        Embeddings [batch, emb_dim] to projections [batch, proj_dim]; the
+        identity by default.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.features import Fbank
+    >>> from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+    >>> from speechbrain.processing.features import InputNormalization
+    >>> encoder = ECAPA_TDNN(40, channels=[16] * 4 + [48], lin_neurons=8)
+    >>> norm = InputNormalization(norm_type="sentence", std_norm=False)
+    >>> branch = Branch(Fbank(), norm, encoder)
+    >>> views = branch([torch.randn(2, 8000), torch.randn(2, 4000)])
+    >>> views.embedding.shape
+    torch.Size([2, 2, 8])
+    """
+
+    def __init__(
+        self, compute_features, mean_var_norm, embedding_model, head=None
+    ):
+        super().__init__()
+        self.compute_features = compute_features
+        self.mean_var_norm = mean_var_norm
+        self.embedding_model = embedding_model
+        self.head = torch.nn.Identity() if head is None else head
+
+    def forward(self, views):
+        """Encodes views, in the order given.
+
+        Arguments
+        ---------
+        views : list of torch.Tensor
+            Waveforms of each view [batch, time]; views may differ in length.
+
+        Returns
+        -------
+        Views
+            Embeddings and projections of all views.
+        """
+        lengths = [view.shape[-1] for view in views]
+        encoded = {}
+        for length in dict.fromkeys(lengths):
+            same = [view for view in views if view.shape[-1] == length]
+            embedding = self.embed(torch.cat(same))
+            encoded[length] = iter(embedding.chunk(len(same)))
+        embedding = torch.stack([next(encoded[length]) for length in lengths])
+        projection = self.head(embedding.flatten(0, 1))
+        return Views(embedding, projection.unflatten(0, embedding.shape[:2]))
+
+    def embed(self, wavs, wav_lens=None):
+        """Embeds one batch of waveforms, without the head.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms [batch, time].
+        wav_lens : torch.Tensor
+            Relative lengths [batch]; all ones by default.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings [batch, emb_dim].
+        """
+        if wav_lens is None:
+            wav_lens = torch.ones(len(wavs), device=wavs.device)
+        feats = self.mean_var_norm(self.compute_features(wavs), wav_lens)
+        embedding = self.embedding_model(feats, wav_lens)
+        # [batch, 1, emb_dim] from ECAPA and x-vectors, [batch, emb_dim] from
+        # SpeechBrain's ResNet
+        return embedding.flatten(1)

@@ -1,0 +1,90 @@
+"""The teacher: a student averaged over time."""
+
+import copy
+
+import torch
+
+from speechbrain_ssl.nnet.schedules import at
+
+
+class EMATeacher(torch.nn.Module):
+    """Exponential moving average of a student network.
+
+    Parameters follow the student; buffers (batch-norm statistics) come from
+    the teacher's own forward passes. Called ``momentum encoder`` in MoCo.
+
+    Arguments
+    ---------
+    student : torch.nn.Module
+        The network to follow. It is copied, not kept.
+    momentum : float or callable
+        Share of the old value kept by each update, or a schedule of it.
+    batch_statistics : bool
+        Whether its batch normalisation uses the batch while training, as in
+        the papers, or its running statistics.
+
+    Example
+    -------
+    >>> student = torch.nn.Linear(2, 1, bias=False)
+    >>> teacher = EMATeacher(student, momentum=0.75)
+    >>> _ = torch.nn.init.ones_(student.weight)
+    >>> _ = torch.nn.init.zeros_(teacher.network.weight)
+    >>> teacher.update(student, epoch=0.0)
+    >>> teacher.network.weight.tolist()
+    [[0.25, 0.25]]
+    """
+
+    def __init__(self, student, momentum, batch_statistics=True):
+        super().__init__()
+        self.batch_statistics = batch_statistics
+        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.momentum = momentum
+
+    def train(self, mode=True):
+        """Like every module's, but keeps to ``batch_statistics``."""
+        super().train(mode)
+        self.network.train(mode and self.batch_statistics)
+        return self
+
+    @torch.no_grad()
+    def forward(self, views):
+        """Same as the student's forward, without gradient.
+
+        Arguments
+        ---------
+        views : list of torch.Tensor
+            Waveforms of each view [batch, time].
+
+        Returns
+        -------
+        Views
+            The teacher's embeddings and projections.
+        """
+        return self.network(views)
+
+    @torch.no_grad()
+    def reset(self, student):
+        """Copies parameters and buffers, e.g. after loading a checkpoint.
+
+        Arguments
+        ---------
+        student : torch.nn.Module
+            The network to copy.
+        """
+        self.network.load_state_dict(student.state_dict())
+
+    @torch.no_grad()
+    def update(self, student, epoch):
+        """Moves one step towards the student; call after each optimizer step.
+
+        Arguments
+        ---------
+        student : torch.nn.Module
+            The network to follow.
+        epoch : float
+            Training time, for the momentum schedule.
+        """
+        step = 1.0 - at(self.momentum, epoch)
+        torch._foreach_lerp_(
+            list(self.network.parameters()), list(student.parameters()), step
+        )

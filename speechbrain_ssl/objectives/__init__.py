@@ -1,0 +1,29 @@
+"""Objectives, one file each.
+
+THE CONTRACT. An objective is any ``torch.nn.Module`` with the call ::
+
+    loss, stats = objective(student, teacher, epoch)
+
+student : speechbrain_ssl.nnet.branch.Views
+    What the student says: ``embedding`` [views, batch, emb_dim],
+    ``projection`` [views, batch, proj_dim] and, for objectives that keep
+    something per utterance, ``index`` [batch]: rows of the training CSV.
+    Global crops come first. The first axis is always that of the views.
+teacher : Views or None
+    The same from the teacher, without gradient; None where there is none.
+epoch : float
+    Training time: 2.5 is half-way through the third epoch.
+loss : torch.Tensor
+    Scalar, float32 whatever the precision of the inputs.
+stats : dict of str to torch.Tensor
+    Detached scalars for the log. A collapse must show in them.
+
+It changes its own buffers (a queue, a center) only in training mode, and
+identically in all processes. What only the student side has (predictor,
+prototypes, queue) it owns; what the teacher copies (the head) belongs to the
+branch. It never sees audio, an encoder, a setting of the run or a label.
+
+``speechbrain_ssl.testing.check_objective`` holds an objective, also one of
+another package, to all of this. An hparams file names it with ``!new:``;
+there is nothing to register.
+"""

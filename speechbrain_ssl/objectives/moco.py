@@ -1,0 +1,135 @@
+"""MoCo: momentum contrast against a queue of past utterances.
+
+K. He et al., "Momentum contrast for unsupervised visual representation
+learning", CVPR 2020 (https://arxiv.org/abs/1911.05722); for speakers: K. Ding,
+X. He and G. Wan, "Learning speaker embedding with momentum contrast", 2020
+(https://arxiv.org/abs/2001.01986).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+
+
+class MoCo(torch.nn.Module):
+    """Each view must find its other view among the keys of a queue.
+
+    The papers use 32,000 to 65,536 keys, of which a few belong to the speaker
+    of the query. Where the data are few, so must be the keys.
+
+    Arguments
+    ---------
+    dim : int
+        Width of the projections.
+    queue_size : int
+        Number of negative keys.
+    temperature : float
+        Temperature of the softmax.
+    margin : float
+        Taken off the positive cosine (CosFace); 0 is plain InfoNCE.
+    symmetric : bool
+        Whether every view is a query for every other one. Otherwise the
+        first view is the query and the second one the key, as in the paper.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> views = Views(*2 * [torch.randn(1, 8, 16).expand(2, 8, 16)])
+    >>> loss, stats = MoCo(dim=16, queue_size=64)(views, views, 0.0)
+    >>> bool(stats["positive_cosine"] > 0.99), sorted(stats)
+    (True, ['accuracy', 'negative_cosine', 'positive_cosine'])
+    """
+
+    def __init__(
+        self,
+        dim,
+        queue_size=65536,
+        temperature=0.07,
+        margin=0.0,
+        symmetric=True,
+    ):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.temperature = temperature
+        self.margin = margin
+        self.symmetric = symmetric
+        self.register_buffer(
+            "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
+        )
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch; in training mode also fills the queue.
+
+        Arguments
+        ---------
+        student : Views
+            Queries, two views or more.
+        teacher : Views
+            Keys of the same utterances; view v of the teacher is view v of
+            the student.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over utterances and pairs of different views.
+        stats : dict of torch.Tensor
+            ``accuracy`` of finding the positive; mean ``positive_cosine``
+            and ``negative_cosine``, both near 1 on collapse.
+
+        Raises
+        ------
+        ValueError
+            If there is no teacher, or no pair of different views.
+        """
+        if teacher is None:
+            raise ValueError(
+                "MoCo needs a teacher (the momentum encoder): give the brain "
+                "an EMATeacher"
+            )
+        query = F.normalize(student.projection.float(), dim=-1)
+        key = F.normalize(teacher.projection.float(), dim=-1)
+        if not self.symmetric:
+            query, key = query[:1], key[1:2]
+        # q, k: view of the query, of the key; a view never meets itself
+        pair = torch.ones(len(query), len(key), dtype=torch.bool)
+        if self.symmetric:
+            pair.fill_diagonal_(False)
+        q, k = pair.nonzero(as_tuple=True)
+        if not len(q):
+            raise ValueError(
+                f"MoCo needs two different views, got {len(query)} of the "
+                f"student and {len(key)} of the teacher"
+            )
+        positive = (query[q] * key[k]).sum(-1)
+        # a copy, as the queue moves on before the gradient is computed
+        negative = query @ self.queue.T.clone()
+        spread = (negative / self.temperature).logsumexp(-1)[q]
+        logit = (positive - self.margin) / self.temperature
+        # -log(e^p / (e^p + sum of e^n)); cross_entropy would add thousands of
+        # small terms to a large one and lose them in float32
+        loss = F.softplus(spread - logit).mean()
+
+        if self.training:
+            self._enqueue(key)
+        found = positive > negative.detach().amax(-1)[q]
+        return loss, {
+            "accuracy": found.float().mean(),
+            "positive_cosine": positive.detach().mean(),
+            "negative_cosine": negative.detach().mean(),
+        }
+
+    @torch.no_grad()
+    def _enqueue(self, key):
+        """Overwrites the oldest keys with new ones [views, batch, dim]."""
+        # utterance-major over all processes: the order of one process
+        keys = distributed.gather(key.transpose(0, 1)).flatten(0, 1)
+        size = len(self.queue)
+        keys = keys[-size:]
+        steps = torch.arange(len(keys), device=keys.device)
+        self.queue[(self.oldest + steps) % size] = keys
+        self.oldest.copy_((self.oldest + len(keys)) % size)

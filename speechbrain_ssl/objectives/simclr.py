@@ -1,0 +1,109 @@
+"""SimCLR: each view must find the other views of its utterance in the batch.
+
+T. Chen et al., "A simple framework for contrastive learning of visual
+representations", ICML 2020 (https://arxiv.org/abs/2002.05709). Margin: T.
+Lepage and R. Dehak, "Experimenting with additive margins for contrastive
+self-supervised speaker verification", Interspeech 2023
+(https://arxiv.org/abs/2306.03664).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+
+
+class SimCLR(torch.nn.Module):
+    """NT-Xent over the views of all utterances of all processes.
+
+    With more than two views each one has several positives; the loss is the
+    mean over them, and no positive is a negative of another.
+
+    Arguments
+    ---------
+    temperature : float
+        Temperature of the softmax.
+    margin : float
+        Taken off the cosine of positives (CosFace); 0 is plain NT-Xent.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(1, 8, 16).expand(2, 8, 16)
+    >>> loss, stats = SimCLR()(Views(crops, crops), None, 0.0)
+    >>> loss.shape, sorted(stats)
+    (torch.Size([]), ['accuracy', 'negative_cosine', 'positive_cosine'])
+    """
+
+    def __init__(self, temperature=0.07, margin=0.0):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.temperature = temperature
+        self.margin = margin
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            Two views or more.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over views and their positives.
+        stats : dict of torch.Tensor
+            ``accuracy`` of ranking a positive above all negatives; mean
+            ``positive_cosine`` and ``negative_cosine``, both near 1 on
+            collapse.
+
+        Raises
+        ------
+        ValueError
+            If there is only one view.
+        """
+        views, batch, _ = student.projection.shape
+        if views < 2:
+            raise ValueError(f"SimCLR needs two views or more, got {views}")
+        anchor = F.normalize(student.projection.float(), dim=-1)
+        # [processes, views, batch, dim] to the order of the anchors
+        everyone = distributed.gather_with_gradient(anchor[None])
+        everyone = everyone.transpose(0, 1).flatten(1, 2)
+        cosine = torch.einsum("abd,vnd->abvn", anchor, everyone)
+
+        mine = distributed.rank() * batch + torch.arange(batch)
+        same = torch.zeros(batch, everyone.shape[1], dtype=torch.bool)
+        same[torch.arange(batch), mine] = True
+        same = same.to(cosine.device)[None, :, None]
+        positive = cosine[:, torch.arange(batch), :, mine].permute(1, 2, 0)
+        negative = cosine.masked_fill(same, -math.inf).flatten(2)
+        loss = self._loss(positive, negative)
+        with torch.no_grad():
+            other = ~torch.eye(views, dtype=torch.bool, device=cosine.device)
+            found = positive > negative.amax(-1)[:, None]
+            # own utterances are masked, all others count alike
+            total = cosine.masked_fill(same, 0.0).sum()
+            others = max(cosine.numel() - views * views * batch, 1)
+            stats = {
+                "accuracy": found[other].float().mean(),
+                "positive_cosine": positive[other].mean(),
+                "negative_cosine": total / others,
+            }
+        return loss, stats
+
+    def _loss(self, positive, negative):
+        """Loss of cosines [a, v, batch] and [a, batch, others]."""
+        views = len(positive)
+        other = ~torch.eye(views, dtype=torch.bool, device=positive.device)
+        spread = (negative / self.temperature).logsumexp(-1)[:, None]
+        logit = (positive - self.margin) / self.temperature
+        # -log(e^p / (e^p + sum of e^n)) without forming the quotient
+        return F.softplus(spread - logit)[other].mean()

@@ -1,0 +1,489 @@
+"""The command line of the recipes: one YAML file and changes to it.
+
+``load_experiment`` does the work of ``speechbrain.parse_arguments`` and
+``load_hyperpyyaml``, and says what is wrong with either in words. Differences
+to SpeechBrain's parser, which it replaces:
+
+* Run options (``--device``, ``--debug``, ``--precision``...) are known by their
+  full names only. SpeechBrain takes ``--optimizer adamw`` as
+  ``--optimizer_step_limit`` and never tells.
+* A key or an inner key that the YAML does not have is an error.
+* A value arrives as it was typed, ``=`` and ``#`` and ``: `` included. It is
+  YAML if it begins with ``[ { ( ! " '`` or is a number, a truth value or null;
+  else it is text.
+* ``None`` means null, as in Python. (``"'None'"`` is the text.)
+* A flag without a value is true for run options and keys that are True or
+  False in the YAML, and may be given the value: ``--debug False``.
+* What is both a run option and a key of the YAML is changed in both.
+"""
+
+import difflib
+import inspect
+import json
+import pathlib
+import pydoc
+import sys
+import traceback
+import typing
+from collections.abc import Mapping
+
+import ruamel.yaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from speechbrain.utils.distributed import infer_device
+from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
+
+# Also options of the command line, though without a help text.
+LIST_OPTIONS = ("jit_module_keys", "compile_module_keys")
+# A value that begins with one of these is a piece of YAML.
+YAML_BEGINS = ("[", "{", "(", "!", '"', "'")
+CLOSING = {"[": "]", "{": "}", "(": ")"}
+# What goes wrong while the objects of the YAML are made, for other reasons
+# than a fault in their code.
+USER_ERRORS = (
+    ImportError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    YAMLError,
+    pydoc.ErrorDuringImport,
+)
+
+
+class OptionsError(ValueError):
+    """The command line or the YAML file is wrong; the message says where."""
+
+
+def load_experiment(argv=None):
+    """Reads the command line and builds what the YAML file describes.
+
+    Arguments
+    ---------
+    argv : list
+        ``[hparams_file, "--key", "value", "--key=value", "--flag", ...]``;
+        ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    hparams_file : str
+        The YAML file.
+    run_opts : RunOptions
+        For ``speechbrain.Brain`` and ``ddp_init_group``. ``precision`` is set
+        even if neither command line nor YAML does.
+    hparams : dict
+        The YAML's keys and the objects built for them.
+    overrides : str
+        The changes as YAML, for ``speechbrain.create_experiment_directory``.
+
+    Raises
+    ------
+    OptionsError
+        If anything is wrong with command line or YAML.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "train.yaml"
+    >>> _ = file.write_text("lr: 0.1\\nprecision: fp32\\n")
+    >>> argv = [str(file), "--lr", "1e-3", "--device=cpu"]
+    >>> _, run_opts, hparams, overrides = load_experiment(argv)
+    >>> run_opts.device, hparams["lr"], overrides
+    ('cpu', 0.001, 'lr: 1e-3')
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "-h" in argv or "--help" in argv:
+        RunOptions.from_command_line_args(["--help"])  # prints, then exits
+    file = _hparams_file(argv)
+    tree = _read(file)
+    _refuse_swallowed_keys(file, tree)
+    given, run_options = _parse(file, tree, argv[1:])
+    overrides = "\n".join(f"{key}: {text}" for key, text in given.items())
+    _check_overrides(file, tree, given)
+    _check_placeholders(file, tree, given)
+    hparams = _build(file, overrides)
+    _add_precision(run_options, hparams)
+    run_opts = RunOptions(
+        **run_options, param_file=file, overridden_args=set(run_options)
+    )
+    return file, run_opts, hparams, overrides
+
+
+def run_option_types():
+    """The run options that SpeechBrain takes on the command line.
+
+    Returns
+    -------
+    dict
+        Name -> type, as annotated in ``RunOptions``.
+    """
+    types = typing.get_type_hints(RunOptions)
+    return {
+        name: types[name]
+        for name in types
+        if name in HELP_TEXTS or name in LIST_OPTIONS
+    }
+
+
+def _hparams_file(argv):
+    if not argv or argv[0].startswith("-"):
+        raise OptionsError(
+            "The YAML file comes first, then options: "
+            "train.py hparams/train.yaml --key value"
+        )
+    path = pathlib.Path(argv[0])
+    if not path.is_file():
+        siblings = [str(other) for other in sorted(path.parent.glob("*.yaml"))]
+        raise OptionsError(
+            f"There is no file {path}.{_did_you_mean(str(path), siblings)}"
+        )
+    return argv[0]
+
+
+def _read(file):
+    """Parses the YAML without building anything."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            tree = ruamel.yaml.YAML().load(stream)
+    except DuplicateKeyError as error:
+        raise OptionsError(
+            f"{file}, line {error.problem_mark.line + 1}: "
+            f"{error.problem.splitlines()[0]}. Keep one of them."
+        ) from error
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raise OptionsError(_yaml_message(file, error)) from error
+    if not isinstance(tree, Mapping) or not tree:
+        raise OptionsError(f"{file} must consist of lines 'key: value'.")
+    return tree
+
+
+def _yaml_message(where, error):
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, MarkedYAMLError) and mark is not None:
+        where = f"{where}, line {mark.line + 1}"
+        error = error.problem.splitlines()[0]
+    return f"{where} is not readable as YAML: {error}"
+
+
+def _refuse_swallowed_keys(file, tree):
+    """Other scripts read these YAMLs with SpeechBrain's own parser."""
+    for key in tree:
+        options = _beginning_with(str(key))
+        if options and key not in run_option_types():
+            raise OptionsError(
+                f"{file}: the key '{key}' is the beginning of the run option "
+                f"--{options[0]}, for which SpeechBrain would take --{key}. "
+                "Rename the key."
+            )
+
+
+def _beginning_with(name):
+    options = sorted([*run_option_types(), "help"])
+    return [option for option in options if option.startswith(name)]
+
+
+def _parse(file, tree, arguments):
+    """Returns key -> YAML text and run option -> value."""
+    types = run_option_types()
+    given, run_options = {}, {}
+    arguments = list(arguments)
+    while arguments:
+        name, text = _take(file, arguments, tree, types)
+        if name in given or name in run_options:
+            raise OptionsError(f"--{name} is given twice. Keep one of them.")
+        if name in types:
+            run_options[name] = _convert(name, text, types[name])
+        if name not in types or name in tree:
+            given[name] = text if isinstance(text, str) else json.dumps(text)
+            given[name] = _as_yaml(name, given[name])
+    return given, run_options
+
+
+def _take(file, arguments, tree, types):
+    """Takes a name and its value (text, or a list of texts) from the front."""
+    argument = arguments.pop(0)
+    if not argument.startswith("--") or argument == "--":
+        raise OptionsError(
+            f"'{argument}' belongs to no option. Options are --key value; a "
+            "value with spaces needs quotation marks."
+        )
+    name, equals, text = argument[2:].partition("=")
+    _check_name(file, name, tree, types)
+    if name in LIST_OPTIONS:
+        return name, text.split() if equals else _take_values(arguments)
+    if equals:
+        return name, text
+    if not arguments or arguments[0].startswith("--"):
+        if _is_flag(name, tree, types):
+            return name, "true"
+        raise OptionsError(
+            f"--{name} needs a value: --{name} VALUE. (If it begins with --: "
+            f"--{name}=VALUE.)"
+        )
+    return name, _take_bracketed(arguments)
+
+
+def _take_values(arguments):
+    values = []
+    while arguments and not arguments[0].startswith("--"):
+        values.append(arguments.pop(0))
+    return values
+
+
+def _take_bracketed(arguments):
+    """Joins [1, 2] typed without quotation marks, as SpeechBrain does."""
+    text = arguments.pop(0)
+    closing = CLOSING.get(text[:1])
+    while closing and not text.endswith(closing) and arguments:
+        if arguments[0].startswith("--"):
+            break
+        text = f"{text} {arguments.pop(0)}"
+    return text
+
+
+def _check_name(file, name, tree, types):
+    if name in types or name in tree:
+        return
+    options = [f"--{option}" for option in _beginning_with(name)]
+    if name and options:
+        raise OptionsError(
+            f"--{name} is no option; names are not completed. "
+            f"Did you mean {' or '.join(options)}?"
+        )
+    outer, dot, inner = name.partition(".")
+    if dot and outer in tree:
+        hint = f' Write --{outer} "{{{inner}: VALUE}}".'
+    else:
+        known = [f"--{key}" for key in [*tree, *types]]
+        hint = _did_you_mean(f"--{name}", known)
+    raise OptionsError(f"--{name} is not a key of {file}.{hint}")
+
+
+def _did_you_mean(name, known):
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _is_flag(name, tree, types):
+    return types.get(name) is bool or isinstance(tree.get(name), bool)
+
+
+def _truth(text):
+    return {"true": True, "false": False}.get(text.lower())
+
+
+def _convert(name, text, kind):
+    """Turns the text of a run option into its type."""
+    if name in LIST_OPTIONS:
+        return text
+    choices = ()
+    if typing.get_origin(kind) is typing.Literal:
+        choices, kind = typing.get_args(kind), str
+    elif typing.get_origin(kind) is typing.Union:  # Optional
+        kind = typing.get_args(kind)[0]
+        if text.lower() in ("none", "null"):
+            return None
+    try:
+        value = _truth(text) if kind is bool else kind(text)
+    except ValueError:
+        value = None
+    if value is None or (choices and value not in choices):
+        expected = ", ".join(choices) or {
+            bool: "True or False",
+            int: "a whole number",
+            float: "a number",
+        }.get(kind, kind.__name__)
+        raise OptionsError(f"--{name} takes {expected}, not '{text}'.")
+    return value
+
+
+def _as_yaml(name, text):
+    """The typed text as a value that fits after 'key: ' in a YAML file."""
+    if text == "None":
+        return "null"
+    if text.startswith(YAML_BEGINS):
+        text = " ".join(text.splitlines())
+        _load_text(name, text)
+        return text
+    if text in ("null", "~") or _is_number_or_truth(text):
+        return text
+    # JSON is YAML, and shields what would end or change a plain YAML text.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _is_number_or_truth(text):
+    if "#" in text or "\n" in text:
+        return False
+    try:
+        value = ruamel.yaml.YAML().load(f"key: {text}")["key"]
+    except YAMLError:
+        return False
+    return isinstance(value, (bool, int, float))
+
+
+def _load_text(name, text):
+    try:
+        return ruamel.yaml.YAML().load(f"{name}: {text}")
+    except YAMLError as error:
+        raise OptionsError(
+            f"--{name}: '{text}' is no YAML value: "
+            f"{str(getattr(error, 'problem', error)).splitlines()[0]}."
+        ) from error
+
+
+def _check_overrides(file, tree, given):
+    for name, text in given.items():
+        value = _load_text(name, text)[name]
+        if isinstance(value, Mapping):
+            _check_mapping(file, f"--{name}", value, tree[name])
+
+
+def _check_mapping(file, where, given, node):
+    """Compares the keys of an override with those in the YAML."""
+    if not isinstance(node, Mapping):
+        found = f"{_tag(node)} {getattr(node, 'value', node)}".strip()
+        raise OptionsError(
+            f"{where} is given as a mapping, but {file} has no mapping there "
+            f"but {found}."
+        )
+    if _tag(given) not in ("", _tag(node)):
+        # hyperpyyaml would keep the old class and give it the new arguments.
+        raise OptionsError(
+            f"{where} cannot turn '{_tag(node)}' into '{_tag(given)}': change "
+            f"that in a copy of {file}."
+        )
+    known = _inner_keys(file, node)
+    for key, value in given.items():
+        if known is not None and key not in known:
+            raise OptionsError(
+                f"{where}: '{key}' is not a key of {file} there."
+                f"{_did_you_mean(str(key), [str(k) for k in known])}"
+            )
+        if value == "None":
+            raise OptionsError(
+                f"{where}: write null, not None, for the value of '{key}'."
+            )
+        inner = known.get(key) if known else None
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            _check_mapping(file, f"{where}: {key}", value, inner)
+
+
+def _inner_keys(file, node):
+    """Key -> node; for an object also its arguments; None if all goes."""
+    keys = dict(node)
+    kind, _, what = _tag(node).partition(":")
+    if kind == "!include":
+        return {**_read(pathlib.Path(file).parent / what), **keys}
+    if kind not in ("!new", "!name", "!apply", "!applyref"):
+        return keys or None
+    try:
+        parameters = inspect.signature(pydoc.locate(what)).parameters
+    except (TypeError, ValueError, pydoc.ErrorDuringImport):
+        return None
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    return {**dict.fromkeys(parameters), **keys}
+
+
+def _tag(node):
+    tag = getattr(node, "tag", None)
+    return (getattr(tag, "value", None) or "") if tag is not None else ""
+
+
+def _check_placeholders(file, tree, given):
+    replaced = {key: _load_text(key, text)[key] for key, text in given.items()}
+    missing = list(_placeholders(tree, replaced, ()))
+    if missing:
+        names = ", ".join("".join(_bracket(path)) for path in missing)
+        options = " ".join(map(_option_for, missing))
+        raise OptionsError(
+            f"{file} needs a value for: {names}. Give it as {options}"
+        )
+
+
+def _placeholders(node, override, path):
+    """Yields the path of each placeholder that no override replaces."""
+    if _tag(node) == "!PLACEHOLDER":
+        yield path
+    elif isinstance(node, (Mapping, list)):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, inner in items:
+            given = isinstance(override, Mapping) and key in override
+            changed = override[key] if given else None
+            if not given or isinstance(changed, Mapping):
+                yield from _placeholders(inner, changed, (*path, key))
+
+
+def _bracket(path):
+    return [str(path[0]), *(f"[{key}]" for key in path[1:])]
+
+
+def _option_for(path):
+    value = "VALUE"
+    for key in reversed(path[1:]):
+        value = f"{{{key}: {value}}}"
+    return f'--{path[0]} "{value}"' if len(path) > 1 else f"--{path[0]} VALUE"
+
+
+def _build(file, overrides):
+    try:
+        with open(file, encoding="utf-8") as stream:
+            return load_hyperpyyaml(stream, overrides)
+    except USER_ERRORS as error:
+        try:
+            key, what = _place(file, overrides, error)
+        except YAMLError:  # it is an included file that cannot be parsed
+            mark = error.problem_mark
+            raise OptionsError(_yaml_message(mark.name, error)) from error
+        place = f"{file}: the key '{key}'" if key else file
+        raise OptionsError(
+            f"{place} cannot be built{f' ({what})' if what else ''}: "
+            f"{_message(error)}"
+        ) from error
+
+
+def _message(error):
+    if isinstance(error, pydoc.ErrorDuringImport):
+        return f"its module cannot be imported: {error.value}"
+    if isinstance(error, MarkedYAMLError):
+        if "'!ref'" in str(error.problem):
+            return "a !ref leads back to itself."
+        return error.problem
+    if isinstance(error, OSError) or not error.args:
+        return str(error) or type(error).__name__
+    # hyperpyyaml puts a line for each enclosing object in front.
+    return str(error.args[-1])
+
+
+def _place(file, overrides, error):
+    """Finds the key whose object was being built, and the object's name.
+
+    hyperpyyaml's errors have neither, but its innermost constructor, which is
+    still in the traceback, knows both the object and the line.
+    """
+    what = mark = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "hyperpyyaml.core":
+            values = frame.f_locals
+            mark = getattr(values.get("node"), "start_mark", mark)
+            what = values.get("callable_string", what)
+    mark = getattr(error, "problem_mark", None) or mark
+    if mark is None:
+        return None, None
+    with open(file, encoding="utf-8") as stream:
+        lines = resolve_references(stream, overrides).getvalue().splitlines()
+    above = [text for text in lines[: mark.line + 1] if text[:1].strip(" #-}]")]
+    return (above[-1].partition(":")[0] if above else None), what
+
+
+def _add_precision(run_options, hparams):
+    """Fills in what suits the device, unless the user said something."""
+    asked = {"precision", "auto_mix_prec", "bfloat16_mix_prec"}
+    if asked & {*run_options, *hparams}:
+        return
+    from speechbrain_ssl.runtime import default_precision
+
+    device = run_options.get("device") or hparams.get("device")
+    device = str(device or infer_device())
+    run_options["precision"] = default_precision(device)

@@ -1,0 +1,1 @@
+"""Plots, and one HTML page per run."""

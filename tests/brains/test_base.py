@@ -1,0 +1,226 @@
+"""The loop that both stages share, on a run small enough to repeat."""
+
+import functools
+import logging
+
+import pytest
+import torch
+
+from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.objectives.simclr import SimCLR
+from tests.brains import tiny
+from tests.brains.tiny import records, run
+
+
+class Interrupted(Exception):
+    """Stands for kill -9."""
+
+
+class Watching(SSLBrain):
+    """Counts what happens at each step."""
+
+    stop_at = None
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.updates, self.rates, self.drawn = 0, [], []
+
+    def on_fit_batch_start(self, batch, should_step):
+        super().on_fit_batch_start(batch, should_step)
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        self.drawn.append(torch.rand(1).item())
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        super().on_fit_batch_end(batch, outputs, loss, should_step)
+        self.updates += should_step
+        if self.optimizer_step == self.stop_at:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 7])
+def test_an_interrupted_run_ends_with_the_same_bits(corpus, tmp_path, stop_at):
+    settings = {
+        "encoder": tiny.ecapa,
+        "brain_class": Watching,
+        "ckpt_interval_steps": 1,
+    }
+    whole = run(corpus, tmp_path / "whole", **settings)
+    parts = str(tmp_path / "parts")
+    first = tiny.make_brain(corpus, parts, **settings)
+    first.stop_at = stop_at
+    with pytest.raises(Interrupted):
+        tiny.fit(first)
+    second = run(corpus, parts, **settings)
+    expected, found = tiny.state_of(whole), tiny.state_of(second)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    assert second.drawn == whole.drawn[-len(second.drawn) :]
+    assert second.optimizer_step == whole.optimizer_step == 8
+    assert [r["epoch"] for r in records(tmp_path / "parts")] == [1, 2]
+
+
+def test_accumulated_windows_step_once_and_the_last_one_is_not_lost(
+    corpus, tmp_path
+):
+    brain = run(
+        corpus, tmp_path, brain_class=Watching, grad_accumulation_factor=3
+    )
+    # 4 batches per epoch: a window of three and one of one, two epochs
+    assert brain.optimizer_step == brain.updates == 4
+
+
+def test_accumulation_gives_the_gradient_of_the_mean_loss(corpus, tmp_path):
+    gradients = []
+
+    class Noting(SSLBrain):
+        def optimizers_step(self):
+            layer = self.module("student").embedding_model.layer
+            gradients.append(layer.weight.grad.clone())
+            self.optimizer_step += 1
+
+    settings = {"epochs": 1, "brain_class": Noting}
+    for factor in (1, 4):
+        objective = SimCLR()
+        run(
+            corpus,
+            tmp_path / str(factor),
+            objective=objective,
+            grad_accumulation_factor=factor,
+            **settings,
+        )
+    mean = torch.stack(gradients[:4]).mean(0)
+    assert torch.allclose(mean, gradients[4], atol=1e-6)
+
+
+def test_clipping_reaches_all_groups(corpus, tmp_path):
+    before = tiny.make_brain(corpus, str(tmp_path / "none"))
+    start = tiny.state_of(before)
+    sgd = functools.partial(torch.optim.SGD, lr=1.0)
+    brain = run(
+        corpus,
+        tmp_path / "run",
+        epochs=1,
+        max_grad_norm=1e-3,
+        opt_class=sgd,
+    )
+    assert len(brain.optimizer.param_groups) == 2
+    moved = [
+        tiny.state_of(brain)[name] - start[name]
+        for name in start
+        if name.startswith("student")
+    ]
+    total = torch.cat([m.flatten() for m in moved]).norm().item()
+    # four steps of at most 1e-3, and more than nothing in either group
+    assert total <= 4e-3 + 1e-6
+    assert all(m.abs().max() > 0 for m in moved)
+
+
+@pytest.mark.parametrize("limit", [-1.0, 0.0])
+def test_a_limit_that_climbs_the_loss_is_refused(corpus, tmp_path, limit):
+    with pytest.raises(ValueError, match="max_grad_norm"):
+        tiny.make_brain(corpus, str(tmp_path), max_grad_norm=limit)
+
+
+class BreaksAt(torch.nn.Module):
+    """An objective whose loss is no number at one call."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.objective, self.call, self.calls = SimCLR(), call, 0
+
+    def forward(self, student, teacher, epoch):
+        self.calls += 1
+        loss, stats = self.objective(student, teacher, epoch)
+        if self.calls == self.call:
+            loss = loss * float("nan")
+        return loss, stats
+
+
+def test_a_loss_that_is_no_number_skips_the_step_and_names_utterances(
+    corpus, tmp_path, caplog
+):
+    with caplog.at_level(logging.WARNING):
+        brain = run(
+            corpus,
+            tmp_path,
+            epochs=1,
+            objective=BreaksAt(2),
+            brain_class=Watching,
+        )
+    assert brain.updates == brain.optimizer_step == 3
+    assert all(torch.isfinite(v).all() for v in tiny.state_of(brain).values())
+    (message,) = [m for m in caplog.messages if "Utterances:" in m]
+    assert message.count("utt") == 3
+    assert records(tmp_path)[0]["train"]["loss"] > 0
+
+
+def test_a_batch_without_numbers_leaves_no_trace_in_queue_or_statistics(
+    corpus, tmp_path
+):
+    class Spoils(SSLBrain):
+        def compute_forward(self, batch, stage):
+            if self.step == 2:
+                batch["views"].data.fill_(float("nan"))
+            return super().compute_forward(batch, stage)
+
+    brain = run(
+        corpus, tmp_path, encoder=tiny.ecapa, epochs=1, brain_class=Spoils
+    )
+    for name, value in tiny.state_of(brain).items():
+        assert torch.isfinite(value).all(), name
+    stats = records(tmp_path)[0]["train"]
+    assert all(value == value for value in stats.values())
+    assert brain.optimizer_step == 3
+
+
+def test_a_loss_that_stays_no_number_ends_the_run(corpus, tmp_path):
+    class Broken(BreaksAt):
+        def forward(self, *inputs):
+            self.call = self.calls + 1
+            return super().forward(*inputs)
+
+    with pytest.raises(ValueError, match="not finite"):
+        run(corpus, tmp_path, objective=Broken(1), nonfinite_patience=2)
+
+
+def test_frozen_modules_start_moving_at_their_epoch(corpus, tmp_path):
+    encoder = tiny.Pooled()
+    start = encoder.layer.weight.clone()
+
+    class Noting(SSLBrain):
+        weights = []
+
+        def on_stage_end(self, *inputs):
+            super().on_stage_end(*inputs)
+            self.weights.append(encoder.layer.weight.clone())
+
+    run(
+        corpus,
+        tmp_path,
+        encoder=lambda: encoder,
+        brain_class=Noting,
+        frozen_epochs=[[encoder, 1]],
+    )
+    assert torch.equal(Noting.weights[0], start)
+    assert not torch.equal(Noting.weights[1], start)
+
+
+def test_learning_rate_follows_the_fractional_epoch(corpus, tmp_path):
+    brain = run(
+        corpus,
+        tmp_path,
+        brain_class=Watching,
+        lr_schedule=lambda epoch: epoch,
+    )
+    expected = [0.01 * step / 4 for step in range(8)]
+    assert brain.rates == pytest.approx(expected)
+
+
+def test_bfloat16_trains_with_a_float32_loss(corpus, tmp_path):
+    brain = run(
+        corpus, tmp_path, encoder=tiny.ecapa, precision="bf16", epochs=1
+    )
+    assert all(
+        value.dtype != torch.bfloat16 for value in tiny.state_of(brain).values()
+    )
+    assert records(tmp_path)[0]["train"]["loss"] > 0

@@ -1,0 +1,120 @@
+"""The house: imports point down, everything is documented, nothing asserts."""
+
+import ast
+import pathlib
+
+import pytest
+
+import speechbrain_ssl
+
+PACKAGE = pathlib.Path(speechbrain_ssl.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# the first entry that fits a module's path is its floor
+FLOORS = [
+    ("distributed", 1),
+    ("nnet/schedules", 1),
+    ("checkpoints", 1),
+    ("options", 1),
+    ("runtime", 0),
+    ("evaluation/verification", 3),
+    ("evaluation", 2),
+    ("nnet", 2),
+    ("dataio", 2),
+    ("objectives", 3),
+    ("testing", 3),
+    ("brains", 4),
+    ("inference", 4),
+    ("report", 4),
+    ("__init__", 5),
+]
+
+
+def floor_of(name):
+    path = name.replace(".", "/")
+    return next(n for start, n in FLOORS if path.startswith(start))
+
+
+def imports_of(path):
+    """Modules of the package that a file imports, from its name on."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [
+                node.module,
+                *(f"{node.module}.{a.name}" for a in node.names),
+            ]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            target = PACKAGE.parent / (name.replace(".", "/") + ".py")
+            if name.startswith("speechbrain_ssl.") and target.is_file():
+                yield name.split(".", 1)[1]
+
+
+def public_nodes(path):
+    """Names and nodes that users may call, from the module down."""
+    todo = [(path.stem, ast.parse(path.read_text()))]
+    while todo:
+        name, node = todo.pop()
+        yield name, node
+        if isinstance(node, ast.FunctionDef):
+            continue
+        todo += [
+            (child.name, child)
+            for child in node.body
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef))
+            and not child.name.startswith("_")
+            # what a base class of torch or SpeechBrain documents
+            and not _is_override(child)
+        ]
+
+
+def _is_override(node):
+    """Whether a decorator hands the documentation to another function."""
+    return any(
+        getattr(d, "id", getattr(d, "attr", "")) in {"setter", "overload"}
+        for d in node.decorator_list
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_imports_point_down(path):
+    name = str(path.relative_to(PACKAGE).with_suffix(""))
+    for imported in imports_of(path):
+        same_room = name.split("/")[0] == imported.split(".")[0]
+        lower = floor_of(imported) < floor_of(name)
+        # rooms may be shared by modules of one floor, objectives may not
+        assert lower or (same_room and "objectives" not in name), (
+            f"{name} imports {imported}"
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_everything_public_has_a_docstring(path):
+    for name, node in public_nodes(path):
+        assert ast.get_docstring(node), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_arguments_of_public_functions_are_described(path):
+    skipped = {"self", "cls", "mode", "stage", "ctx"}
+    for name, node in public_nodes(path):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        text = ast.get_docstring(node)
+        for argument in node.args.args:
+            if argument.arg not in skipped and "Arguments\n" in text:
+                place = f"{path.name}: {name}({argument.arg})"
+                assert argument.arg in text, place
+
+
+def test_nothing_asserts_what_a_user_may_get_wrong():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}"
+
+
+def test_brains_know_no_objective():
+    for path in (PACKAGE / "brains").glob("*.py"):
+        assert not [n for n in imports_of(path) if n.startswith("objectives")]

@@ -1,0 +1,122 @@
+"""Every YAML of the recipes is complete, honest and run by a test."""
+
+import csv
+import difflib
+import pathlib
+import re
+
+import pytest
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.core import RunOptions
+
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+HPARAMS = sorted(RECIPES.glob("*/*/hparams/*.yaml"))
+TRAINING = [path for path in HPARAMS if path.stem.startswith("train_")]
+MODELS = sorted((ROOT / "hparams").glob("*.yaml"))
+
+
+def rows():
+    for table in sorted((ROOT / "tests/recipes").glob("*.csv")):
+        with open(table, newline="") as file:
+            yield from csv.DictReader(file, skipinitialspace=True)
+
+
+def keys_of(path):
+    """Top-level keys, in order."""
+    return re.findall(r"^(\w+):", path.read_text(), flags=re.MULTILINE)
+
+
+def test_every_yaml_is_run_by_a_row_of_the_tables():
+    listed = {row["Hparam_file"] for row in rows()}
+    assert listed == {str(path.relative_to(ROOT)) for path in HPARAMS}
+
+
+def test_files_of_the_tables_exist_and_flags_are_given():
+    for row in rows():
+        for column in ("Script_file", "Hparam_file", "Readme_file"):
+            assert (ROOT / row[column]).is_file(), row[column]
+        assert row["test_debug_flags"].strip()
+
+
+@pytest.mark.parametrize("path", HPARAMS, ids=lambda p: p.stem)
+def test_every_variable_is_used(path):
+    """SpeechBrain's rule: by the script, or by a later line of the YAML."""
+    text = path.read_text()
+    mine = str(path.relative_to(ROOT))
+    (script,) = {
+        row["Script_file"] for row in rows() if row["Hparam_file"] == mine
+    }
+    code = (ROOT / script).read_text()
+    options = set(RunOptions.__dataclass_fields__)
+    for key in keys_of(path):
+        after = text.split(f"\n{key}:", 1)[-1]
+        used = (
+            f'["{key}"]' in code
+            or f"hparams.{key}" in code
+            or re.search(rf"<{key}[>\[.]", after)
+            or f"<{key}>" in after
+            or key in options
+            or key.startswith("__")
+        )
+        assert used, f"{path.name}: {key} is not used by {script}"
+
+
+@pytest.mark.parametrize("path", HPARAMS + MODELS, ids=lambda p: p.stem)
+def test_no_key_is_swallowed_by_the_command_line(path):
+    options = set(RunOptions.__dataclass_fields__)
+    for key in keys_of(path):
+        longer = [o for o in options if o.startswith(key) and o != key]
+        assert not longer, f"{path.name}: {key} would be read as {longer}"
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
+def test_no_speaker_label_is_asked_for(path):
+    assert not re.search(r"spk_id|label_encoder|speaker_id", path.read_text())
+
+
+def test_methods_differ_in_few_lines():
+    for folder in {path.parent for path in TRAINING}:
+        small = [
+            p for p in TRAINING if p.parent == folder and "full" not in p.stem
+        ]
+        for first in small:
+            for second in small:
+                changed = [
+                    line
+                    for line in difflib.ndiff(
+                        first.read_text().splitlines(),
+                        second.read_text().splitlines(),
+                    )
+                    if line[0] == "+"
+                ]
+                assert len(changed) < 25, (first.name, second.name)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
+def test_sections_stand_in_one_order(path):
+    names = re.findall(r"^# ([A-Z][a-z]+)", path.read_text(), re.MULTILINE)
+    wanted = ["Basics", "Data", "Views", "Encoder", "Head", "Objective"]
+    wanted += ["Optimisation", "Evaluation", "Logging"]
+    assert [name for name in names if name in wanted] == wanted
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+def test_model_hparams_make_the_encoder_of_their_recipes(path):
+    """hparams/x.yaml says in its first line which recipe files share it."""
+    with open(path) as file:
+        first = file.readline()
+        file.seek(0)
+        model = load_hyperpyyaml(file)["embedding_model"]
+    named = re.findall(r"recipes/\S+\.yaml", first)
+    assert named
+    for name in named:
+        with open(ROOT / name) as file:
+            recipe = load_hyperpyyaml(
+                file, {"data_folder": "x", "output_folder": "x"}
+            )
+        shapes = [
+            {k: v.shape for k, v in module.state_dict().items()}
+            for module in (model, recipe["embedding_model"])
+        ]
+        assert shapes[0] == shapes[1], name

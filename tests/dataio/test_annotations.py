@@ -1,0 +1,322 @@
+"""Tests of annotations, their dataset and the order of its rows."""
+
+import multiprocessing
+import os
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataio import load_data_csv
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.utils.data_pipeline import provides, takes
+
+from speechbrain_ssl.dataio.annotations import (
+    EpochSampler,
+    UtteranceDataset,
+    open_whole,
+    read_annotation,
+    write_annotation,
+)
+
+HEADER = "ID,duration,wav,start,stop\n"
+ROWS = [
+    ("a", 1.5, "$data_root/a.wav", 0, 24000),
+    ('b/ü, "x"', 2.0, '$data_root/b/ü, "x".wav', 100, 32100),
+    (" c$d ", 0.25, "/abs/Ke$ha.wav", 7, 4007),
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_annotation(tmp_path / "train.csv", ROWS)
+    return str(tmp_path / "train.csv")
+
+
+def written(tmp_path, text):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(text.encode())
+    return path
+
+
+def many(path, count):
+    write_annotation(
+        path,
+        (
+            (f"u{i}", 1 + i, f"$data_root/{i}.wav", i, 2 * i + 9)
+            for i in range(count)
+        ),
+    )
+    return read_annotation(path, data_root="/audio")
+
+
+def test_rows_come_back_as_written(path):
+    utterances = read_annotation(path, data_root="/audio/")
+    assert len(utterances) == 3
+    assert utterances.row(1) == {
+        "ID": 'b/ü, "x"',
+        "duration": 2.0,
+        "wav": '/audio/b/ü, "x".wav',
+        "start": 100,
+        "stop": 32100,
+    }
+    assert utterances.row(-1) == utterances.row(2)
+    assert utterances.row(2)["wav"] == "/abs/Ke$ha.wav"
+    assert list(utterances.ids()) == [row[0] for row in ROWS]
+    assert utterances.durations.tolist() == [1.5, 2.0, 0.25]
+    with pytest.raises(IndexError):
+        utterances.row(3)
+
+
+def test_rows_of_many_chunks_stay_in_order(tmp_path):
+    utterances = many(tmp_path / "train.csv", 1000)
+    assert list(utterances.ids()) == [f"u{i}" for i in range(1000)]
+    assert utterances.row(777) == {
+        "ID": "u777",
+        "duration": 778.0,
+        "wav": "/audio/777.wav",
+        "start": 777,
+        "stop": 1563,
+    }
+
+
+def test_stock_speechbrain_reads_the_same(tmp_path):
+    path = tmp_path / "train.csv"
+    write_annotation(path, ROWS[:2] + [(" c", 1.0, "/c.wav", 0, 1)])
+    stock = load_data_csv(path, {"data_root": "/audio"})
+    ours = read_annotation(path, data_root="/audio")
+    for index, (utterance, row) in enumerate(stock.items()):
+        row = {**row, "start": int(row["start"]), "stop": int(row["stop"])}
+        assert ours.row(index) == {"ID": utterance, **row}
+
+
+def test_labels_are_kept_only_when_asked_for(tmp_path):
+    path = tmp_path / "labels.csv"
+    rows = [dict(ID="a", duration=1, wav="a", start=0, stop=9, spk_id="s1")]
+    write_annotation(path, rows, extra=("spk_id",))
+    assert "spk_id" not in read_annotation(path).row(0)
+    utterances = read_annotation(path, extra=("spk_id",))
+    assert utterances.row(0)["spk_id"] == "s1"
+    write_annotation(path, rows)
+    assert path.read_text() == HEADER + "a,1,a,0,9\n"
+
+
+def test_spaces_after_commas_and_byte_order_mark_are_accepted(tmp_path):
+    text = "\ufeffID, duration, wav, start, stop\r\na, 1.0, a.wav, 0, 9\r\n\r\n"
+    row = read_annotation(written(tmp_path, text)).row(0)
+    assert row["wav"] == "a.wav" and row["stop"] == 9
+
+
+GOOD = "a0,1.0,a.wav,0,9\na1,1.0,a.wav,0,9\n"
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("b,one,b.wav,0,9", ["line 4", "duration", "'one'"]),
+        ("b,0.0,b.wav,0,9", ["line 4", "duration", "'0.0'"]),
+        ("b,-2,b.wav,0,9", ["line 4", "duration", "'-2'"]),
+        ("b,nan,b.wav,0,9", ["line 4", "duration", "'nan'"]),
+        ("b,inf,b.wav,0,9", ["line 4", "duration", "'inf'"]),
+        ("b,1.0,b.wav,0.5,9", ["line 4", "start", "'0.5'"]),
+        ("b,1.0,b.wav,0,", ["line 4", "stop", "''"]),
+        ("b,1.0,b.wav,0,99999999999999999999", ["line 4", "stop", "9999"]),
+        ("b,1.0,b.wav,9,9", ["line 4", "start < stop", "start 9", "stop 9"]),
+        ("b,1.0,b.wav,-1,9", ["line 4", "0 <= start", "start -1"]),
+        ("b,1.0,b.wav,0", ["line 4", "expected 5 values", "found 4"]),
+        ("b,1.0,b,.wav,0,9", ["line 4", "expected 5 values", "found 6"]),
+        (",1.0,b.wav,0,9", ["line 4", "ID is empty"]),
+        ("b,1.0,,0,9", ["line 4", "wav is empty"]),
+        ("b,1.0,$root/b.wav,0,9", ["line 4", "'$root/b.wav'", "$data_root"]),
+        ("b,1.0,$data_rootb.wav,0,9", ["line 4", "$data_rootb.wav"]),
+        ("a0,1.0,b.wav,0,9", ["lines 2 and 4", "'a0'"]),
+    ],
+)
+@pytest.mark.parametrize("more", ["", "z,1.0,z.wav,0,9\n"])
+def test_wrong_value_is_named_with_its_line(tmp_path, line, words, more):
+    path = written(tmp_path, f"{HEADER}{GOOD}{line}\n{more}")
+    with pytest.raises(ValueError) as caught:
+        read_annotation(path, data_root="/audio")
+    for word in [*words, str(path)]:
+        assert word in str(caught.value)
+
+
+def test_line_is_right_beyond_the_first_chunk(tmp_path):
+    good = "".join(f"a{i},1.0,a.wav,0,9\n" for i in range(3000))
+    with pytest.raises(ValueError, match="line 3002: stop"):
+        read_annotation(written(tmp_path, f"{HEADER}{good}b,1,b,0,x\n{good}"))
+    with pytest.raises(ValueError, match="lines 2002 and 3002 .* 'a2000'"):
+        read_annotation(written(tmp_path, f"{HEADER}{good}a2000,1,b,0,9\n"))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "is empty"),
+        (HEADER, "no rows"),
+        ("ID,duration,wav,begin,end\na,1,a,0,9\n", "start, stop.*begin,end"),
+        ("a,1.0,a.wav,0,9\n", "no column ID, duration, wav, start, stop"),
+    ],
+)
+def test_file_without_what_is_needed_is_refused(tmp_path, text, words):
+    with pytest.raises(ValueError, match=f"bad.csv.*{words}"):
+        read_annotation(written(tmp_path, text))
+
+
+def test_missing_extra_column_is_named(path):
+    with pytest.raises(ValueError, match="no column spk_id"):
+        read_annotation(path, data_root="/audio", extra=("spk_id",))
+
+
+def test_data_root_must_be_given_if_used(path):
+    with pytest.raises(ValueError, match="line 2.*no data_root was given"):
+        read_annotation(path)
+
+
+def test_file_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "latin1.csv"
+    path.write_bytes((HEADER + "é,1,a,0,9\n").encode("latin-1"))
+    with pytest.raises(ValueError, match="latin1.csv is no UTF-8"):
+        read_annotation(path)
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(path, tmp_path):
+    before = open(path, encoding="utf-8").read()
+    for rows in [ROWS + [("d", 1.0)], (1 / 0 for _ in "x"), [{"ID": "d"}]]:
+        with pytest.raises((ValueError, ZeroDivisionError)):
+            write_annotation(path, rows)
+    with pytest.raises(KeyboardInterrupt), open_whole(path) as file:
+        file.write("half")
+        raise KeyboardInterrupt
+    assert open(path, encoding="utf-8").read() == before
+    assert os.listdir(tmp_path) == ["train.csv"]
+
+
+@takes("ID", "start", "stop", "key", "index")
+@provides("sig", "where")
+def signal(utterance, start, stop, key, index):
+    yield torch.arange(start, stop)
+    yield utterance, key, index
+
+
+def dataset_of(utterances):
+    return UtteranceDataset(utterances, [signal], ["id", "sig", "where"])
+
+
+def test_dataset_runs_the_pipeline_on_epoch_and_row(tmp_path):
+    dataset = dataset_of(many(tmp_path / "train.csv", 5))
+    assert len(dataset) == 5
+    assert dataset[7, 2]["where"] == ("u2", (7, 2), 2)
+    assert dataset[2]["where"] == ("u2", (0, 2), 2)
+    assert dataset[2]["id"] == "u2"
+    assert torch.equal(dataset[2]["sig"], torch.arange(2, 13))
+
+
+def test_dataset_without_output_keys_reads_like_speechbrains(path):
+    dataset = UtteranceDataset.from_csv(path, {"data_root": "/audio"})
+    dataset.set_output_keys(["ID", "duration", "wav", "start", "stop"])
+    assert dataset[0]["wav"] == "/audio/a.wav"
+    assert [item["ID"] for item in dataset] == [row[0] for row in ROWS]
+
+
+def test_filtered_sorted_and_overfit_work(tmp_path):
+    dataset = dataset_of(many(tmp_path / "train.csv", 5))
+    subset = dataset.filtered_sorted(
+        key_min_value={"duration": 2}, sort_key="duration", reverse=True
+    )
+    assert [item["id"] for item in subset] == ["u4", "u3", "u2", "u1"]
+    repeated = dataset.overfit_test(2, 4)
+    assert [item["id"] for item in repeated] == ["u0", "u1", "u0", "u1"]
+
+
+def test_workers_see_the_same_rows(tmp_path):
+    dataset = dataset_of(many(tmp_path / "train.csv", 8))
+    sampler = EpochSampler(8, batch_size=4)
+    sampler.set_epoch(3)
+    loader = SaveableDataLoader(
+        dataset,
+        batch_size=4,
+        sampler=sampler,
+        num_workers=1,
+        collate_fn=PaddedBatch,
+    )
+    batches = list(loader)
+    assert [row for batch in batches for row in batch.id] == [
+        f"u{row}" for _, row in sampler
+    ]
+    assert {where[1][0] for batch in batches for where in batch.where} == {3}
+
+
+def overwrite(utterances):
+    utterances.text[0] = ord("Z")
+
+
+def test_forked_worker_shares_the_columns(tmp_path):
+    utterances = many(tmp_path / "train.csv", 2)
+    worker = multiprocessing.get_context("fork").Process(
+        target=overwrite, args=(utterances,)
+    )
+    worker.start()
+    worker.join()
+    assert utterances.row(0)["ID"] == "Z0"
+
+
+def test_spawned_worker_is_sent_handles_of_the_columns(tmp_path):
+    utterances = many(tmp_path / "train.csv", 10_000)
+    sent = ForkingPickler.dumps(utterances)
+    assert len(sent) < 10_000
+    overwrite(ForkingPickler.loads(sent))
+    assert utterances.row(0)["ID"] == "Z0"
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    def order(seed, epoch):
+        sampler = EpochSampler(50, seed=seed)
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        assert {key[0] for key in keys} == {epoch}
+        return [row for _, row in keys]
+
+    assert order(1, 2) == order(1, 2)
+    assert sorted(order(1, 2)) == list(range(50))
+    orders = [order(0, 1), order(1, 0), order(0, 0), order(1, 1)]
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_rows_are_in_file_order_without_shuffling():
+    sampler = EpochSampler(4, shuffle=False)
+    assert list(sampler) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_together_see_the_batches_of_one(world_size):
+    def batches(rank, world_size, batch_size):
+        sampler = EpochSampler(
+            29, rank=rank, world_size=world_size, batch_size=batch_size
+        )
+        keys = list(sampler)
+        assert len(keys) == len(sampler)
+        return [
+            keys[at : at + batch_size] for at in range(0, len(keys), batch_size)
+        ]
+
+    one = batches(0, 1, 4 * world_size)
+    parts = [batches(rank, world_size, 4) for rank in range(world_size)]
+    assert [sum(batch, []) for batch in zip(*parts)] == one
+    assert len(one) == 29 // (4 * world_size)
+
+
+def test_too_few_rows_for_a_batch_are_refused():
+    with pytest.raises(
+        ValueError, match="16 utterances .*2 processes.* are 15"
+    ):
+        EpochSampler(15, world_size=2, batch_size=8)
+    assert len(EpochSampler(16, world_size=2, batch_size=8)) == 8
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 1}, {"rank": -1}, {"batch_size": 0}]
+)
+def test_impossible_process_or_batch_is_refused(wrong):
+    with pytest.raises(ValueError, match="rank < world_size"):
+        EpochSampler(10, **wrong)

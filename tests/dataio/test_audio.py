@@ -1,0 +1,94 @@
+"""Tests of reading audio files."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_ssl.dataio import audio
+
+
+def sine(seconds, rate, frequency=200.0):
+    time = np.arange(int(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+def test_stretch_equals_slice_of_whole_file(tmp_path, noise, extension):
+    path = str(tmp_path / f"a.{extension}")
+    soundfile.write(path, noise, 16000)
+    whole, rate = audio.read(path)
+    assert rate == 16000 and len(whole) == 8000
+    for start, stop in [(0, 10), (1234, 5678), (7990, 8000)]:
+        stretch, _ = audio.read(path, start, stop)
+        assert np.array_equal(stretch, whole[start:stop])
+    assert np.array_equal(audio.read(path, 7000)[0], whole[7000:])
+
+
+def test_channels_are_averaged(tmp_path):
+    path = str(tmp_path / "stereo.wav")
+    left, right = sine(0.1, 16000), np.full(1600, 0.25, np.float32)
+    soundfile.write(path, np.stack([left, right], 1), 16000, subtype="FLOAT")
+    samples, _ = audio.read(path)
+    assert samples.dtype == np.float32 and samples.flags["C_CONTIGUOUS"]
+    assert np.allclose(samples, (left + right) / 2, atol=1e-7)
+    assert audio.info(path) == (1600, 16000, 2)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_load_resamples_to_the_same_duration_and_pitch(tmp_path, rate):
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, sine(1.0, rate), rate)
+    samples = audio.load(path, 16000)
+    assert samples.shape == (16000,)
+    # 1 s, so that bin number and frequency are the same
+    assert torch.fft.rfft(samples).abs().argmax() == 200
+
+
+def test_length_after_resampling_is_rounded_up():
+    assert audio.resample(torch.zeros(2, 4411), 44100, 16000).shape == (2, 1601)
+
+
+@pytest.mark.parametrize(
+    "extension, container, subtype",
+    [
+        ("wav", "WAV", "PCM_16"),
+        ("flac", "FLAC", "PCM_16"),
+        ("mp3", "MP3", None),
+        ("ogg", "OGG", "VORBIS"),
+        ("opus", "OGG", "OPUS"),
+        ("WAV", "WAV", "PCM_24"),
+    ],
+)
+def test_formats_survive_a_round_trip(tmp_path, extension, container, subtype):
+    path = str(tmp_path / f"a.{extension}")
+    original = sine(1.0, 16000)
+    soundfile.write(path, original, 16000, format=container, subtype=subtype)
+    frames, rate, channels = audio.info(path)
+    samples, _ = audio.read(path)
+    assert channels == 1 and len(samples) == frames
+    assert frames / rate == pytest.approx(1.0, abs=0.1)
+    assert np.abs(np.fft.rfft(samples, rate)).argmax() == 200
+    assert audio.read(path, 4000, 5000)[0].shape == (1000,)
+
+
+@pytest.mark.parametrize("name", ["no audio.wav", "empty.flac", "missing.mp3"])
+@pytest.mark.parametrize("function", [audio.info, audio.read])
+def test_error_names_the_file(tmp_path, function, name):
+    path = tmp_path / name
+    if name == "no audio.wav":
+        path.write_text("This is text.")
+    elif name == "empty.flac":
+        path.touch()
+    with pytest.raises(OSError, match=name):
+        function(str(path))
+
+
+def test_missing_m4a_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="speech.m4a"):
+        audio.info(str(tmp_path / "speech.m4a"))

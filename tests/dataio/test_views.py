@@ -1,0 +1,152 @@
+"""Views: where they are cut, and what their randomness depends on."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_ssl.dataio.corruption import Corruption
+from speechbrain_ssl.dataio.views import ViewSampler, positions
+
+RATE = 16000
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    """A file whose samples tell where they are: 3 s, from 0 to 0.48."""
+    path = tmp_path / "ramp.wav"
+    samples = np.arange(3 * RATE) / 1e5
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def corruption():
+    made = Corruption(RATE, simulated_rooms=5, chances=[0.1, 0.2, 0.3, 0.4])
+    made.prepare()
+    return made
+
+
+def cut(sampler, path, key=(0, 0), start=0, stop=3 * RATE):
+    views, draws = sampler(key, path, start, stop)
+    return sampler.split(views[None]), draws
+
+
+def test_views_are_stretches_of_the_utterance(ramp):
+    sampler = ViewSampler(RATE, 2, 1.0, 3, 0.5)
+    (globals_, locals_), _ = cut(sampler, ramp, start=RATE, stop=3 * RATE)
+    assert [v.shape for v in globals_] == 2 * [(1, RATE)]
+    assert [v.shape for v in locals_] == 3 * [(1, RATE // 2)]
+    for view in [*globals_, *locals_]:
+        assert torch.allclose(view.diff(), torch.tensor(1e-5), atol=1e-6)
+        assert view.min() >= 0.16 - 1e-6
+
+
+def test_views_differ_between_views_epochs_rows_and_seeds(ramp):
+    def first(key=(0, 0), seed=0):
+        (views, _), _ = cut(ViewSampler(RATE, 2, 1.0, seed=seed), ramp, key)
+        return [round(v[0, 0].item() * 1e5) for v in views]
+
+    starts = [first(), first((1, 0)), first((0, 1)), first(seed=1)]
+    assert len({tuple(s) for s in starts}) == 4
+    assert starts[0][0] != starts[0][1]
+    assert first() == starts[0]
+
+
+def test_corruption_is_drawn_for_each_view(ramp, corruption):
+    sampler = ViewSampler(RATE, 2, 1.0, 2, 0.5, corruption)
+    _, draws = cut(sampler, ramp)
+    assert len({tuple(d.tolist()) for d in draws}) == 4
+    _, again = cut(sampler, ramp)
+    assert torch.equal(draws, again)
+
+
+def test_workers_and_device_corrupt_alike(ramp, corruption):
+    keys = [(0, 0), (0, 1), (3, 0)]
+    settings = (RATE, 2, 1.0, 3, 0.5, corruption)
+    worker = ViewSampler(*settings, corrupt_on="workers")
+    device = ViewSampler(*settings, corrupt_on="device")
+    done = [worker(key, ramp, 0, 3 * RATE) for key in keys]
+    todo = [device(key, ramp, 0, 3 * RATE) for key in keys]
+    clean = torch.stack([views for views, _ in todo])
+    batch = device.corrupt_batch(clean, torch.stack([d for _, d in todo]))
+    expected = torch.stack([views for views, _ in done])
+    assert not torch.allclose(clean, expected, atol=1e-3)
+    assert torch.allclose(batch, expected, atol=1e-5)
+
+
+def test_clean_global_leaves_only_global_views_clean(ramp, corruption):
+    (clean_globals, clean_locals), _ = cut(
+        ViewSampler(RATE, 1, 1.0, 2, 0.5), ramp
+    )
+    sampler = ViewSampler(RATE, 1, 1.0, 2, 0.5, corruption, clean_global=True)
+    (globals_, locals_), _ = cut(sampler, ramp)
+    assert torch.equal(globals_[0], clean_globals[0])
+    assert not torch.allclose(locals_[0], clean_locals[0], atol=1e-3)
+
+
+def test_a_short_utterance_is_repeated(ramp):
+    (views, _), _ = cut(ViewSampler(RATE, 1, 2.0), ramp, stop=RATE // 2)
+    parts = views[0][0].view(4, -1)
+    assert torch.equal(parts[0], parts[3])
+    assert parts[0, 0] == 0
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_files_of_other_rates_are_resampled(tmp_path, rate):
+    path = str(tmp_path / "tone.wav")
+    tone = np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+    soundfile.write(path, 0.5 * tone, rate)
+    (views, _), _ = cut(ViewSampler(RATE, 1, 1.0), path, stop=2 * rate)
+    spectrum = torch.fft.rfft(views[0][0]).abs()
+    assert views[0].shape == (1, RATE)
+    assert spectrum.argmax() == 440
+
+
+def test_speed_is_one_for_all_views_of_an_utterance(tmp_path):
+    path = str(tmp_path / "tone.wav")
+    tone = np.sin(2 * np.pi * 1000 * np.arange(4 * RATE) / RATE)
+    soundfile.write(path, 0.5 * tone, RATE)
+    sampler = ViewSampler(RATE, 2, 1.0, speeds=(0.8, 1.25))
+    pitches = set()
+    for epoch in range(12):
+        (views, _), _ = cut(sampler, path, (epoch, 0), stop=4 * RATE)
+        found = {torch.fft.rfft(v[0]).abs().argmax().item() for v in views}
+        assert len(found) == 1
+        pitches |= found
+    assert pitches == {800, 1250}
+
+
+@pytest.mark.parametrize("gap", [0, 10])
+def test_a_gap_keeps_segments_apart(gap):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        starts = np.sort(positions(200, 40, 3, gap, rng))
+        assert (np.diff(starts) >= 40 + gap).all()
+        assert starts[0] >= 0 and starts[-1] + 40 <= 200
+
+
+def test_an_utterance_too_short_for_the_gap_is_used_from_end_to_end():
+    starts = positions(100, 60, 2, 30, np.random.default_rng(0))
+    assert sorted(starts.tolist()) == [0, 40]
+
+
+def test_without_a_gap_every_start_is_possible():
+    rng = np.random.default_rng(0)
+    starts = np.concatenate([positions(6, 4, 2, None, rng) for _ in range(99)])
+    assert set(starts.tolist()) == {0, 1, 2}
+
+
+def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path):
+    path = str(tmp_path / "bad.wav")
+    samples = np.full(RATE, np.nan, dtype=np.float32)
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match="bad.wav"):
+        ViewSampler(RATE, 1, 1.0)((0, 0), path, 0, RATE)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="crop"):
+        ViewSampler(RATE, 0, 1.0)
+    with pytest.raises(ValueError, match="corrupt_on"):
+        ViewSampler(RATE, 1, 1.0, corrupt_on="gpu")

@@ -1,0 +1,448 @@
+"""Trial lists, embeddings of files and the files that verify writes."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.lobes.features import Fbank
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.processing.features import InputNormalization
+
+from speechbrain_ssl.evaluation import metrics, scoring, verification
+from speechbrain_ssl.evaluation.verification import (
+    embed_files,
+    read_trials,
+    summarize,
+    trial_paths,
+    verify,
+)
+
+
+def write_list(folder, text, name="list.txt"):
+    """A trial list with this text."""
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def write_wav(path, seconds=0.5, rate=16000, seed=0, **kwargs):
+    """A file of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = round(seconds * rate)
+    noise = np.random.default_rng(seed).normal(0, 0.1, frames)
+    soundfile.write(path, noise.astype(np.float32), rate, **kwargs)
+    return str(path)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Three speakers with two files each, and a list beside their folder."""
+    for number in range(6):
+        wav = tmp_path / "wav" / f"s{number // 2}" / f"{number % 2}.wav"
+        write_wav(wav, 0.3 + 0.1 * number, seed=number)
+    names = [f"wav/s{n // 2}/{n % 2}.wav" for n in range(6)]
+    lines = [
+        f"{int(a // 2 == b // 2)} {names[a]} {names[b]}\n"
+        for a in range(6)
+        for b in range(a + 1, 6)
+    ]
+    return write_list(tmp_path, "".join(lines))
+
+
+def statistics(wavs, wav_lens):
+    """Embeddings that need no training: quantiles of the valid samples."""
+    steps = torch.linspace(0, 1, 16)
+    frames = (wav_lens * wavs.shape[1]).round().long()
+    rows = [wav[:n].quantile(steps) for wav, n in zip(wavs, frames)]
+    return torch.stack(rows) + 0.01
+
+
+class Ecapa(torch.nn.Module):
+    """A small ECAPA-TDNN with random weights, as the recipes wire it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = Fbank(n_mels=24)
+        self.norm = InputNormalization(norm_type="sentence", std_norm=False)
+        self.net = ECAPA_TDNN(24, channels=[16] * 4 + [48], lin_neurons=12)
+        self.shapes = []
+
+    def forward(self, wavs, wav_lens):
+        self.shapes.append(tuple(wavs.shape))
+        return self.net(self.norm(self.features(wavs), wav_lens), wav_lens)
+
+
+def test_a_list_is_read_in_order_with_sorted_files(tmp_path):
+    path = write_list(tmp_path, "1 c a\n\n0 b c\ntarget a b\nnontarget a c\n")
+    trials = read_trials(path)
+    assert trials.files == ["a", "b", "c"]
+    assert trials.enrol.tolist() == [2, 1, 0, 0]
+    assert trials.test.tolist() == [0, 2, 1, 2]
+    assert trials.targets.tolist() == [1, 0, 1, 0]
+    assert trials.enrol.dtype == trials.test.dtype == np.int64
+    assert trials.targets.dtype == np.uint8
+
+
+def test_line_ends_marks_and_wide_gaps_do_not_matter(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbf1  a   b\r\n  0 a c  \r\n\r\n1 a\td")
+    trials = read_trials(str(path))
+    assert trials.files == ["a", "b", "c", "d"]
+    assert trials.targets.tolist() == [1, 0, 1]
+
+
+def test_paths_with_spaces_are_read_from_tabs(tmp_path):
+    path = write_list(tmp_path, "1\tmy a.wav\tmy b.wav\n0\tmy a.wav\tc\n")
+    assert read_trials(path).files == ["c", "my a.wav", "my b.wav"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("1 a b\n\n0 a\n", "line 3: expected 3 fields.*found 2"),
+        ("1 a b\n0 a b c\n", "line 2: expected 3 fields.*found 4"),
+        ("1 a b\n0  a\n", "line 2: expected 3 fields.*found 2"),
+        ("1 a b\n0 a\tb c\n", "line 2: expected 3 fields.*found 4"),
+        ("1\ta\tb\n0\t\tc\n", "line 2: expected 3 fields"),
+        ("1\ta\tb\n0 a c\n", "line 2: expected 3 fields.*found 1"),
+        ("\n1 a b\n2 a c\n", "line 3: expected a label.*found '2'"),
+        ("a b target\n", "line 1: expected a label.*found 'a'"),
+        ("1 a b\n0 a c\n0 a b\n", "lines 1 and 3.*different labels"),
+        ("", "holds no trials"),
+        ("\n \n", "holds no trials"),
+        ("1 a b\n1 a c\n", "2 target and 0 non-target"),
+        ("0 a b\n0 a c\n", "0 target and 2 non-target"),
+    ],
+)
+def test_a_wrong_list_is_refused_with_file_and_line(tmp_path, text, message):
+    path = write_list(tmp_path, text)
+    with pytest.raises(ValueError, match=f"list.txt.*{message}"):
+        read_trials(path)
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"1 a \xff\xfe\n")
+    with pytest.raises(ValueError, match="list.txt is no trial list"):
+        read_trials(str(path))
+
+
+def test_both_orders_of_a_pair_are_two_trials(tmp_path):
+    path = write_list(tmp_path, "1 a b\n1 b a\n0 a c\n")
+    assert len(read_trials(path).targets) == 3
+
+
+def test_files_are_found_from_the_folder_of_the_list(corpus):
+    trials = read_trials(corpus)
+    root = os.path.dirname(corpus)
+    expected = [os.path.join(root, file) for file in trials.files]
+    assert trial_paths(trials, corpus) == expected
+
+
+def test_files_are_found_from_the_folder_above_the_list(corpus, tmp_path):
+    (tmp_path / "lists").mkdir()
+    moved = tmp_path / "lists" / "list.txt"
+    os.rename(corpus, moved)
+    trials = read_trials(str(moved))
+    paths = trial_paths(trials, str(moved))
+    assert paths[0] == str(tmp_path / "wav/s0/0.wav")
+
+
+def test_data_root_is_used_and_absolute_paths_stay(tmp_path):
+    wav = write_wav(tmp_path / "else" / "a.wav")
+    write_wav(tmp_path / "root" / "b.wav")
+    path = write_list(tmp_path, f"1 {wav} b.wav\n0 b.wav {wav}\n")
+    paths = trial_paths(read_trials(path), path, str(tmp_path / "root"))
+    assert paths == [wav, str(tmp_path / "root" / "b.wav")]
+
+
+def test_missing_files_are_counted_and_the_first_line_named(corpus, tmp_path):
+    os.remove(tmp_path / "wav/s0/1.wav")
+    os.remove(tmp_path / "wav/s2/0.wav")
+    trials = read_trials(corpus)
+    message = r"2 of 6 .*list.txt .*wav/s0/1.wav, wav/s2/0.wav .*line 1\)"
+    with pytest.raises(FileNotFoundError, match=message):
+        trial_paths(trials, corpus)
+
+
+def test_batches_hold_nearly_equal_lengths_and_fit_the_budget():
+    lengths = np.random.default_rng(0).integers(16000, 64000, 500)
+    batches = list(verification._batches(lengths, budget=320000))
+    assert sorted(sum(batches, [])) == list(range(500))
+    for batch in batches:
+        longest = lengths[batch].max()
+        assert longest * len(batch) <= 320000
+        assert lengths[batch].min() >= 0.99 * longest
+    assert len(batches) < 250
+    assert lengths[batches[0]].max() == lengths.max()
+
+
+def test_a_file_longer_than_the_budget_is_a_batch_of_its_own():
+    lengths = np.array([10, 900, 10])
+    assert list(verification._batches(lengths, 25)) == [[1], [0, 2]]
+
+
+def test_batched_embeddings_equal_those_of_single_files(tmp_path):
+    seconds = [1.0, 0.5, 0.998, 0.03, 1.0, 0.7, 0.5]
+    paths = [
+        write_wav(tmp_path / f"{n}.wav", length, seed=n)
+        for n, length in enumerate(seconds)
+    ]
+    ecapa = Ecapa().eval()
+    together = embed_files(ecapa, paths, progress=False)
+    assert sorted(size for size, _ in ecapa.shapes) == [1, 1, 2, 3]
+    alone = torch.cat(
+        [embed_files(ecapa, [path], progress=False) for path in paths]
+    )
+    assert together.shape == (7, 12) and not together.requires_grad
+    assert torch.cosine_similarity(together, alone).min() > 0.999
+    # and no other file comes as near
+    nearest = torch.cdist(together, alone).argmin(1)
+    assert nearest.tolist() == list(range(7))
+    assert ecapa.shapes[-4][1] == 1600
+
+
+def test_encoder_hears_how_much_of_each_file_is_padding(tmp_path):
+    paths = [
+        write_wav(tmp_path / f"{n}.wav", length, seed=n)
+        for n, length in enumerate([0.995, 1.0])
+    ]
+    seen = []
+
+    def embed(wavs, wav_lens):
+        seen.append((wavs, wav_lens))
+        return wavs[:, :4]
+
+    embed_files(embed, paths, progress=False)
+    ((wavs, wav_lens),) = seen
+    assert wav_lens.tolist() == pytest.approx([1.0, 0.995])
+    assert wavs[1, 15920:].abs().max() == 0 < wavs[1, 15919].abs()
+
+
+def test_short_files_are_repeated_up_to_a_tenth_of_a_second(tmp_path):
+    path = write_wav(tmp_path / "short.wav", 0.03)
+    seen = []
+
+    def embed(wavs, wav_lens):
+        seen.append(wavs)
+        return wavs[:, :4]
+
+    embed_files(embed, [path], progress=False)
+    (wav,) = seen[0]
+    assert wav.shape == (1600,)
+    assert torch.equal(wav, wav[:480].repeat(4)[:1600])
+
+
+def test_rates_and_channels_are_converted(tmp_path):
+    times = np.arange(8000) / 8000
+    tone = 0.3 * np.sin(2 * np.pi * 440 * times)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([tone, 0 * tone], 1), 8000)
+    seen = []
+
+    def embed(wavs, wav_lens):
+        seen.append((wavs.shape, wavs.abs().max().item(), wav_lens.tolist()))
+        return wavs[:, :4] + 1
+
+    embed_files(embed, [str(path)], progress=False)
+    (shape, peak, wav_lens), *_ = seen
+    assert shape == (1, 16000) and wav_lens == [1.0]
+    assert peak == pytest.approx(0.15, abs=0.02)
+
+
+def test_nan_in_audio_is_refused_by_name(tmp_path):
+    samples = np.zeros(8000, np.float32)
+    samples[4000] = np.nan
+    good = write_wav(tmp_path / "good.wav")
+    soundfile.write(tmp_path / "bad.wav", samples, 16000, subtype="FLOAT")
+    paths = [good, str(tmp_path / "bad.wav")]
+    with pytest.raises(ValueError, match="bad.wav holds NaN"):
+        embed_files(statistics, paths, progress=False)
+
+
+def test_nan_in_an_embedding_is_refused_by_name(tmp_path):
+    paths = [write_wav(tmp_path / f"{n}.wav", seed=n) for n in range(3)]
+
+    def embed(wavs, wav_lens):
+        rows = wavs[:, :5].clone()
+        rows[1, 2] = float("nan")
+        return rows
+
+    with pytest.raises(ValueError, match="embedding of .*1.wav is NaN"):
+        embed_files(embed, paths, progress=False)
+
+
+def test_files_without_samples_and_other_files_are_refused(tmp_path):
+    empty = write_wav(tmp_path / "empty.wav", seconds=0)
+    text = write_list(tmp_path, "no audio", "text.wav")
+    with pytest.raises(ValueError, match="empty.wav holds no audio"):
+        embed_files(statistics, [empty], progress=False)
+    with pytest.raises(OSError, match="text.wav"):
+        embed_files(statistics, [text], progress=False)
+    with pytest.raises(ValueError, match="found none"):
+        embed_files(statistics, [], progress=False)
+
+
+def test_an_encoder_that_loses_a_row_is_refused(tmp_path):
+    paths = [write_wav(tmp_path / f"{n}.wav", seed=n) for n in range(3)]
+    with pytest.raises(ValueError, match="of 3 files, found shape"):
+        embed_files(lambda wavs, _: wavs[1:, :5], paths, progress=False)
+
+
+def scored_trials(tmp_path, folders=4, files=5):
+    """All pairs of the files of some speakers, with random scores."""
+    names = [f"s{s}/{f}.wav" for s in range(folders) for f in range(files)]
+    lines = [
+        f"{int(a[:2] == b[:2])} {a} {b}\n"
+        for a in names
+        for b in names
+        if a < b
+    ]
+    trials = read_trials(write_list(tmp_path, "".join(lines)))
+    noise = np.random.default_rng(0).standard_normal(len(lines))
+    return noise + 1.5 * trials.targets, trials
+
+
+def test_summary_holds_the_metrics_in_their_units(tmp_path):
+    scores, trials = scored_trials(tmp_path)
+    summary = summarize(scores, trials)
+    rate, threshold = metrics.eer(scores, trials.targets)
+    assert summary["EER"] == pytest.approx(100 * rate)
+    assert summary["threshold"] == threshold
+    assert summary["EER_low"] < summary["EER"] < summary["EER_high"] < 100
+    for p_target in (0.01, 0.05):
+        cost = metrics.min_dcf(scores, trials.targets, p_target)
+        assert summary[f"minDCF_{p_target}"] == cost
+    counts = [summary[name] for name in ("trials", "targets", "files")]
+    assert counts == [190, 40, 20]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_bootstrap_draws_folders_that_hold_several_files(tmp_path):
+    scores, trials = scored_trials(tmp_path)
+    speakers = np.array([int(file[1]) for file in trials.files])
+    low, high = metrics.bootstrap(
+        scores, trials.targets, speakers[trials.enrol], speakers[trials.test]
+    )
+    summary = summarize(scores, trials)
+    assert summary["bootstrap_over"] == "folders"
+    assert summary["EER_low"] == pytest.approx(100 * low)
+    assert summary["EER_high"] == pytest.approx(100 * high)
+    files = summarize(scores, trials, groups="files")
+    assert files["bootstrap_over"] == "files"
+    assert files["EER_low"] != summary["EER_low"]
+
+
+@pytest.mark.parametrize("text", ["1 a b\n0 a c\n", "1 x/a y/b\n0 x/a z/c\n"])
+def test_bootstrap_draws_files_where_folders_say_nothing(tmp_path, text):
+    trials = read_trials(write_list(tmp_path, text))
+    assert summarize([1, 0], trials)["bootstrap_over"] == "files"
+
+
+def test_a_trial_given_twice_counts_twice_with_a_warning(tmp_path, caplog):
+    path = write_list(tmp_path, "1 a b\n0 a c\n0 a c\n1 a b\n")
+    trials = read_trials(path)
+    assert len(trials.targets) == 4
+    (message,) = caplog.messages
+    assert str(path) in message and "2 lines repeat" in message
+    assert "lines 1 and 4" in message or "lines 2 and 3" in message
+
+
+def test_unknown_groups_are_refused(tmp_path):
+    scores, trials = scored_trials(tmp_path)
+    with pytest.raises(ValueError, match="'speakers'"):
+        summarize(scores, trials, groups="speakers")
+
+
+def test_verify_writes_metrics_scores_and_embeddings(corpus, tmp_path):
+    out = tmp_path / "out"
+    summary = verify(statistics, corpus, str(out), progress=False)
+    folder = out / "list"
+    assert json.loads((folder / "metrics.json").read_text()) == summary
+    assert sorted(os.listdir(folder)) == [
+        "embeddings.npy",
+        "embeddings_ids.txt",
+        "metrics.json",
+        "scores.txt",
+    ]
+    trials = read_trials(corpus)
+    ids = (folder / "embeddings_ids.txt").read_text().splitlines()
+    embeddings = np.load(folder / "embeddings.npy")
+    assert ids == trials.files
+    assert embeddings.dtype == np.float32 and embeddings.shape == (6, 16)
+    scores = scoring.cosine_scores(embeddings, trials.enrol, trials.test)
+    given = open(corpus).read().splitlines()
+    written = (folder / "scores.txt").read_text().splitlines()
+    assert [line.split()[:3] for line in written] == [
+        line.split() for line in given
+    ]
+    found = np.array([float(line.split()[3]) for line in written], np.float32)
+    np.testing.assert_array_equal(found, scores)
+
+
+def test_verify_with_a_cohort_reports_raw_and_normalised(corpus, tmp_path):
+    cohort = torch.rand(10, 16)
+    summary = verify(
+        statistics,
+        corpus,
+        str(tmp_path / "out"),
+        cohort=cohort,
+        top_n=4,
+        progress=False,
+    )
+    folder = tmp_path / "out" / "list"
+    assert summary["raw"] == verify(statistics, corpus, progress=False)
+    assert summary["as_norm"]["threshold"] != summary["raw"]["threshold"]
+    assert json.loads((folder / "metrics.json").read_text()) == summary
+    trials = read_trials(corpus)
+    raw = scoring.cosine_scores(
+        embeddings := np.load(folder / "embeddings.npy"),
+        trials.enrol,
+        trials.test,
+    )
+    normalised = scoring.as_norm(
+        raw, trials.enrol, trials.test, embeddings, cohort, 4
+    )
+    lines = (folder / "scores_as_norm.txt").read_text().splitlines()
+    found = np.array([float(line.split()[3]) for line in lines], np.float32)
+    np.testing.assert_allclose(found, normalised, rtol=1e-5)
+
+
+def test_a_small_cohort_is_refused_before_embedding(corpus):
+    def embed(wavs, wav_lens):
+        raise RuntimeError("embedded")
+
+    with pytest.raises(ValueError, match="300 cohort utterances"):
+        verify(embed, corpus, cohort=torch.rand(3, 16))
+
+
+def test_a_cache_embeds_each_file_once(corpus):
+    cache, calls = {}, []
+
+    def embed(wavs, wav_lens):
+        calls.append(len(wavs))
+        return statistics(wavs, wav_lens)
+
+    first = verify(embed, corpus, cache=cache, progress=False)
+    assert sum(calls) == len(cache) == 6
+    assert verify(embed, corpus, cache=cache, progress=False) == first
+    assert sum(calls) == 6
+
+
+def test_a_failed_write_leaves_the_old_file(corpus, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    verify(statistics, corpus, str(out), progress=False)
+    before = (out / "list" / "scores.txt").read_text()
+
+    def fail(trials, scores):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(verification, "_score_lines", fail)
+    with pytest.raises(RuntimeError):
+        verify(statistics, corpus, str(out), progress=False)
+    assert (out / "list" / "scores.txt").read_text() == before
+    assert not [name for name in os.listdir(out / "list") if "tmp" in name]

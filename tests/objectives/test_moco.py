@@ -1,0 +1,114 @@
+"""MoCo against the formula, known values and the contract."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.objectives.moco import MoCo
+from speechbrain_ssl.testing import check_objective
+from tests.objectives.reference import contrastive
+
+
+def views(*shape):
+    points = torch.randn(*shape)
+    return Views(points, points)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_equals_the_written_out_formula(count, symmetric, margin):
+    objective = MoCo(7, 5, 0.2, margin, symmetric).eval()
+    student, teacher = views(count, 3, 7), views(count, 3, 7)
+    loss, _ = objective(student, teacher, 0.0)
+    slow = contrastive.info_nce(
+        student.projection.tolist(),
+        teacher.projection.tolist(),
+        objective.queue.tolist(),
+        0.2,
+        margin,
+        symmetric,
+    )
+    assert loss.item() == pytest.approx(slow, rel=1e-5)
+
+
+@pytest.mark.parametrize("size, loss", [(65536, 11.09037), (32768, 10.39724)])
+def test_orthogonal_everything_gives_log_of_one_plus_queue(size, loss):
+    objective = MoCo(3, size)
+    objective.queue.zero_()
+    query, key = torch.zeros(2, 4, 3), torch.zeros(2, 4, 3)
+    query[..., 0], key[..., 1] = 1.0, 1.0
+    found, _ = objective(Views(query, query), Views(key, key), 0.0)
+    assert found.item() == pytest.approx(loss, abs=1e-4)
+
+
+def test_perfect_keys_give_the_floor_of_the_loss():
+    objective = MoCo(3, 65536, temperature=0.07)
+    objective.queue.zero_()
+    point = torch.ones(2, 4, 3)
+    loss, _ = objective(Views(point, point), Views(point, point), 0.0)
+    floor = math.log1p(65536 * math.exp(-1 / 0.07))
+    assert loss.item() == pytest.approx(floor, rel=1e-4)
+
+
+def test_queue_keeps_the_newest_keys_after_wrapping():
+    objective = MoCo(4, queue_size=10)
+    seen = []
+    for _ in range(4):
+        teacher = views(2, 3, 4)
+        objective(views(2, 3, 4), teacher, 0.0)
+        keys = F.normalize(teacher.projection, dim=-1)
+        seen.append(keys.transpose(0, 1).flatten(0, 1))
+    newest = torch.cat(seen)[-10:]
+    assert objective.oldest.item() == 24 % 10
+    in_order = objective.queue.roll(-objective.oldest.item(), 0)
+    assert torch.equal(in_order, newest)
+
+
+def test_a_batch_larger_than_the_queue_fills_it_with_its_last_keys():
+    objective = MoCo(4, queue_size=3)
+    teacher = views(2, 5, 4)
+    objective(views(2, 5, 4), teacher, 0.0)
+    keys = F.normalize(teacher.projection, dim=-1).transpose(0, 1)
+    stored = sorted(objective.queue.tolist())
+    assert stored == sorted(keys.flatten(0, 1)[-3:].tolist())
+
+
+def test_own_keys_enter_the_queue_after_the_loss():
+    objective = MoCo(4, queue_size=6)
+    student, teacher = views(2, 3, 4), views(2, 3, 4)
+    with_old_queue = objective.eval()(student, teacher, 0.0)[0]
+    assert torch.equal(
+        objective.train()(student, teacher, 0.0)[0], with_old_queue
+    )
+    assert not torch.equal(objective(student, teacher, 0.0)[0], with_old_queue)
+
+
+def test_moving_the_queue_does_not_change_the_gradient():
+    gradients = []
+    for training in (True, False):
+        torch.manual_seed(0)
+        objective = MoCo(4, queue_size=6).train(training)
+        point = torch.randn(2, 3, 4, requires_grad=True)
+        loss, _ = objective(Views(point, point), views(2, 3, 4), 0.0)
+        loss.backward()
+        gradients.append(point.grad)
+    assert torch.equal(*gradients)
+
+
+def test_keeps_the_contract():
+    check_objective(MoCo(5, queue_size=7), dim=5)
+    check_objective(MoCo(5, 64, margin=0.2), dim=5, views=3, teacher_views=3)
+
+
+def test_a_missing_teacher_is_named():
+    with pytest.raises(ValueError, match="teacher"):
+        MoCo(4)(views(2, 3, 4), None, 0.0)
+
+
+def test_a_single_view_is_refused():
+    with pytest.raises(ValueError, match="two different views"):
+        MoCo(4, 8)(views(1, 3, 4), views(1, 3, 4), 0.0)

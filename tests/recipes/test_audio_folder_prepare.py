@@ -1,0 +1,328 @@
+"""Tests of the preparation of a folder of audio."""
+
+import csv
+import importlib.util
+import os
+import pathlib
+import runpy
+import signal
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_ssl.dataio.annotations import read_annotation
+
+SCRIPT = (
+    pathlib.Path(__file__).parents[2]
+    / "recipes/AudioFolder/SSL/audio_folder_prepare.py"
+)
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+prepare = load_script()
+
+
+def noise(seconds, rate=16000, channels=1, level=0.1):
+    shape = (int(seconds * rate), channels)
+    return level * np.random.default_rng(0).uniform(-1, 1, shape)
+
+
+def write(folder, name, samples=None, rate=16000, **kwargs):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = noise(1.5, rate) if samples is None else samples
+    soundfile.write(path, samples, rate, **kwargs)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "audio").mkdir()
+    return tmp_path / "audio"
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """Prepares the folder; IDs of the annotation, and reasons by name."""
+
+    def run(**kwargs):
+        out = tmp_path / "out" / "train.csv"
+        prepare.prepare_audio_folder(folder, out, **kwargs)
+        utterances = read_annotation(out, folder)
+        rows = [utterances.row(index) for index in range(len(utterances))]
+        for row in rows:
+            assert row["wav"] == f"{folder}/{row['ID']}"
+        return {row["ID"]: row for row in rows}, skipped(tmp_path)
+
+    return run
+
+
+def skipped(tmp_path):
+    with open(tmp_path / "out/skipped.csv", newline="", encoding="utf-8") as f:
+        return {
+            row["wav"].removeprefix("$data_root/"): row["reason"]
+            for row in csv.DictReader(f)
+        }
+
+
+def test_any_rate_and_number_of_channels_is_measured(folder, run):
+    write(folder, "narrow.wav", rate=8000)
+    write(folder, "cd.flac", noise(2, 44100, channels=2), 44100)
+    rows, problems = run()
+    assert problems == {}
+    assert list(rows) == ["cd.flac", "narrow.wav"]
+    assert rows["narrow.wav"]["duration"] == 1.5
+    assert (rows["narrow.wav"]["start"], rows["narrow.wav"]["stop"]) == (
+        0,
+        12000,
+    )
+    assert rows["cd.flac"]["duration"] == 2.0
+    assert rows["cd.flac"]["stop"] == 88200
+
+
+def test_every_extension_counts_in_either_case(folder, run):
+    write(folder, "a.WAV")
+    write(folder, "b.Mp3", format="MP3")
+    write(folder, "c.ogg")
+    write(folder, "d.opus", format="OGG", subtype="OPUS")
+    (folder / "notes.txt").write_text("ignored")
+    rows, problems = run()
+    assert list(rows) == ["a.WAV", "b.Mp3", "c.ogg", "d.opus"]
+    assert problems == {}
+
+
+def test_unusable_files_are_listed_with_their_reason(folder, run, tmp_path):
+    write(folder, "good.wav")
+    (folder / "text.wav").write_text("This is text.")
+    (folder / "x").mkdir()
+    (folder / "x/empty.wav").touch()
+    write(folder, "short.wav", noise(0.1))
+    write(folder, "no_frames.wav", noise(0))
+    write(folder, "zeros.wav", np.zeros(32000))
+    write(folder, "hum.wav", noise(2, level=0.0005), subtype="FLOAT")
+    write(folder, "offset.wav", np.full(32000, 0.5))
+    broken = noise(2)
+    broken[16000:16100] = np.nan
+    write(folder, "nan.wav", broken, subtype="FLOAT")
+    os.mkfifo(folder / "pipe.wav")
+    (folder / "dangling.wav").symlink_to(folder / "nowhere.wav")
+    rows, problems = run()
+    assert list(rows) == ["good.wav"]
+    assert {
+        name: reason.partition(":")[0] for name, reason in problems.items()
+    } == {
+        "text.wav": "unreadable",
+        "x/empty.wav": "empty",
+        "short.wav": "too short",
+        "no_frames.wav": "too short",
+        "zeros.wav": "silent",
+        "hum.wav": "silent",
+        "offset.wav": "silent",
+        "nan.wav": "NaN",
+        "pipe.wav": "unreadable",
+        "dangling.wav": "unreadable",
+    }
+    counts = prepare.prepare_audio_folder(folder, tmp_path / "out/train.csv")
+    assert counts["usable"] == 1
+    assert counts["silent"] == counts["unreadable"] == 3
+
+
+def test_speech_between_silent_probes_is_kept(folder, run):
+    samples = np.zeros(6 * 16000)
+    samples[32000:33600] = noise(0.1)[:, 0]
+    write(folder, "rare.wav", samples)
+    assert list(run()[0]) == ["rare.wav"]
+
+
+def test_truncated_file_is_unreadable(folder, run):
+    write(folder, "good.flac")
+    write(folder, "cut.flac")
+    data = (folder / "cut.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(data[: len(data) // 3])
+    rows, problems = run()
+    assert list(rows) == ["good.flac"]
+    assert problems["cut.flac"].startswith("unreadable")
+
+
+def test_file_shorter_than_its_header_says_is_unreadable(
+    folder, run, monkeypatch
+):
+    write(folder, "good.wav")
+    write(folder, "lies.wav")
+    read = prepare.audio.read
+
+    def nothing_in_lies(path, start, stop):
+        if path.endswith("lies.wav"):
+            start = stop
+        return read(path, start, stop)
+
+    monkeypatch.setattr(prepare.audio, "read", nothing_in_lies)
+    rows, problems = run()
+    assert list(rows) == ["good.wav"]
+    assert "although its header says more" in problems["lies.wav"]
+
+
+def test_names_are_kept_as_they_are(folder, run):
+    names = [
+        " leading space.wav",
+        "a/same.wav",
+        "b/same.wav",
+        "b/same.flac",
+        "comma, \"quotes\" and 'more'.wav",
+        "dots.in.name.v1.0.wav",
+        "new\nline.wav",
+        "日本語/ÄÖÜ é.wav",
+        "$money/Ke$ha.wav",
+    ]
+    for name in names:
+        write(folder, name)
+    rows, problems = run()
+    assert list(rows) == sorted(names)
+    assert problems == {}
+
+
+def test_undecodable_name_is_listed(folder, run):
+    write(folder, "good.wav")
+    os.rename(
+        folder / "good.wav", os.path.join(os.fsencode(folder), b"b\xff.wav")
+    )
+    write(folder, "good.wav")
+    rows, problems = run()
+    assert list(rows) == ["good.wav"]
+    assert problems["b\\udcff.wav"].startswith("name not UTF-8")
+
+
+def test_links_are_followed_once_and_hidden_folders_are_not(
+    folder, run, tmp_path
+):
+    write(tmp_path / "elsewhere", "c.wav")
+    write(folder, ".hidden/a.wav")
+    write(folder, "d/b.wav")
+    (folder / "link.wav").symlink_to(folder / "d/b.wav")
+    (folder / "e").symlink_to(tmp_path / "elsewhere")
+    (folder / "d/loop").symlink_to(folder)
+    rows, problems = run()
+    assert list(rows) == ["d/b.wav", "e/c.wav", "link.wav"]
+    assert problems == {}
+
+
+def test_thresholds_are_applied_even_after_an_earlier_run(folder, run):
+    write(folder, "low.wav", noise(2, level=0.01))
+    write(folder, "loud.wav", noise(1.2))
+    assert list(run()[0]) == ["loud.wav", "low.wav"]
+    assert list(run(min_seconds=1.5)[0]) == ["low.wav"]
+    assert list(run(silence_db=-30)[0]) == ["loud.wav"]
+    assert list(run()[0]) == ["loud.wav", "low.wav"]
+
+
+def outputs(tmp_path):
+    return {
+        path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()
+    }
+
+
+def test_outputs_do_not_depend_on_the_number_of_workers(folder, run, tmp_path):
+    for number in range(40):
+        write(folder, f"{number % 7}/{number}.wav", noise(0.9 + number / 100))
+    run(num_workers=1)
+    one = outputs(tmp_path)
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    run(num_workers=5)
+    assert outputs(tmp_path) == one
+    assert sorted(one) == ["skipped.csv", "train.csv", "train.csv.cache.json"]
+
+
+def test_second_run_looks_only_at_new_and_changed_files(
+    folder, run, tmp_path, monkeypatch
+):
+    for name in ("a.wav", "b.wav", "gone.wav"):
+        write(folder, name)
+    run()
+    first, looked = outputs(tmp_path), []
+    info = prepare.audio.info
+
+    def note(path):
+        looked.append(os.path.basename(path))
+        return info(path)
+
+    monkeypatch.setattr(prepare.audio, "info", note)
+    run()
+    assert looked == [] and outputs(tmp_path) == first
+    write(folder, "b.wav", noise(3))
+    write(folder, "new.wav")
+    (folder / "gone.wav").unlink()
+    rows, _ = run()
+    assert sorted(looked) == ["b.wav", "new.wav"]
+    assert list(rows) == ["a.wav", "b.wav", "new.wav"]
+    assert rows["b.wav"]["duration"] == 3.0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_damaged_cache_is_ignored(folder, run, tmp_path, content):
+    write(folder, "a.wav")
+    run()
+    first = outputs(tmp_path)
+    (tmp_path / "out/train.csv.cache.json").write_text(content)
+    run()
+    assert outputs(tmp_path) == first
+
+
+def test_killed_run_leaves_the_old_annotation(folder, run, tmp_path):
+    write(folder, "a.wav")
+    run()
+    before = outputs(tmp_path)
+    write(folder, "b.wav")
+    # a child that dies, as by kill -9, halfway through the annotation
+    child = os.fork()
+    if child == 0:
+        prepare.annotation_row = lambda path, file: (
+            os.kill(os.getpid(), signal.SIGKILL)
+            if path == "b.wav"
+            else (path, 1.5, path, 0, file.frames)
+        )
+        run(num_workers=1)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    after = outputs(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert list(run()[0]) == ["a.wav", "b.wav"]
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        prepare.prepare_audio_folder(tmp_path / "nowhere", tmp_path / "o.csv")
+
+
+def test_folder_without_audio_says_what_it_has(folder, run):
+    with pytest.raises(ValueError, match="no files at all"):
+        run()
+    for name in ("a.txt", "b.txt", "README"):
+        (folder / name).touch()
+    with pytest.raises(ValueError, match="2 .txt, 1 no extension"):
+        run()
+
+
+def test_folder_without_usable_audio_says_why(folder, run, tmp_path):
+    write(folder, "short.wav", noise(0.1))
+    (folder / "empty.wav").touch()
+    with pytest.raises(ValueError, match="2 audio files.*1 empty, 1 too short"):
+        run()
+    assert len(skipped(tmp_path)) == 2
+    assert not (tmp_path / "out/train.csv").exists()
+
+
+def test_script_is_a_command(folder, tmp_path, monkeypatch):
+    write(folder, "a.wav")
+    words = [SCRIPT, folder, tmp_path / "train.csv", "--min_seconds", "0.5"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert len(read_annotation(tmp_path / "train.csv", folder)) == 1

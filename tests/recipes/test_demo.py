@@ -1,0 +1,105 @@
+"""The demo's bookkeeping, and one run of it on a few noises."""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_ssl.inference import main
+
+RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    sys.path.insert(0, str(RECIPE))
+    spec = importlib.util.spec_from_file_location("demo", RECIPE / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(RECIPE))
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    """Four 'speakers' of three noises each, and a trial list."""
+    folder = tmp_path_factory.mktemp("own audio")
+    rng = np.random.default_rng(0)
+    lines = []
+    for speaker in range(4):
+        (folder / f"s{speaker}").mkdir()
+        for take in range(3):
+            noise = 0.1 * rng.standard_normal(24000)
+            soundfile.write(folder / f"s{speaker}/{take}.wav", noise, 16000)
+        lines += [f"1 s{speaker}/0.wav s{speaker}/1.wav"]
+        lines += [f"0 s{speaker}/0.wav s{(speaker + 1) % 4}/2.wav"]
+    (folder / "list.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+SMALL = [
+    *("--batch_size", "4", "--emb_dim", "16"),
+    *("--embedding_model", "{channels: [8, 8, 8, 8, 24]}"),
+]
+
+
+def test_it_times_steps_trains_verifies_and_reports(
+    demo, speech, tmp_path, capsys
+):
+    arguments = [
+        *("--data_folder", str(speech)),
+        *("--trials", str(speech / "list.txt")),
+        *("--output_folder", str(tmp_path)),
+        *("--minutes", "0.05"),
+    ]
+    demo.main(arguments + SMALL)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["after"]["list"]["trials"] == 8
+    assert summary["epochs"] >= 1
+    assert summary["steps"] == 3 * summary["epochs"]
+    assert "EER" in capsys.readouterr().out
+    readme = (tmp_path / "model" / "README.md").read_text()
+    assert "threshold=" in readme
+    assert (tmp_path / "report.html").is_file()
+
+    main(["--folder", str(tmp_path / "again"), str(tmp_path)])
+    first, again = (
+        torch.load(tmp_path / name / "embedding_model.ckpt")
+        for name in ("model", "again")
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+    before = json.loads((tmp_path / "demo.json").read_text())
+    demo.main(arguments + SMALL)
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert again["steps"] == summary["steps"]
+    assert json.loads((tmp_path / "demo.json").read_text()) == before
+
+
+def test_another_run_in_the_same_folder_starts_anew(demo, tmp_path):
+    def settings(seed):
+        args, further = demo.parse_arguments(
+            ["--output_folder", str(tmp_path), "--seed", str(seed)]
+        )
+        return demo.start_or_continue(args, further)
+
+    settings(1)
+    (tmp_path / "save").mkdir()
+    settings(1)
+    assert (tmp_path / "save").is_dir()
+    settings(2)
+    assert not (tmp_path / "save").exists()
+
+
+def test_missing_folders_and_lists_are_named(demo, tmp_path):
+    for flags in (
+        ["--data_folder", str(tmp_path / "none")],
+        ["--data_folder", str(tmp_path), "--trials", str(tmp_path / "none")],
+    ):
+        with pytest.raises(FileNotFoundError, match="none"):
+            demo.main(["--output_folder", str(tmp_path / "out"), *flags])

@@ -1,0 +1,82 @@
+"""Runs each row of the recipe tables on tiny data, as a user would."""
+
+import csv
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.lobes.features import Fbank
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.processing.features import InputNormalization
+
+from speechbrain_ssl.inference import export
+from speechbrain_ssl.nnet.branch import Branch
+
+ROOT = pathlib.Path(__file__).parents[2]
+TABLES = sorted(pathlib.Path(__file__).parent.glob("*.csv"))
+
+ENCODER = """\
+compute_features: !new:speechbrain.lobes.features.Fbank
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+    std_norm: False
+embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    input_size: 40
+    channels: [8, 8, 8, 8, 24]
+    lin_neurons: 6
+"""
+
+
+def table_rows():
+    for table in TABLES:
+        with open(table, newline="") as file:
+            yield from csv.DictReader(file, skipinitialspace=True)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory):
+    """Audio of four 'speakers', a trial list and an untrained model."""
+    folder = tmp_path_factory.mktemp("recipe rows é")
+    rng = np.random.default_rng(0)
+    lines = []
+    for speaker in range(4):
+        place = folder / "audio" / f"s{speaker}"
+        place.mkdir(parents=True)
+        for take in range(3):
+            noise = 0.1 * rng.standard_normal(24000)
+            soundfile.write(place / f"{take}.flac", noise, 16000)
+        mine, other = f"audio/s{speaker}", f"audio/s{(speaker + 1) % 4}"
+        lines += [f"1 {mine}/0.flac {mine}/1.flac"]
+        lines += [f"0 {mine}/0.flac {other}/2.flac"]
+    (folder / "trials").mkdir()
+    (folder / "trials" / "list.txt").write_text("\n".join(lines) + "\n")
+    torch.manual_seed(0)
+    encoder = ECAPA_TDNN(40, channels=[8] * 4 + [24], lin_neurons=6)
+    norm = InputNormalization(norm_type="sentence", std_norm=False)
+    branch = Branch(Fbank(), norm, encoder)
+    export(branch, ENCODER, str(folder / "model"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "row", table_rows(), ids=lambda row: pathlib.Path(row["Hparam_file"]).stem
+)
+def test_row(row, sandbox):
+    script = ROOT / row["Script_file"]
+    flags = row["test_debug_flags"].replace("{tmp}", str(sandbox))
+    flags = ["--" + flag.strip() for flag in re.split(r"(?:^| )--", flags)[1:]]
+    command = [sys.executable, script.name, ROOT / row["Hparam_file"], *flags]
+    done = subprocess.run(
+        command, cwd=script.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (output,) = [f for f in flags if f.startswith("--output_folder=")]
+    output = pathlib.Path(output.split("=", 1)[1])
+    wanted = re.search(r"file_exists=\[(.*?)\]", row["test_debug_checks"])
+    for name in wanted.group(1).split(","):
+        assert (output / name).is_file(), name

@@ -1,0 +1,343 @@
+"""The page shows what the run folder holds, and says what it does not."""
+
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+from speechbrain_ssl.report import page, plots  # noqa: E402
+
+
+class Outline(html.parser.HTMLParser):
+    """Tags, ids, text and addresses; fails where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.links = [], [], [], []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(value)
+            if key in ("href", "src", "xlink:href"):
+                self.links.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in ("meta", "br"):
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def record(epoch, **train):
+    return {
+        "epoch": epoch,
+        "step": 12 * epoch,
+        "seconds": 34.5 * epoch,
+        "train": {
+            "loss": 4.0 / epoch,
+            "lr": 0.001,
+            "views_per_second": 95.0,
+            "embedding_spread": 0.9,
+            **train,
+        },
+        "valid": {"EER": 33.1},
+        "warnings": [],
+    }
+
+
+def metrics(eer, **more):
+    return {
+        "EER": eer,
+        "EER_low": eer - 1,
+        "EER_high": eer + 1,
+        "minDCF_0.01": 0.9,
+        "minDCF_0.05": 0.5,
+        "threshold": 0.2,
+        "trials": 400,
+        "targets": 200,
+        "files": 40,
+        "bootstrap_over": "speakers",
+        **more,
+    }
+
+
+def write_log(folder, records):
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "train_log.jsonl").write_text(lines)
+
+
+def write_list(folder, tag, name, eer, files=40, trials=400, prefix=""):
+    """A verified list of 4 speakers with a few files each."""
+    place = folder / "verification" / tag / name
+    place.mkdir(parents=True)
+    # as ``verify`` writes it without a cohort
+    (place / "metrics.json").write_text(json.dumps(metrics(eer)))
+    rng = np.random.default_rng(0)
+    ids = [f"{prefix}{n}.wav" for n in range(files)]
+    enrol, test = rng.integers(files, size=(2, trials))
+    labels = (enrol % 4 == test % 4).astype(int)
+    scores = labels + rng.normal(size=trials)
+    rows = zip(labels, enrol, test, scores)
+    (place / "scores.txt").write_text(
+        "".join(f"{b} {ids[e]} {ids[t]} {s:.5f}\n" for b, e, t, s in rows)
+    )
+    matrix = rng.normal(size=(4, 16))[np.arange(files) % 4]
+    matrix = matrix + 0.3 * rng.normal(size=(files, 16))
+    np.save(place / "embeddings.npy", matrix.astype(np.float32))
+    (place / "embeddings_ids.txt").write_text("\n".join(ids) + "\n")
+    return place
+
+
+def render(folder):
+    """The page as text and as outline."""
+    with open(page.write_report(folder), encoding="utf-8") as file:
+        text = file.read()
+    return text, Outline(text)
+
+
+@pytest.fixture(autouse=True)
+def maps_by_pca(monkeypatch):
+    """t-SNE takes most of a page's time and is tested with the plots."""
+    monkeypatch.setattr(plots, "TSNE_LIMIT", 0)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A run with all files, and its page."""
+    folder = tmp_path_factory.mktemp("run")
+    write_log(folder, [record(epoch) for epoch in (1, 2, 3)])
+    write_list(folder, "after", "test", 12.5)
+    write_list(folder, "before", "test", 33.25)
+    (folder / "hyperparams.yaml").write_text("seed: 7 # <&>\n")
+    (folder / "summary.json").write_text(
+        json.dumps(
+            {
+                "title": "A <b>run</b> & more",
+                "command": ["python", "demo.py", "--name", "two words"],
+                "machine": "some machine",
+                "seed": 1234,
+                "training_seconds": 3725.0,
+                "data": {"corpus": {"name": "synthetic"}},
+                "label_use": "Only <in> verification.",
+            }
+        )
+    )
+    return render(folder)
+
+
+def test_page_is_one_file_without_links_scripts_or_doubled_ids(full):
+    text, outline = full
+    assert len(text) < 1_500_000
+    assert "script" not in outline.tags and "link" not in outline.tags
+    assert "http" not in text
+    assert all(link.startswith(("#", "data:")) for link in outline.links)
+    assert len(outline.ids) == len(set(outline.ids)) > 100
+    assert not outline.open
+
+
+def test_page_has_headline_curves_figures_settings_and_command(full):
+    text, outline = full
+    for words in (
+        "33.25 → 12.50 %",
+        "95 %: 32.25–34.25 → 11.50–13.50",
+        "minDCF\u00a0p=0.01 0.900 → 0.900",
+        "1 h 2 min",
+        "95 views/s",
+        "Nothing warns in 3 epochs.",
+        "t-SNE of 40 embeddings",
+        "before (EER",
+        "after (EER",
+        "data: corpus: name",
+        "drawing speakers",
+        "python demo.py --name 'two words'",
+    ):
+        assert words in outline.words, words
+    # loss, lr, EER, spread; DET, histogram, two maps
+    assert outline.tags.count("svg") == 8
+    assert "details" in outline.tags
+    assert "Not on this page" not in outline.words
+
+
+def test_text_of_the_run_is_escaped(full):
+    text, outline = full
+    assert "A <b>run</b> & more" in outline.words
+    assert "<b>run" not in text
+    assert "Only <in> verification." in outline.words
+    assert "seed: 7 # <&>" in outline.words
+
+
+def test_page_of_an_empty_folder_says_what_is_missing(tmp_path):
+    _, outline = render(tmp_path)
+    for name in ("train_log.jsonl", "summary.json", "hyperparams.yaml"):
+        assert f"{name}: missing" in outline.words
+    assert "verification: no metrics.json" in outline.words
+    assert str(tmp_path) not in outline.words
+
+
+def test_missing_folder_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(NotADirectoryError, match="nowhere"):
+        page.write_report(tmp_path / "nowhere")
+
+
+def test_page_of_one_epoch_without_verification(tmp_path):
+    write_log(tmp_path, [record(1)])
+    _, outline = render(tmp_path)
+    assert "Nothing warns in 1 epoch." in outline.words
+    assert outline.tags.count("svg") == 4
+
+
+def test_loss_that_is_not_finite_is_a_warning(tmp_path):
+    write_log(tmp_path, [record(1), record(2, loss=float("nan")), record(3)])
+    _, outline = render(tmp_path)
+    assert "The training loss is not finite. (epoch 2)" in outline.words
+    assert "Nothing warns" not in outline.words
+
+
+def test_equal_warnings_are_one_line_with_their_epochs():
+    records = [{**record(n), "warnings": ["Collapse."]} for n in (1, 2, 4)]
+    assert page.log_warnings(records) == ["Collapse. (epochs 1, 2, 4)"]
+
+
+def test_warnings_that_differ_in_numbers_are_one_line_with_the_latest():
+    records = [
+        {**record(n), "warnings": [f"Only {n}.5 of 7 dimensions."]}
+        for n in range(1, 9)
+    ]
+    assert page.log_warnings(records) == [
+        "Only 8.5 of 7 dimensions. (8 epochs from 1 to 8)"
+    ]
+
+
+def test_log_without_collapse_statistics_is_not_called_healthy(tmp_path):
+    write_log(tmp_path, [{"epoch": 1, "train": {"loss": 1.0}}])
+    _, outline = render(tmp_path)
+    assert "no collapse statistics" in outline.words
+
+
+def test_log_keeps_the_later_record_of_an_epoch_and_whole_lines(tmp_path):
+    write_log(tmp_path, [record(1), record(2), record(2, loss=0.5)])
+    path = tmp_path / "train_log.jsonl"
+    path.write_text(path.read_text() + '{"epoch": 3, "tra')
+    records, broken = page.read_log(path)
+    assert [r["train"]["loss"] for r in records] == [4.0, 0.5]
+    assert len(broken) == 1 and "line 4" in broken[0]
+
+
+def test_tags_are_in_order_of_time(tmp_path):
+    for tag in ("after", "epoch_10", "epoch_9", "before"):
+        place = tmp_path / "verification" / tag / "test"
+        place.mkdir(parents=True)
+        (place / "metrics.json").write_text("{}")
+    found = page.read_verification(tmp_path, [])
+    order = ["before", "epoch_9", "epoch_10", "after"]
+    assert list(found["test"]) == order
+
+
+def test_scores_with_tabs_may_have_spaces_in_names(tmp_path):
+    path = tmp_path / "scores.txt"
+    path.write_text("1\ta b\tc\t0.5\n0\td\te f\tnan\n0\td\te\t-1\n")
+    trials = page.read_scores(path)
+    assert trials.enrol == ["a b", "d"] and trials.test == ["c", "e"]
+    assert trials.targets.tolist() == [True, False]
+    assert trials.scores.tolist() == [0.5, -1.0]
+    assert trials.dropped == 1
+
+
+@pytest.mark.parametrize("line", ["1 a b", "2 a b 0.5", "1 a b c", "0.5"])
+def test_broken_score_line_is_named(tmp_path, line):
+    path = tmp_path / "scores.txt"
+    path.write_text(f"1 a b 0.5\n{line}\n")
+    with pytest.raises(ValueError, match="scores.txt, line 2: expected"):
+        page.read_scores(path)
+
+
+def test_broken_files_are_named_and_the_rest_is_shown(tmp_path):
+    place = write_list(tmp_path, "after", "test", 12.5)
+    (tmp_path / "summary.json").write_text("[1]")
+    (tmp_path / "hyperparams.yaml").write_bytes(b"\xff\xfe")
+    (tmp_path / "train_log.jsonl").write_text('7\n{"epoch": "x"}\n')
+    (place / "embeddings.npy").write_bytes(b"")
+    _, outline = render(tmp_path)
+    for words in (
+        "summary.json: expected a JSON object, found list",
+        "train_log.jsonl, line 1: expected a JSON object",
+        'train_log.jsonl, line 2: expected a number as "epoch"',
+        "verification/after/test/embeddings.npy: the file is empty",
+        "12.50 %",
+    ):
+        assert words in outline.words, words
+    assert outline.tags.count("svg") == 2
+
+
+def test_values_of_wrong_types_do_not_stop_the_page(tmp_path):
+    odd = {"epoch": 1, "train": [1], "valid": None, "warnings": "one"}
+    write_log(tmp_path, [odd])
+    summary = {"title": None, "machine": {"cpu": "x"}, "training_seconds": "?"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    place = write_list(tmp_path, "after", "test", 1.0)
+    (place / "metrics.json").write_text('{"raw": {"EER": "a"}, "as_norm": 3}')
+    _, outline = render(tmp_path)
+    assert "one (epoch 1)" in outline.words
+
+
+def test_trials_of_one_kind_leave_out_the_det_curve_only(tmp_path):
+    place = write_list(tmp_path, "after", "test", 1.0)
+    (place / "scores.txt").write_text("1 0.wav 4.wav 0.5\n")
+    _, outline = render(tmp_path)
+    assert outline.tags.count("svg") == 2
+    assert "DET curves, test" not in outline.words
+
+
+def test_20000_trials_of_long_paths_fit_on_the_page(tmp_path):
+    prefix = "folder/" * 40
+    write_list(tmp_path, "after", "n" * 200, 5.0, 2100, 20_000, prefix)
+    text, _ = render(tmp_path)
+    assert len(text) < 1_500_000
+
+
+def test_figures_are_drawn_for_the_first_lists_only(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        place = write_list(tmp_path, "after", name, 5.0)
+        (place / "embeddings.npy").unlink()
+    _, outline = render(tmp_path)
+    assert outline.tags.count("svg") == 3 * 2
+    assert "first 3 trial lists only" in outline.words
+
+
+def test_as_norm_has_its_own_column(tmp_path):
+    place = write_list(tmp_path, "after", "test", 12.5)
+    both = {"raw": metrics(12.5), "as_norm": metrics(11.75)}
+    (place / "metrics.json").write_text(json.dumps(both))
+    _, outline = render(tmp_path)
+    assert "after, AS-norm" in outline.words and "11.75" in outline.words
+
+
+def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    output = tmp_path / "report.html"
+    output.write_text("old")
+    monkeypatch.setattr(page, "page", lambda run: b"no text")
+    with pytest.raises(TypeError):
+        page.write_report(tmp_path)
+    assert output.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_command_writes_where_it_is_told(tmp_path, capsys):
+    output = tmp_path / "there.html"
+    page.main([str(tmp_path), "--output", str(output)])
+    assert capsys.readouterr().out.strip() == str(output)
+    assert output.read_text().startswith("<!DOCTYPE html>")
