@@ -65,9 +65,13 @@ class SSLBrain(SpeakerBrain):
             teacher = self.modules.teacher(global_crops)
         index = torch.as_tensor(batch.index, device=self.device)
         self.views_per_step = len(seen) * len(index)
+        number = tuple(range(len(global_crops + local_crops)))
         return (
-            student._replace(index=index),
-            teacher._replace(index=index) if teacher else None,
+            student._replace(index=index, number=number[-len(seen) :]),
+            teacher
+            and teacher._replace(
+                index=index, number=number[: len(global_crops)]
+            ),
         )
 
     def compute_objectives(self, predictions, batch, stage):

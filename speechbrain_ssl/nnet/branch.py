@@ -17,11 +17,66 @@ class Views(NamedTuple):
     index : torch.Tensor
         Rows of the utterances in the training CSV [batch], for objectives
         that keep something per utterance; None where nobody asks.
+    number : tuple of int
+        What distinguishes the views: the same number in student and teacher
+        is the same corrupted crop. None stands for 0, 1, 2 ...
     """
 
     embedding: torch.Tensor
     projection: torch.Tensor
     index: torch.Tensor | None = None
+    number: tuple | None = None
+
+
+def different_views(student, teacher):
+    """Pairs of a view of the student and another view of the teacher.
+
+    Arguments
+    ---------
+    student : Views
+        Of some utterances.
+    teacher : Views
+        Of the same ones; may be the student itself.
+
+    Returns
+    -------
+    s, t : list of int
+        Places of the views in student and teacher, all pairs of them that
+        are not the same crop, those of the first view of the student first.
+
+    Raises
+    ------
+    ValueError
+        If there is no teacher, or no such pair.
+
+    Example
+    -------
+    >>> views = Views(torch.zeros(2, 8, 4), torch.zeros(2, 8, 4))
+    >>> different_views(views, views)
+    ([0, 1], [1, 0])
+    """
+    if teacher is None:
+        raise ValueError(
+            "This objective needs a teacher, but the modules have none: give "
+            "the brain an EMATeacher"
+        )
+    numbers = [
+        range(len(views.projection)) if views.number is None else views.number
+        for views in (student, teacher)
+    ]
+    pairs = [
+        (s, t)
+        for s, mine in enumerate(numbers[0])
+        for t, other in enumerate(numbers[1])
+        if mine != other
+    ]
+    if not pairs:
+        raise ValueError(
+            "This objective needs two different views, got "
+            f"{len(numbers[0])} of the student and {len(numbers[1])} of the "
+            "teacher: ask the view sampler for more crops"
+        )
+    return [s for s, _ in pairs], [t for _, t in pairs]
 
 
 class Branch(torch.nn.Module):

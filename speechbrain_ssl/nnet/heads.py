@@ -70,3 +70,43 @@ class Prototypes(torch.nn.Module):
         return F.linear(
             F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1)
         )
+
+
+class WideHead(torch.nn.Module):
+    """A head that also gives its wide layer, for RDINO.
+
+    Arguments
+    ---------
+    wide : torch.nn.Module
+        Embeddings [batch, emb_dim] to the layer [batch, width].
+    projector : torch.nn.Module
+        From there to the projections [batch, proj_dim].
+
+    Example
+    -------
+    >>> wide = mlp([192, 256, 512])
+    >>> head = WideHead(wide, torch.nn.Linear(512, 64))
+    >>> head(torch.randn(4, 192)).shape
+    torch.Size([4, 576])
+    """
+
+    def __init__(self, wide, projector):
+        super().__init__()
+        self.wide = wide
+        self.projector = projector
+
+    def forward(self, x):
+        """Both layers.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Embeddings [batch, emb_dim].
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, width + proj_dim].
+        """
+        wide = self.wide(x)
+        return torch.cat([wide, self.projector(wide)], dim=-1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.branch import different_views
 
 
 class MoCo(torch.nn.Module):
@@ -86,25 +87,12 @@ class MoCo(torch.nn.Module):
         ValueError
             If there is no teacher, or no pair of different views.
         """
-        if teacher is None:
-            raise ValueError(
-                "MoCo needs a teacher (the momentum encoder): give the brain "
-                "an EMATeacher"
-            )
+        q, k = different_views(student, teacher)
         query = F.normalize(student.projection.float(), dim=-1)
         key = F.normalize(teacher.projection.float(), dim=-1)
         if not self.symmetric:
-            query, key = query[:1], key[1:2]
-        # q, k: view of the query, of the key; a view never meets itself
-        pair = torch.ones(len(query), len(key), dtype=torch.bool)
-        if self.symmetric:
-            pair.fill_diagonal_(False)
-        q, k = pair.nonzero(as_tuple=True)
-        if not len(q):
-            raise ValueError(
-                f"MoCo needs two different views, got {len(query)} of the "
-                f"student and {len(key)} of the teacher"
-            )
+            # the first query and its first key, as if there were no others
+            query, key, q, k = query[q[:1]], key[k[:1]], [0], [0]
         positive = (query[q] * key[k]).sum(-1)
         # a copy, as the queue moves on before the gradient is computed
         negative = query @ self.queue.T.clone()

@@ -1,0 +1,65 @@
+"""Soft assignments of utterances to prototypes, and how evenly they are used."""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+
+
+@torch.no_grad()
+def sinkhorn(log_assignment, iterations=3):
+    """Makes soft assignments use all prototypes equally (Sinkhorn-Knopp).
+
+    M. Cuturi, "Sinkhorn distances", NeurIPS 2013
+    (https://arxiv.org/abs/1306.0895), as used by SwAV and SDPN. It works on
+    logarithms, so that no temperature is too small.
+
+    Arguments
+    ---------
+    log_assignment : torch.Tensor
+        Logarithms, up to a constant, of this process's part of the batch
+        [batch, prototypes].
+    iterations : int
+        Number of normalisations of prototypes and utterances.
+
+    Returns
+    -------
+    torch.Tensor
+        Assignments of the same shape, float32 or better; rows sum to one.
+
+    Example
+    -------
+    >>> sinkhorn(torch.zeros(2, 4)).tolist()[0]
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    if log_assignment.dtype != torch.float64:
+        log_assignment = log_assignment.float()
+    for _ in range(iterations):
+        mass = log_assignment.logsumexp(0, keepdim=True)
+        mass = distributed.gather(mass).logsumexp(0)
+        log_assignment = F.log_softmax(log_assignment - mass, dim=-1)
+    return log_assignment.exp()
+
+
+@torch.no_grad()
+def prototypes_used(assignment):
+    """How many prototypes share the assignments: exp of their entropy.
+
+    Arguments
+    ---------
+    assignment : torch.Tensor
+        Rows sum to one [..., prototypes].
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar from 1 (collapse onto one prototype) to the number of
+        prototypes, over all processes.
+
+    Example
+    -------
+    >>> round(prototypes_used(torch.eye(4)).item(), 3)
+    4.0
+    """
+    mean = distributed.mean(assignment.float().flatten(0, -2).mean(0))
+    return torch.special.entr(mean).sum().exp()

@@ -1,0 +1,186 @@
+"""DINO: self-distillation with no labels.
+
+M. Caron et al., "Emerging properties in self-supervised vision transformers",
+ICCV 2021 (https://arxiv.org/abs/2104.14294). Consistency of embeddings: B.
+Han, Z. Chen and Y. Qian, "Self-supervised learning with cluster-aware-DINO for
+high-performance robust speaker verification", 2023
+(https://arxiv.org/abs/2304.05754). Sinkhorn targets and KoLeo: M. Oquab et
+al., "DINOv2", 2023 (https://arxiv.org/abs/2304.07193).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
+from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.regularizers import koleo
+from speechbrain_ssl.nnet.schedules import at
+
+# entropy of the targets, as a share of its maximum, and their distance to the
+# predictions in nats, beyond which a warning is due
+UNIFORM, PEAKED, FOLLOWED = 0.98, 0.05, 0.01
+
+
+class DINO(torch.nn.Module):
+    """Cross-entropy from the teacher's prototype distribution to the student's.
+
+    The projections are cosines to prototypes (``nnet.heads.Prototypes``), which
+    the teacher copies with the rest of the head.
+
+    Arguments
+    ---------
+    prototypes : int
+        Width of the projections.
+    student_temperature : float
+        Temperature of the student's softmax.
+    teacher_temperature : float or callable
+        Temperature of the teacher's softmax, or a schedule of it.
+    center_momentum : float
+        Share of the old center kept by each batch.
+    sinkhorn_iterations : int
+        If positive, targets use all prototypes equally within each batch, and
+        there is no center.
+    consistency_weight : float
+        Weight of 1 - cosine between embeddings of student and teacher.
+    koleo_weight : float
+        Weight of the regulariser that spreads the student's embeddings.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(6, 8, 32)  # 6 views of 8 utterances
+    >>> student, teacher = Views(crops, crops), Views(crops[:2], crops[:2])
+    >>> loss, stats = DINO(prototypes=32)(student, teacher, 0.0)
+    >>> loss.shape, sorted(stats)
+    (torch.Size([]), ['kl', 'prototypes_used', 'teacher_entropy'])
+    """
+
+    def __init__(
+        self,
+        prototypes,
+        student_temperature=0.1,
+        teacher_temperature=0.04,
+        center_momentum=0.9,
+        sinkhorn_iterations=0,
+        consistency_weight=0.0,
+        koleo_weight=0.0,
+    ):
+        super().__init__()
+        if not 0 <= center_momentum <= 1:
+            raise ValueError(
+                f"center_momentum must be in 0..1, not {center_momentum}"
+            )
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.center_momentum = center_momentum
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.consistency_weight = consistency_weight
+        self.koleo_weight = koleo_weight
+        self.register_buffer("center", torch.zeros(prototypes))
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch; in training mode also moves the center.
+
+        Arguments
+        ---------
+        student : Views
+            Any views, mostly global and local crops.
+        teacher : Views
+            The global crops.
+        epoch : float
+            Training time.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over utterances and pairs of different views.
+        stats : dict of torch.Tensor
+            ``teacher_entropy`` (nats) of a target, ``kl`` from target to
+            prediction, ``prototypes_used`` (exp of the entropy of the mean
+            target). On collapse the first climbs to log(prototypes), or the
+            last falls to 1.
+
+        Raises
+        ------
+        ValueError
+            If there is no teacher, or no pair of different views.
+        """
+        s, t = different_views(student, teacher)
+        logits = teacher.projection.detach().float()
+        target = self._target(logits, at(self.teacher_temperature, epoch))
+        cross = self._cross_entropy(student.projection, target)[s, t].mean()
+        loss = cross
+        if self.consistency_weight:
+            cosine = F.cosine_similarity(
+                student.embedding.float()[s],
+                teacher.embedding.detach().float()[t],
+                dim=-1,
+            )
+            loss = loss + self.consistency_weight * (1 - cosine).mean()
+        if self.koleo_weight:
+            spread = torch.stack([koleo(x) for x in student.embedding.float()])
+            loss = loss + self.koleo_weight * spread.mean()
+
+        if self.training and not self.sinkhorn_iterations:
+            self._move_center(logits)
+        entropy = torch.special.entr(target).sum(-1).mean(1)[t].mean()
+        return loss, {
+            "teacher_entropy": entropy,
+            "kl": cross.detach() - entropy,
+            "prototypes_used": prototypes_used(target),
+        }
+
+    def warnings(self, stats):
+        """Says in words what the statistics of an epoch mean.
+
+        Arguments
+        ---------
+        stats : dict of str to float
+            Means over an epoch.
+
+        Returns
+        -------
+        list of str
+            One sentence for each sign of collapse.
+        """
+        share = stats["teacher_entropy"] / math.log(len(self.center))
+        if share > UNIFORM:
+            return [
+                "Collapse: the teacher finds all prototypes alike (entropy "
+                f"{100 * share:.1f} % of its maximum). Lower "
+                "teacher_temperature, or look at the center."
+            ]
+        if stats["prototypes_used"] < 2 or (
+            share < PEAKED and stats["kl"] < FOLLOWED
+        ):
+            return [
+                "Collapse: the teacher uses "
+                f"{stats['prototypes_used']:.1f} prototypes for all "
+                "utterances. Raise teacher_temperature, lower "
+                "center_momentum, or set sinkhorn_iterations to 3."
+            ]
+        return []
+
+    def _target(self, logits, temperature):
+        """The teacher's distributions [views, batch, K]."""
+        if self.sinkhorn_iterations:
+            rows = (logits / temperature).flatten(0, 1)
+            return sinkhorn(rows, self.sinkhorn_iterations).view_as(logits)
+        return F.softmax((logits - self.center) / temperature, dim=-1)
+
+    def _cross_entropy(self, projection, target):
+        """Of each view of the student to each of the teacher [s, t]."""
+        # logsumexp(x) - <target, x> instead of log_softmax, which would hold
+        # another copy of what may be 65,536 logits for each view
+        scaled = projection.float() / self.student_temperature
+        chosen = torch.einsum("sbk,tbk->st", scaled, target) / target.shape[1]
+        return scaled.logsumexp(-1).mean(1, keepdim=True) - chosen
+
+    @torch.no_grad()
+    def _move_center(self, logits):
+        """Moves the center towards the mean of a batch [views, batch, K]."""
+        batch_center = distributed.mean(logits.mean(dim=(0, 1)))
+        self.center.lerp_(batch_center, 1.0 - self.center_momentum)

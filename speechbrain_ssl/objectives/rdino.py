@@ -1,0 +1,133 @@
+"""RDINO: DINO with variance and covariance regularisation.
+
+Y. Chen et al., "Pushing the limits of self-supervised speaker verification
+using regularized distillation framework", ICASSP 2023
+(https://arxiv.org/abs/2211.04168).
+"""
+
+import torch
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.regularizers import (
+    covariance,
+    squared_off_diagonal,
+    variance_hinge,
+)
+from speechbrain_ssl.nnet.schedules import at
+
+
+class RDINO(torch.nn.Module):
+    """Adds to DINO that the wide layer of the head uses all its dimensions.
+
+    The head is a ``nnet.heads.WideHead``, whose output is the wide layer
+    followed by DINO's logits.
+
+    Arguments
+    ---------
+    dino : DINO
+        What it is added to.
+    width : int
+        Width of the wide layer.
+    weight : float or callable
+        Weight of the regularisation, or a schedule of it.
+    variance_weight : float
+        Weight of the hinge on standard deviations within it.
+    covariance_weight : float
+        Weight of the squared covariances within it.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.objectives.dino import DINO
+    >>> crops = torch.randn(3, 8, 16 + 32)
+    >>> student, teacher = Views(crops, crops), Views(crops[:2], crops[:2])
+    >>> objective = RDINO(DINO(prototypes=32), width=16)
+    >>> loss, stats = objective(student, teacher, 0.0)
+    >>> "covariance" in stats, "teacher_entropy" in stats
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        dino,
+        width,
+        weight=0.2,
+        variance_weight=10.0,
+        covariance_weight=1.0,
+    ):
+        super().__init__()
+        self.dino = dino
+        self.width = width
+        self.weight = weight
+        self.variance_weight = variance_weight
+        self.covariance_weight = covariance_weight
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch; in training mode also moves DINO's center.
+
+        Arguments
+        ---------
+        student : Views
+            Any views, global crops first.
+        teacher : Views
+            The global crops.
+        epoch : float
+            Training time.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar.
+        stats : dict of torch.Tensor
+            DINO's, ``variance`` (0 when every dimension of the student's wide
+            layer has a standard deviation of one, 1 on collapse) and
+            ``covariance`` (sum of squares over the width).
+        """
+        wide, logits = self._parts(student)
+        loss, stats = self.dino(
+            student._replace(projection=logits),
+            teacher and teacher._replace(projection=self._parts(teacher)[1]),
+            epoch,
+        )
+        # the paper's code takes the mean of the two global crops and adds the
+        # teacher's terms, which have no gradient and change nothing
+        views = len(teacher.projection)
+        wide = distributed.gather_with_gradient(wide[:views].float().mean(0))
+        variance = 0.5 * variance_hinge(wide)
+        redundancy = squared_off_diagonal(covariance(wide)) / self.width
+        loss = loss + at(self.weight, epoch) * (
+            self.variance_weight * variance
+            + self.covariance_weight * redundancy
+        )
+        return loss, {
+            **stats,
+            "variance": 2 * variance.detach(),
+            "covariance": redundancy.detach(),
+        }
+
+    def warnings(self, stats):
+        """DINO's, in words.
+
+        Arguments
+        ---------
+        stats : dict of str to float
+            Means over an epoch.
+
+        Returns
+        -------
+        list of str
+            One sentence for each sign of collapse.
+        """
+        return self.dino.warnings(stats)
+
+    def _parts(self, views):
+        """Wide layer and logits [views, batch, ...] of a head's output."""
+        found = views.projection.shape[-1]
+        expected = self.width + len(self.dino.center)
+        if found != expected:
+            raise ValueError(
+                f"RDINO expects projections of {expected} (width {self.width} "
+                f"and {len(self.dino.center)} prototypes), got {found}: use "
+                "nnet.heads.WideHead as the head"
+            )
+        return views.projection.split([self.width, found - self.width], dim=-1)

@@ -1,0 +1,176 @@
+"""SDPN: self-distillation prototypes network.
+
+Y. Chen et al., "Self-distillation prototypes network: learning robust speaker
+representations without supervision", ICASSP 2025
+(https://arxiv.org/abs/2308.02774). Dimension regularisation: Y. Chen et al.,
+"Self-distillation network with dimension regularization and score
+normalization", 2025 (https://arxiv.org/abs/2505.13826).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
+from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.heads import Prototypes
+from speechbrain_ssl.nnet.regularizers import koleo
+
+# prototypes in use, as a share of all, below which a warning is due
+FEW_PROTOTYPES = 0.1
+
+
+class SDPN(torch.nn.Module):
+    """Local crops must choose the prototypes that their global crop chose.
+
+    Arguments
+    ---------
+    dim : int
+        Width of the projections.
+    prototypes : int
+        Number of prototypes; student and teacher share them.
+    temperature : float
+        Temperature of the softmax over prototypes.
+    sharpening : float
+        Factor of the temperature of the targets.
+    sinkhorn_iterations : int
+        Rounds that make the targets use all prototypes equally.
+    train_prototypes : bool
+        Whether prototypes learn. The authors' first release left them as
+        they were drawn.
+    entropy_weight : float
+        Weight of log K minus the entropy of the mean prediction.
+    koleo_weight : float
+        Weight of the regulariser on embeddings, summed over views.
+    dimension_weight : float
+        Weight of the squared Frobenius norm of the second moments of unit
+        embeddings, diagonal included (the extension of 2025, whose weight is
+        not public).
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(5, 8, 32)  # a global view and 4 local ones
+    >>> student = Views(crops[1:], crops[1:], number=(1, 2, 3, 4))
+    >>> teacher = Views(crops[:1], crops[:1], number=(0,))
+    >>> loss, stats = SDPN(dim=32, prototypes=16)(student, teacher, 0.0)
+    >>> sorted(stats)
+    ['cross_entropy', 'entropy_gap', 'koleo', 'prototypes_used']
+    """
+
+    def __init__(
+        self,
+        dim,
+        prototypes=1024,
+        temperature=0.1,
+        sharpening=0.25,
+        sinkhorn_iterations=3,
+        train_prototypes=True,
+        entropy_weight=1.0,
+        koleo_weight=0.1,
+        dimension_weight=0.0,
+    ):
+        super().__init__()
+        if temperature <= 0 or sharpening <= 0:
+            raise ValueError(
+                "temperature and sharpening must be positive, not "
+                f"{temperature} and {sharpening}"
+            )
+        self.prototypes = Prototypes(dim, prototypes)
+        self.prototypes.requires_grad_(train_prototypes)
+        self.temperature = temperature
+        self.sharpening = sharpening
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.entropy_weight = entropy_weight
+        self.koleo_weight = koleo_weight
+        self.dimension_weight = dimension_weight
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            In the paper four local crops.
+        teacher : Views
+            In the paper one global crop, not corrupted.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar.
+        stats : dict of torch.Tensor
+            ``cross_entropy``, ``entropy_gap`` (0 when all prototypes are
+            predicted alike, log K on collapse), ``koleo`` (mean over views),
+            ``prototypes_used`` (exp of the entropy of the mean prediction).
+
+        Raises
+        ------
+        ValueError
+            If there is no teacher, or no pair of different views.
+        """
+        s, t = different_views(student, teacher)
+        log_prob = F.log_softmax(self._score(student), dim=-1)
+        with torch.no_grad():
+            score = self._score(teacher) / self.sharpening
+            target = F.log_softmax(score, dim=-1).flatten(0, 1)
+            target = sinkhorn(target, self.sinkhorn_iterations).view_as(score)
+        cross = -torch.einsum("sbk,tbk->st", log_prob, target) / log_prob.shape[1]
+        cross_entropy = cross[s, t].mean()
+        prob = log_prob.exp()
+        mean_prob = distributed.mean(prob.mean(dim=(0, 1)))
+        gap = math.log(len(mean_prob)) - torch.special.entr(mean_prob).sum()
+        embedding = student.embedding.float()
+        spread = torch.stack([koleo(x) for x in embedding])
+        loss = (
+            cross_entropy
+            + self.entropy_weight * gap
+            + self.koleo_weight * spread.sum()
+        )
+        if self.dimension_weight:
+            loss = loss + self.dimension_weight * self._dimensions(embedding)
+        return loss, {
+            "cross_entropy": cross_entropy.detach(),
+            "entropy_gap": gap.detach(),
+            "koleo": spread.detach().mean(),
+            "prototypes_used": prototypes_used(prob),
+        }
+
+    def warnings(self, stats):
+        """Says in words what the statistics of an epoch mean.
+
+        Arguments
+        ---------
+        stats : dict of str to float
+            Means over an epoch.
+
+        Returns
+        -------
+        list of str
+            One sentence for each sign of collapse.
+        """
+        count = len(self.prototypes.weight)
+        if stats["prototypes_used"] < FEW_PROTOTYPES * count:
+            return [
+                f"Collapse: of {count} prototypes only "
+                f"{stats['prototypes_used']:.1f} are used. Raise "
+                "entropy_weight or koleo_weight, or take fewer prototypes."
+            ]
+        return []
+
+    def _score(self, views):
+        """Cosines to the prototypes over the temperature."""
+        return self.prototypes(views.projection.float()) / self.temperature
+
+    def _dimensions(self, embedding):
+        """Squared Frobenius norm of their second moments [views, batch, dim].
+
+        It is 1 / dim for unit vectors that point everywhere, 1 on collapse.
+        """
+        unit = F.normalize(embedding.flatten(0, 1), dim=-1)
+        moments = distributed.mean(unit.T @ unit / len(unit))
+        return moments.square().sum()
