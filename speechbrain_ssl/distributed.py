@@ -126,3 +126,26 @@ def everywhere(flag):
         flag = flag.to(torch.uint8)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
     return bool(flag)
+
+
+@torch.no_grad()
+def from_first(x):
+    """The first process's tensor, for all.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Same shape and type in all processes; overwritten in the others.
+
+    Returns
+    -------
+    torch.Tensor
+        On the device of ``x``.
+    """
+    if world_size() == 1:
+        return x
+    # NCCL moves nothing but tensors of accelerators
+    on_gpu = torch.distributed.get_backend() == "nccl"
+    sent = x.cuda() if on_gpu else x
+    torch.distributed.broadcast(sent, 0)
+    return sent.to(x.device)

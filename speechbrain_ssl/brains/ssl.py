@@ -1,5 +1,7 @@
 """Stage one: an objective over views."""
 
+import time
+
 import speechbrain as sb
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain
 from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 
 
 class SSLBrain(SpeakerBrain):
@@ -20,8 +23,18 @@ class SSLBrain(SpeakerBrain):
     ``student_sees_global`` (False for methods whose student gets the local
     crops only); ``extract_from`` (``student`` or ``teacher``: which of them
     is verified and exported); ``dev_trials`` and ``dev_every`` (a labelled
-    list to report error rates on every so many epochs; null for none).
+    list to report error rates on every so many epochs; null for none);
+    ``cluster_tables`` (list of ClusterTables, refreshed from the embeddings of
+    that branch).
+
+    An objective may have ``warnings(stats)``: mean statistics of an epoch to
+    sentences for the log.
     """
+
+    def make_dataloader(self, dataset, stage, **kwargs):
+        """Makes the loader and remembers what it is made of."""
+        self.utterances = dataset.utterances
+        return super().make_dataloader(dataset, stage, **kwargs)
 
     def on_fit_start(self):
         """Starts the teacher from the student's (maybe pretrained) weights."""
@@ -30,6 +43,8 @@ class SSLBrain(SpeakerBrain):
         sampler = self.hparams.view_sampler
         if sampler.corrupt_on == "device" and sampler.corruption is not None:
             sampler.corruption.to(self.device)
+        for table in self.hparams.cluster_tables:
+            table.prepare(len(self.utterances))
         super().on_fit_start()
 
     def compute_forward(self, batch, stage):
@@ -102,9 +117,32 @@ class SSLBrain(SpeakerBrain):
             self.module("teacher").update(self.module("student"), self.epoch)
 
     def on_stage_start(self, stage, epoch=None):
-        """Empties the statistics."""
+        """Empties the statistics, and clusters where it is time to."""
         super().on_stage_start(stage, epoch)
         self.collapse = CollapseStats()
+        self.cluster_stats = {}
+        due = [t for t in self.hparams.cluster_tables if t.due(epoch - 1)]
+        if due:
+            self._cluster(due, epoch - 1)
+
+    def _cluster(self, tables, epoch):
+        """Refreshes tables from embeddings of all clean utterances."""
+        branch = self.evaluated
+        was_training = branch.training
+        branch.eval()
+        embeddings = embed_utterances(
+            branch.embed,
+            self.utterances,
+            self.hparams.view_sampler.sample_rate,
+            device=self.device,
+        )
+        branch.train(was_training)
+        for table in tables:
+            self.cluster_stats = table.refresh(embeddings, epoch)
+        # training waits for it, but not for data
+        now = time.monotonic()
+        self.training_seconds += now - self.clock
+        self.clock = now
 
     def describe_epoch(self, seconds):
         """Adds speed and signs of collapse to the statistics."""
@@ -114,7 +152,10 @@ class SSLBrain(SpeakerBrain):
         steps = self.sums["loss"][1] if "loss" in self.sums else 0
         views = steps * self.views_per_step * distributed.world_size()
         self.train_stats["views_per_second"] = views / seconds
-        return self.collapse.warnings(summary)
+        self.train_stats.update(self.cluster_stats)
+        objective = self.module("objective")
+        warnings = getattr(objective, "warnings", lambda stats: [])
+        return self.collapse.warnings(summary) + warnings(self.train_stats)
 
     def verify_epoch(self, epoch):
         """EER on the declared development list, if there is one."""

@@ -141,8 +141,8 @@ def resample(samples, rate, new_rate):
     return _resampler(rate, new_rate)(samples)
 
 
-def load(path, sample_rate):
-    """Reads a whole file as mono at the given rate.
+def load(path, sample_rate, start=0, stop=None):
+    """Reads a file, or a stretch of it, as mono at the given rate.
 
     Arguments
     ---------
@@ -150,13 +150,17 @@ def load(path, sample_rate):
         The file.
     sample_rate : int
         Wanted rate in Hz.
+    start : int
+        First frame, at the file's own rate.
+    stop : int
+        Frame after the last one; None reads to the end.
 
     Returns
     -------
     torch.Tensor
         Samples [time].
     """
-    samples, rate = read(path)
+    samples, rate = read(path, start, stop)
     return resample(torch.from_numpy(samples), rate, sample_rate)
 
 

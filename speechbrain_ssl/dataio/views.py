@@ -42,6 +42,8 @@ class ViewSampler:
         views: a voice at another speed is another voice.
     corrupt_on : str
         ``workers`` or ``device``.
+    partners : ClusterPartners
+        Which utterances give the views of a sample; None: each its own.
     seed : int
         Of all draws.
 
@@ -65,6 +67,7 @@ class ViewSampler:
         min_gap=None,
         speeds=(1.0,),
         corrupt_on="workers",
+        partners=None,
         seed=0,
     ):
         if global_crops + local_crops < 1:
@@ -84,7 +87,21 @@ class ViewSampler:
         self.min_gap = min_gap
         self.speeds = tuple(speeds)
         self.corrupt_on = corrupt_on
+        self.partners = partners
         self.seed = seed
+
+    def prepare(self, utterances):
+        """Tells corruption and partners what is trained on.
+
+        Arguments
+        ---------
+        utterances : Utterances
+            The rows of the training CSV.
+        """
+        if self.corruption is not None:
+            self.corruption.prepare(utterances)
+        if self.partners is not None:
+            self.partners.prepare(utterances)
 
     def __call__(self, key, wav, start, stop):
         """Makes the views of one utterance.
@@ -115,13 +132,13 @@ class ViewSampler:
         """
         rng = np.random.default_rng((self.seed, *key, POSITIONS))
         speed = self.speeds[int(rng.random() * len(self.speeds))]
-        views = []
+        sources = self._sources(key, (wav, start, stop))
+        views, done = [], 0
         for count, frames in zip(self.counts, self.frames):
             if count:
-                segments = self._segments(
-                    wav, start, stop, count, frames, speed, rng
-                )
-                views.append(segments)
+                mine = sources[done : done + count]
+                views.append(self._segments(mine, frames, speed, rng))
+            done += count
         draws = torch.from_numpy(self._draws(key))
         if self.corrupt_on == "workers":
             views = self.corrupt(views, draws[None])
@@ -214,8 +231,29 @@ class ViewSampler:
             ]
         )
 
-    def _segments(self, wav, start, stop, count, frames, speed, rng):
-        """Clean segments of one length [count, frames]."""
+    def _sources(self, key, anchor):
+        """File, start and stop of what each view is cut from."""
+        if self.partners is None:
+            return [anchor] * sum(self.counts)
+        rows = self.partners((self.seed, *key), self.counts)
+        found = {key[-1]: anchor}
+        for row in set(rows) - {key[-1]}:
+            item = self.partners.utterances.row(row)
+            found[row] = (item["wav"], item["start"], item["stop"])
+        return [found[row] for row in rows]
+
+    def _segments(self, sources, frames, speed, rng):
+        """Clean segments of one length, one from each source [count, frames]."""
+        played = [None] * len(sources)
+        for source in dict.fromkeys(sources):
+            mine = [i for i, other in enumerate(sources) if other == source]
+            segments = self._cut(*source, len(mine), frames, speed, rng)
+            for i, segment in zip(mine, segments):
+                played[i] = segment
+        return torch.stack(played)
+
+    def _cut(self, wav, start, stop, count, frames, speed, rng):
+        """Segments of one utterance [count, frames]."""
         rate = audio.sample_rate(wav)
         # played faster, a second of view takes more of the file
         needed = int(np.ceil(frames * rate * speed / self.sample_rate))

@@ -119,7 +119,9 @@ class SDPN(torch.nn.Module):
             score = self._score(teacher) / self.sharpening
             target = F.log_softmax(score, dim=-1).flatten(0, 1)
             target = sinkhorn(target, self.sinkhorn_iterations).view_as(score)
-        cross = -torch.einsum("sbk,tbk->st", log_prob, target) / log_prob.shape[1]
+        cross = (
+            -torch.einsum("sbk,tbk->st", log_prob, target) / log_prob.shape[1]
+        )
         cross_entropy = cross[s, t].mean()
         prob = log_prob.exp()
         mean_prob = distributed.mean(prob.mean(dim=(0, 1)))

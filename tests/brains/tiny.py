@@ -104,6 +104,7 @@ def make_brain(folder, output, encoder=Pooled, objective=None, **settings):
         "extract_from": "student",
         "dev_trials": None,
         "dev_every": 1,
+        "cluster_tables": [],
         "batch_size": 3,
         **settings,
     }

@@ -22,6 +22,7 @@ FLOORS = [
     ("nnet", 2),
     ("dataio", 2),
     ("objectives", 3),
+    ("pseudo_labels", 3),
     ("testing", 3),
     ("brains", 4),
     ("inference", 4),

@@ -122,8 +122,7 @@ def dataio_prepare(hparams):
         hparams["train_annotation"], data_root=hparams["data_folder"]
     )
     view_sampler = hparams["view_sampler"]
-    if view_sampler.corruption is not None:
-        view_sampler.corruption.prepare(utterances)
+    view_sampler.prepare(utterances)
 
     @sb.utils.data_pipeline.takes("key", "wav", "start", "stop")
     @sb.utils.data_pipeline.provides("views", "draws")

@@ -24,8 +24,8 @@ from speechbrain.utils.distributed import infer_device
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.evaluation import metrics, scoring
+from speechbrain_ssl.evaluation.embedding import embed_files
 from speechbrain_ssl.evaluation.verification import (
-    embed_files,
     read_trials,
     results_folder,
     trial_paths,

@@ -1,0 +1,319 @@
+"""Cluster-aware views: utterances that seem to be of one speaker.
+
+B. Han, Z. Chen and Y. Qian, "Self-supervised learning with cluster-aware-DINO
+for high-performance robust speaker verification", 2023
+(https://arxiv.org/abs/2304.05754). Here it is a matter of the sampler, so that
+it serves every objective.
+"""
+
+import logging
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import adjusted_rand_score
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.schedules import at
+
+logger = logging.getLogger(__name__)
+
+MODES = ("global_from_anchor", "global_split", "all_random")
+# streams of random numbers that belong to an utterance, not to one view
+PARTNERS = 1001
+
+
+@register_checkpoint_hooks
+class ClusterTable:
+    """Which utterances belong together, in memory that loader workers share.
+
+    Until the first refresh, and for utterances whose cluster is too small or
+    too large, every utterance stands alone.
+
+    Arguments
+    ---------
+    clusterer : callable
+        Takes ``n_clusters`` and ``random_state``, and returns an object with
+        scikit-learn's ``fit_predict``.
+    clusters : float or callable
+        Number of clusters, or a schedule of it; below one it is a share of
+        the number of utterances.
+    start : float
+        Epoch of the first refresh.
+    every : int
+        Epochs from one refresh to the next.
+    min_size, max_size : int
+        Clusters outside are not trusted: their utterances stand alone.
+    min_agreement : float
+        Adjusted Rand index of two clusterings from different seeds, below
+        which a new table is not taken over; 0 does not ask.
+    seed : int
+        Of the clusterer.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.pseudo_labels.clustering import KMeans
+    >>> table = ClusterTable(KMeans, clusters=2)
+    >>> table.prepare(6)
+    >>> report = table.refresh(torch.eye(2).repeat(3, 1), epoch=0.0)
+    >>> table.members(0).tolist(), report["cluster_count"]
+    ([0, 2, 4], 2.0)
+    """
+
+    def __init__(
+        self,
+        clusterer,
+        clusters,
+        start=0.0,
+        every=1,
+        min_size=2,
+        max_size=500,
+        min_agreement=0.0,
+        seed=0,
+    ):
+        if every < 1:
+            raise ValueError(f"every must be 1 epoch or more, not {every}")
+        self.clusterer = clusterer
+        self.clusters = clusters
+        self.start = start
+        self.every = every
+        self.min_size = min_size
+        self.max_size = max_size
+        self.min_agreement = min_agreement
+        self.seed = seed
+        self.labels = None
+        self.centroids = None
+        self.last = -1
+
+    def prepare(self, count):
+        """Makes room for a training set; a second call changes nothing.
+
+        Arguments
+        ---------
+        count : int
+            Number of utterances.
+        """
+        if self.labels is None:
+            self.labels = torch.full((count,), -1).share_memory_()
+            # rows sorted by cluster, and where each cluster begins there
+            self.order = torch.arange(count).share_memory_()
+            self.begin = torch.zeros(count + 1, dtype=torch.long)
+            self.begin.share_memory_()
+
+    def due(self, epoch):
+        """Whether it should be refreshed at the start of an epoch.
+
+        Arguments
+        ---------
+        epoch : int
+            Number of epochs done.
+
+        Returns
+        -------
+        bool
+            True from ``start`` on, every so many epochs, but only once in
+            an epoch that is resumed half-way.
+        """
+        since = epoch - int(np.ceil(self.start))
+        return since >= 0 and since % self.every == 0 and epoch != self.last
+
+    def refresh(self, embeddings, epoch):
+        """Clusters anew; all processes get the same table.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Of all utterances, the same in all processes [N, emb_dim].
+        epoch : float
+            Training time, for the schedule of the number of clusters.
+
+        Returns
+        -------
+        dict of str to float
+            ``cluster_count``, ``cluster_largest`` (share of the utterances),
+            ``cluster_alone`` (share whose cluster is not trusted),
+            ``cluster_cosine`` (mean cosine to the own centroid),
+            ``cluster_agreement`` of two seeds if asked for, and
+            ``cluster_accepted``.
+        """
+        self.last = int(epoch)
+        unit = F.normalize(embeddings.float(), dim=-1)
+        number = at(self.clusters, epoch)
+        number = round(number * len(unit)) if number < 1 else round(number)
+        labels = self._cluster(unit, number, self.seed)
+        report = self._describe(unit, labels)
+        accepted = True
+        if self.min_agreement > 0:
+            other = self._cluster(unit, number, self.seed + 1)
+            agreement = adjusted_rand_score(labels.numpy(), other.numpy())
+            report["cluster_agreement"] = float(agreement)
+            accepted = agreement >= self.min_agreement
+            if not accepted:
+                logger.warning(
+                    "Two clusterings agree by %.2f only (min_agreement %.2f): "
+                    "the table stays as it was.",
+                    agreement,
+                    self.min_agreement,
+                )
+        if accepted:
+            self._fill(labels, unit)
+        return {**report, "cluster_accepted": float(accepted)}
+
+    def members(self, row):
+        """Rows of the utterances that belong with one of them.
+
+        Arguments
+        ---------
+        row : int
+            The utterance.
+
+        Returns
+        -------
+        torch.Tensor
+            Rows, itself included [members].
+        """
+        label = self.labels[row].item()
+        if label >= 0:
+            first, last = self.begin[label : label + 2].tolist()
+            if self.min_size <= last - first <= self.max_size:
+                return self.order[first:last]
+        return torch.tensor([row])
+
+    def _cluster(self, unit, number, seed):
+        """Labels of unit embeddings, from the first process for all."""
+        labels = torch.empty(len(unit), dtype=torch.long)
+        if distributed.rank() == 0:
+            clusterer = self.clusterer(n_clusters=number, random_state=seed)
+            found = clusterer.fit_predict(unit.numpy())
+            # without gaps, whatever the clusterer calls them; -1 is noise
+            names, found = np.unique(found, return_inverse=True)
+            labels = torch.from_numpy(found - int(names[0] < 0)).long()
+        return distributed.from_first(labels)
+
+    def _describe(self, unit, labels):
+        """Label-free figures of a clustering."""
+        sizes = labels[labels >= 0].bincount()
+        alone = (sizes < self.min_size) | (sizes > self.max_size)
+        trusted = sizes[~alone].sum().item()
+        centroid = F.normalize(_means(unit, labels), dim=-1)
+        cosine = (unit * centroid[labels.clamp(min=0)]).sum(-1)[labels >= 0]
+        return {
+            "cluster_count": float(len(sizes)),
+            "cluster_largest": sizes.max().item() / len(labels),
+            "cluster_alone": 1.0 - trusted / len(labels),
+            "cluster_cosine": cosine.mean().item(),
+        }
+
+    def _fill(self, labels, unit=None):
+        """Writes a table where all workers read it."""
+        sizes = labels[labels >= 0].bincount()
+        ends = sizes.cumsum(0)
+        self.begin.fill_(len(labels))
+        # noise sorts first, before the first cluster begins
+        noise = len(labels) - int(ends[-1])
+        self.begin[0] = noise
+        self.begin[1 : len(ends) + 1] = noise + ends
+        self.order.copy_(labels.argsort(stable=True))
+        self.labels.copy_(labels)
+        if unit is not None:
+            self.centroids = F.normalize(_means(unit, labels), dim=-1)
+
+    @mark_as_saver
+    def _save(self, path):
+        """Writes labels, centroids and when they were made."""
+        names = ("labels", "centroids", "last")
+        torch.save({name: getattr(self, name) for name in names}, path)
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch):
+        """Reads what ``_save`` wrote."""
+        state = torch.load(path, weights_only=True)
+        labels, self.centroids = state["labels"], state["centroids"]
+        self.last = state["last"]
+        if labels is None:
+            return
+        self.prepare(len(labels))
+        if len(labels) != len(self.labels):
+            raise ValueError(
+                f"The cluster table of the checkpoint is of {len(labels)} "
+                f"utterances, the training CSV has {len(self.labels)}. Train "
+                "on the same CSV, or start in a new output_folder."
+            )
+        if self.centroids is not None:
+            self._fill(labels)
+
+
+class ClusterPartners:
+    """Gives the views of a sample to several utterances of a cluster.
+
+    Arguments
+    ---------
+    table : ClusterTable
+        The clusters.
+    mode : str
+        ``global_split``: global crops from different utterances, the anchor
+        among them, local ones from all in turn; ``global_from_anchor``:
+        global crops from the anchor, local ones from the others in turn;
+        ``all_random``: every view from any of them.
+    """
+
+    def __init__(self, table, mode="global_split"):
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+        self.table = table
+        self.mode = mode
+        self.utterances = None
+
+    def prepare(self, utterances):
+        """Is told the training set.
+
+        Arguments
+        ---------
+        utterances : Utterances
+            The rows that may be drawn.
+        """
+        self.utterances = utterances
+        self.table.prepare(len(utterances))
+
+    def __call__(self, rng_key, counts):
+        """Draws who gives each view.
+
+        Arguments
+        ---------
+        rng_key : tuple of int
+            Seed, epoch and row of the anchor.
+        counts : tuple of int
+            Number of global and of local crops.
+
+        Returns
+        -------
+        list of int
+            Row of each view, global crops first [views].
+        """
+        row, views = rng_key[-1], sum(counts)
+        members = self.table.members(row)
+        others = members[members != row].numpy()
+        if not len(others):
+            return [row] * views
+        rng = np.random.default_rng((*rng_key, PARTNERS))
+        if self.mode == "all_random":
+            return rng.choice(members.numpy(), views).tolist()
+        drawn = rng.permutation(others)[: views - 1].tolist()
+        if self.mode == "global_from_anchor":
+            turns = [drawn[view % len(drawn)] for view in range(counts[1])]
+            return [row] * counts[0] + turns
+        everyone = [row, *drawn]
+        return [everyone[view % len(everyone)] for view in range(views)]
+
+
+def _means(unit, labels):
+    """Mean embedding of each cluster [clusters, emb_dim]."""
+    kept = labels >= 0
+    total = torch.zeros(int(labels.max()) + 1, unit.shape[1])
+    total.index_add_(0, labels[kept], unit[kept])
+    return total / labels[kept].bincount()[:, None]

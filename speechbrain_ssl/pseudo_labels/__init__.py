@@ -1,0 +1,1 @@
+"""Pseudo-labels: embeddings of the training set and their clusters."""
