@@ -7,6 +7,7 @@ it serves every objective.
 """
 
 import logging
+import math
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class ClusterTable:
         Number of clusters, or a schedule of it; below one it is a share of
         the number of utterances.
     start : float
-        Epoch of the first refresh.
+        Epoch of the first refresh; infinity: never.
     every : int
         Epochs from one refresh to the next.
     min_size, max_size : int
@@ -119,8 +120,9 @@ class ClusterTable:
             True from ``start`` on, every so many epochs, but only once in
             an epoch that is resumed half-way.
         """
-        since = epoch - int(np.ceil(self.start))
-        return since >= 0 and since % self.every == 0 and epoch != self.last
+        if epoch < self.start or epoch == self.last:
+            return False
+        return (epoch - math.ceil(self.start)) % self.every == 0
 
     def refresh(self, embeddings, epoch):
         """Clusters anew; all processes get the same table.

@@ -72,31 +72,38 @@ class Prototypes(torch.nn.Module):
         )
 
 
-class WideHead(torch.nn.Module):
-    """A head that also gives its wide layer, for RDINO.
+class PrototypeHead(torch.nn.Module):
+    """A projector whose output is compared with prototypes: DINO's head.
 
     Arguments
     ---------
-    wide : torch.nn.Module
-        Embeddings [batch, emb_dim] to the layer [batch, width].
-    projector : torch.nn.Module
-        From there to the projections [batch, proj_dim].
+    sizes : list of int
+        Width of the embeddings, of each hidden layer and of the prototypes.
+    prototypes : Prototypes
+        What comes last.
+    wide : bool
+        Whether the last hidden layer is linear and part of the output, as
+        RDINO wants it.
 
     Example
     -------
-    >>> wide = mlp([192, 256, 512])
-    >>> head = WideHead(wide, torch.nn.Linear(512, 64))
+    >>> head = PrototypeHead([192, 256, 512, 128], Prototypes(128, 64))
+    >>> head(torch.randn(4, 192)).shape
+    torch.Size([4, 64])
+    >>> head = PrototypeHead([192, 256, 512, 128], Prototypes(128, 64), True)
     >>> head(torch.randn(4, 192)).shape
     torch.Size([4, 576])
     """
 
-    def __init__(self, wide, projector):
+    def __init__(self, sizes, prototypes, wide=False):
         super().__init__()
+        self.hidden = mlp(sizes[:-1]) if wide else torch.nn.Identity()
+        self.projector = mlp(sizes[-2:] if wide else sizes)
+        self.prototypes = prototypes
         self.wide = wide
-        self.projector = projector
 
     def forward(self, x):
-        """Both layers.
+        """Scores embeddings.
 
         Arguments
         ---------
@@ -106,7 +113,9 @@ class WideHead(torch.nn.Module):
         Returns
         -------
         torch.Tensor
-            [batch, width + proj_dim].
+            Cosines [batch, prototypes], after the last hidden layer if that
+            is asked for.
         """
-        wide = self.wide(x)
-        return torch.cat([wide, self.projector(wide)], dim=-1)
+        hidden = self.hidden(x)
+        cosine = self.prototypes(self.projector(hidden))
+        return torch.cat([hidden, cosine], dim=-1) if self.wide else cosine

@@ -19,8 +19,8 @@ from speechbrain_ssl.nnet.schedules import at
 class RDINO(torch.nn.Module):
     """Adds to DINO that the wide layer of the head uses all its dimensions.
 
-    The head is a ``nnet.heads.WideHead``, whose output is the wide layer
-    followed by DINO's logits.
+    The head is a wide ``nnet.heads.PrototypeHead``, whose output is the wide
+    layer followed by DINO's logits.
 
     Arguments
     ---------
@@ -127,7 +127,7 @@ class RDINO(torch.nn.Module):
         if found != expected:
             raise ValueError(
                 f"RDINO expects projections of {expected} (width {self.width} "
-                f"and {len(self.dino.center)} prototypes), got {found}: use "
-                "nnet.heads.WideHead as the head"
+                f"and {len(self.dino.center)} prototypes), got {found}: give "
+                "the PrototypeHead wide: True, and its last hidden width here"
             )
         return views.projection.split([self.width, found - self.width], dim=-1)

@@ -96,6 +96,10 @@ def check_settings(hparams):
             "lr_schedule must not be negative",
         ),
         (
+            isinstance(hparams["cluster_tables"], list),
+            "cluster_tables must be a list",
+        ),
+        (
             isinstance(hparams["train_loggers"], list),
             "train_loggers must be a list",
         ),

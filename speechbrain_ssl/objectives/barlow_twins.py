@@ -1,0 +1,100 @@
+"""Barlow Twins: the cross-correlation of views becomes the identity.
+
+J. Zbontar et al., "Barlow Twins: self-supervised learning via redundancy
+reduction", ICML 2021 (https://arxiv.org/abs/2103.03230).
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.regularizers import squared_off_diagonal
+
+
+class BarlowTwins(torch.nn.Module):
+    """Each dimension agrees with itself in other views, and only with itself.
+
+    Dimensions are standardised over the utterances of all processes.
+
+    Arguments
+    ---------
+    off_diagonal_weight : float
+        Weight of correlations between different dimensions.
+    scale : float
+        Factor of the whole loss, which grows with the number of dimensions.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(1, 64, 8).expand(2, 64, 8)
+    >>> loss, stats = BarlowTwins()(Views(crops, crops), None, 0.0)
+    >>> round(stats["diagonal"].item(), 3), sorted(stats)
+    (1.0, ['diagonal', 'off_diagonal'])
+    """
+
+    def __init__(self, off_diagonal_weight=0.005, scale=0.025):
+        super().__init__()
+        if off_diagonal_weight < 0 or scale <= 0:
+            raise ValueError(
+                "off_diagonal_weight must not be negative and scale must be "
+                f"positive, got {off_diagonal_weight} and {scale}"
+            )
+        self.off_diagonal_weight = off_diagonal_weight
+        self.scale = scale
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            Two views or more.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over pairs of different views.
+        stats : dict of torch.Tensor
+            ``diagonal``: mean correlation of a dimension with itself in
+            another view, 0 when all points are equal. ``off_diagonal``: root
+            of the mean square of all others, 1 when all dimensions are copies
+            of one.
+
+        Raises
+        ------
+        ValueError
+            If there is only one view, or one utterance in all processes.
+        """
+        # utterances first, as that is where processes are put together
+        points = student.projection.float().transpose(0, 1)
+        points = distributed.gather_with_gradient(points)
+        batch, views, dim = points.shape
+        if views < 2 or batch < 2:
+            raise ValueError(
+                "Barlow Twins needs two views or more of two utterances or "
+                f"more, got {views} of {batch}: ask the view sampler for more "
+                "crops, or enlarge the batch"
+            )
+        standard = F.batch_norm(points.flatten(1), None, None, training=True)
+        standard = standard.view_as(points).unbind(1)
+        # the other order of a pair is the transpose, with the same loss;
+        # autocast would round the products to 8 bits
+        with torch.autocast(points.device.type, enabled=False):
+            correlations = [
+                a.T @ b / batch for a, b in itertools.combinations(standard, 2)
+            ]
+        diagonal = torch.stack([c.diagonal() for c in correlations])
+        others = torch.stack([squared_off_diagonal(c) for c in correlations])
+        others = others.mean()
+        agreement = (1 - diagonal).square().sum(-1).mean()
+        loss = self.scale * (agreement + self.off_diagonal_weight * others)
+        return loss, {
+            "diagonal": diagonal.detach().mean(),
+            "off_diagonal": (others.detach() / max(dim * (dim - 1), 1)).sqrt(),
+        }

@@ -1,0 +1,99 @@
+"""SimSiam: BYOL without a teacher, a negative control for speech.
+
+X. Chen and K. He, "Exploring simple siamese representation learning", CVPR
+2021 (https://arxiv.org/abs/2011.10566).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.heads import mlp
+
+
+class SimSiam(torch.nn.Module):
+    """The student predicts its own other views, which get no gradient.
+
+    On speech it nearly collapses: 28.94 % EER on VoxCeleb1-O in sslsv
+    (https://github.com/theolepage/sslsv), where BYOL has 13.99 %. It is here
+    to see what a collapse looks like. The paper's head ends in batch
+    normalisation without gains, and its predictor has a constant learning
+    rate.
+
+    Arguments
+    ---------
+    dim : int
+        Width of the projections.
+    hidden : int
+        Width of the predictor's hidden layer.
+    norm : type
+        Normalisation class of the predictor, or None. BatchNorm1d sees one
+        process, unless it is converted to SyncBatchNorm.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(2, 8, 16)
+    >>> loss, stats = SimSiam(16, hidden=8)(Views(crops, crops), None, 0.0)
+    >>> -1 <= loss.item() <= 1, sorted(stats)
+    (True, ['cosine', 'negative_cosine'])
+    """
+
+    def __init__(self, dim, hidden=512, norm=torch.nn.BatchNorm1d):
+        super().__init__()
+        if dim < 1 or hidden < 1:
+            raise ValueError(
+                f"dim and hidden must be positive, not {dim} and {hidden}"
+            )
+        self.dim = dim
+        self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            Two views or more.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar from -1 to 1: minus the mean cosine over utterances and
+            pairs of different views.
+        stats : dict of torch.Tensor
+            ``cosine`` of predictions and their targets; ``negative_cosine``
+            of predictions and targets of other utterances, near ``cosine``
+            and 1 on collapse.
+
+        Raises
+        ------
+        ValueError
+            If there is only one view, or if the projections are not ``dim``
+            wide.
+        """
+        s, t = different_views(student, student)
+        views, batch, dim = student.projection.shape
+        if dim != self.dim:
+            raise ValueError(
+                f"SimSiam expects projections of {self.dim} (dim), got {dim}: "
+                "change dim or the head"
+            )
+        projection = student.projection.float()
+        # all views together, as they go through the head
+        said = self.predictor(projection.flatten(0, 1)).float()
+        said = F.normalize(said, dim=-1).view(views, batch, dim)
+        target = F.normalize(projection.detach(), dim=-1)
+        cosine = (said[s] * target[t]).sum(-1).mean()
+        with torch.no_grad():
+            # the mean over all pairs of utterances, less those with themselves
+            total = (said.mean(1)[s] * target.mean(1)[t]).sum(-1).mean()
+            negative = (batch * total - cosine) / max(batch - 1, 1)
+        return -cosine, {
+            "cosine": cosine.detach(),
+            "negative_cosine": negative,
+        }

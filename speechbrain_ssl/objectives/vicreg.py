@@ -1,0 +1,114 @@
+"""VICReg: views agree, while dimensions vary and do not repeat each other.
+
+A. Bardes, J. Ponce and Y. LeCun, "VICReg: variance-invariance-covariance
+regularization for self-supervised learning", ICLR 2022
+(https://arxiv.org/abs/2105.04906). Default weights are those that T. Lepage
+and R. Dehak use for speakers (https://github.com/theolepage/sslsv); the paper
+has 25, 25 and 1 for images.
+"""
+
+import torch
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.regularizers import (
+    covariance,
+    squared_off_diagonal,
+    variance_hinge,
+)
+
+
+class VICReg(torch.nn.Module):
+    """Squared distance of views, plus a hinge and covariances of each view.
+
+    Lengths matter to it: the projections are not normalised. The last two
+    terms are those of all processes together; like the paper's two branches
+    they count twice, whatever the number of views.
+
+    Arguments
+    ---------
+    invariance_weight : float
+        Weight of the mean squared difference of views.
+    variance_weight : float
+        Weight of the shortfall of standard deviations from one.
+    covariance_weight : float
+        Weight of the squared covariances of different dimensions.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.ones(2, 8, 16)
+    >>> loss, stats = VICReg()(Views(crops, crops), None, 0.0)
+    >>> {name: round(value.item(), 2) for name, value in stats.items()}
+    {'invariance': 0.0, 'variance': 0.99, 'covariance': 0.0}
+    """
+
+    def __init__(
+        self,
+        invariance_weight=1.0,
+        variance_weight=1.0,
+        covariance_weight=0.1,
+    ):
+        super().__init__()
+        weights = invariance_weight, variance_weight, covariance_weight
+        if min(weights) < 0:
+            raise ValueError(f"Weights must not be negative, got {weights}")
+        self.invariance_weight = invariance_weight
+        self.variance_weight = variance_weight
+        self.covariance_weight = covariance_weight
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            Two views or more.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar.
+        stats : dict of torch.Tensor
+            The terms without their weights, means over views or pairs of
+            them: ``invariance``, ``variance`` (0 when every dimension has a
+            standard deviation of one, 1 on collapse) and ``covariance`` (sum
+            of squares over the number of dimensions).
+
+        Raises
+        ------
+        ValueError
+            If there is only one view, or one utterance in all processes.
+        """
+        # utterances first, as that is where processes are put together
+        points = student.projection.float().transpose(0, 1)
+        points = distributed.gather_with_gradient(points)
+        batch, views, dim = points.shape
+        if views < 2 or batch < 2:
+            raise ValueError(
+                "VICReg needs two views or more of two utterances or more, got "
+                f"{views} of {batch}: ask the view sampler for more crops, or "
+                "enlarge the batch"
+            )
+        # mean over pairs of views of their squared difference
+        invariance = 2 * points.var(dim=1).mean()
+        variance = variance_hinge(points.flatten(1))
+        # autocast would round the products to 8 bits
+        with torch.autocast(points.device.type, enabled=False):
+            squares = [
+                squared_off_diagonal(covariance(view))
+                for view in points.unbind(1)
+            ]
+        redundancy = torch.stack(squares).mean() / dim
+        loss = self.invariance_weight * invariance + 2 * (
+            self.variance_weight * variance
+            + self.covariance_weight * redundancy
+        )
+        return loss, {
+            "invariance": invariance.detach(),
+            "variance": variance.detach(),
+            "covariance": redundancy.detach(),
+        }
