@@ -9,6 +9,7 @@ it serves every objective.
 import logging
 import math
 
+import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,10 @@ class ClusterTable:
         self.min_agreement = min_agreement
         self.seed = seed
         self.labels = None
+        # unit means [clusters, emb_dim], and mean distances to them [clusters]
         self.centroids = None
+        self.spread = None
+        self._nearest = None
         self.last = -1
 
     def prepare(self, count):
@@ -186,6 +190,33 @@ class ClusterTable:
                 return self.order[first:last]
         return torch.tensor([row])
 
+    def nearest(self, count):
+        """The clusters whose centroids are nearest to each one's.
+
+        Arguments
+        ---------
+        count : int
+            How many; fewer if there are not so many.
+
+        Returns
+        -------
+        torch.Tensor
+            Their numbers, the nearest first, never itself [clusters, count].
+        """
+        if self._nearest is None or self._nearest.shape[1] < count:
+            points = self.centroids.numpy()
+            # a tie may put a cluster after its twin: take one more, drop it
+            wanted = min(count + 1, len(points))
+            _, found = faiss.knn(
+                points, points, wanted, metric=faiss.METRIC_INNER_PRODUCT
+            )
+            found = torch.from_numpy(found)
+            other = found != torch.arange(len(found))[:, None]
+            # at most one of a row is the cluster itself
+            order = other.int().argsort(dim=1, descending=True, stable=True)
+            self._nearest = found.gather(1, order)[:, : wanted - 1]
+        return self._nearest[:, :count]
+
     def _cluster(self, unit, number, seed):
         """Labels of unit embeddings, from the first process for all."""
         labels = torch.empty(len(unit), dtype=torch.long)
@@ -223,20 +254,25 @@ class ClusterTable:
         self.order.copy_(labels.argsort(stable=True))
         self.labels.copy_(labels)
         if unit is not None:
-            self.centroids = F.normalize(_means(unit, labels), dim=-1)
+            means = _means(unit, labels)
+            distance = (unit - means[labels]).norm(dim=-1, keepdim=True)
+            self.centroids = F.normalize(means, dim=-1)
+            self.spread = _means(distance, labels)[:, 0]
+            self._nearest = None
 
     @mark_as_saver
     def _save(self, path):
-        """Writes labels, centroids and when they were made."""
-        names = ("labels", "centroids", "last")
+        """Writes the clusters and when they were made."""
+        names = ("labels", "centroids", "spread", "last")
         torch.save({name: getattr(self, name) for name in names}, path)
 
     @mark_as_loader
     def _load(self, path, end_of_epoch):
         """Reads what ``_save`` wrote."""
         state = torch.load(path, weights_only=True)
-        labels, self.centroids = state["labels"], state["centroids"]
-        self.last = state["last"]
+        labels, self.last = state["labels"], state["last"]
+        self.centroids, self.spread = state["centroids"], state["spread"]
+        self._nearest = None
         if labels is None:
             return
         self.prepare(len(labels))

@@ -84,7 +84,7 @@ class BarlowTwins(torch.nn.Module):
         standard = F.batch_norm(points.flatten(1), None, None, training=True)
         standard = standard.view_as(points).unbind(1)
         # the other order of a pair is the transpose, with the same loss;
-        # autocast would round the products to 8 bits
+        # autocast would take these products in half precision
         with torch.autocast(points.device.type, enabled=False):
             correlations = [
                 a.T @ b / batch for a, b in itertools.combinations(standard, 2)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.margins import as_margin
 
 
 class MoCo(torch.nn.Module):
@@ -27,8 +28,9 @@ class MoCo(torch.nn.Module):
         Number of negative keys.
     temperature : float
         Temperature of the softmax.
-    margin : float
-        Taken off the positive cosine (CosFace); 0 is plain InfoNCE.
+    margin : float or torch.nn.Module
+        Taken off the positive cosine (CosFace); 0 is plain InfoNCE. Or one
+        of ``speechbrain_ssl.nnet.margins``.
     symmetric : bool
         Whether every view is a query for every other one. Otherwise the
         first view is the query and the second one the key, as in the paper.
@@ -54,7 +56,7 @@ class MoCo(torch.nn.Module):
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
         self.temperature = temperature
-        self.margin = margin
+        self.margin = as_margin(margin)
         self.symmetric = symmetric
         self.register_buffer(
             "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
@@ -88,19 +90,21 @@ class MoCo(torch.nn.Module):
             If there is no teacher, or no pair of different views.
         """
         q, k = different_views(student, teacher)
-        query = F.normalize(student.projection.float(), dim=-1)
+        point = student.projection.float()
         key = F.normalize(teacher.projection.float(), dim=-1)
         if not self.symmetric:
             # the first query and its first key, as if there were no others
-            query, key, q, k = query[q[:1]], key[k[:1]], [0], [0]
+            point, key, q, k = point[q[:1]], key[k[:1]], [0], [0]
+        query = F.normalize(point, dim=-1)
         positive = (query[q] * key[k]).sum(-1)
         # a copy, as the queue moves on before the gradient is computed
         negative = query @ self.queue.T.clone()
-        spread = (negative / self.temperature).logsumexp(-1)[q]
-        logit = (positive - self.margin) / self.temperature
+        harder = self.margin(positive, negative, point.norm(dim=-1)[q], q)
+        spread = (harder.negative / self.temperature).logsumexp(-1)[harder.row]
+        logit = harder.positive / self.temperature
         # -log(e^p / (e^p + sum of e^n)); cross_entropy would add thousands of
         # small terms to a large one and lose them in float32
-        loss = F.softplus(spread - logit).mean()
+        loss = F.softplus(spread - logit).mean() + harder.penalty
 
         if self.training:
             self._enqueue(key)

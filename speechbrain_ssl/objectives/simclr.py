@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.margins import as_margin
 
 
 class SimCLR(torch.nn.Module):
@@ -25,8 +26,9 @@ class SimCLR(torch.nn.Module):
     ---------
     temperature : float
         Temperature of the softmax.
-    margin : float
-        Taken off the cosine of positives (CosFace); 0 is plain NT-Xent.
+    margin : float or torch.nn.Module
+        Taken off the cosine of positives (CosFace); 0 is plain NT-Xent. Or
+        one of ``speechbrain_ssl.nnet.margins``.
 
     Example
     -------
@@ -42,7 +44,7 @@ class SimCLR(torch.nn.Module):
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
         self.temperature = temperature
-        self.margin = margin
+        self.margin = as_margin(margin)
 
     def forward(self, student, teacher, epoch):
         """Loss of one batch.
@@ -73,7 +75,8 @@ class SimCLR(torch.nn.Module):
         views, batch, _ = student.projection.shape
         if views < 2:
             raise ValueError(f"SimCLR needs two views or more, got {views}")
-        anchor = F.normalize(student.projection.float(), dim=-1)
+        point = student.projection.float()
+        anchor = F.normalize(point, dim=-1)
         # [processes, views, batch, dim] to the order of the anchors
         everyone = distributed.gather_with_gradient(anchor[None])
         everyone = everyone.transpose(0, 1).flatten(1, 2)
@@ -83,27 +86,24 @@ class SimCLR(torch.nn.Module):
         same = torch.zeros(batch, everyone.shape[1], dtype=torch.bool)
         same[torch.arange(batch), mine] = True
         same = same.to(cosine.device)[None, :, None]
+        # pairs of different views, those of the first view first
+        a, b = (~torch.eye(views, dtype=torch.bool)).nonzero().T
         positive = cosine[:, torch.arange(batch), :, mine].permute(1, 2, 0)
+        positive = positive[a, b]
         negative = cosine.masked_fill(same, -math.inf).flatten(2)
-        loss = self._loss(positive, negative)
+        harder = self.margin(positive, negative, point.norm(dim=-1)[a], a)
+        spread = (harder.negative / self.temperature).logsumexp(-1)[harder.row]
+        logit = harder.positive / self.temperature
+        # -log(e^p / (e^p + sum of e^n)) without forming the quotient
+        loss = F.softplus(spread - logit).mean() + harder.penalty
         with torch.no_grad():
-            other = ~torch.eye(views, dtype=torch.bool, device=cosine.device)
-            found = positive > negative.amax(-1)[:, None]
+            found = positive > negative.amax(-1)[a]
             # own utterances are masked, all others count alike
             total = cosine.masked_fill(same, 0.0).sum()
             others = max(cosine.numel() - views * views * batch, 1)
             stats = {
-                "accuracy": found[other].float().mean(),
-                "positive_cosine": positive[other].mean(),
+                "accuracy": found.float().mean(),
+                "positive_cosine": positive.mean(),
                 "negative_cosine": total / others,
             }
         return loss, stats
-
-    def _loss(self, positive, negative):
-        """Loss of cosines [a, v, batch] and [a, batch, others]."""
-        views = len(positive)
-        other = ~torch.eye(views, dtype=torch.bool, device=positive.device)
-        spread = (negative / self.temperature).logsumexp(-1)[:, None]
-        logit = (positive - self.margin) / self.temperature
-        # -log(e^p / (e^p + sum of e^n)) without forming the quotient
-        return F.softplus(spread - logit)[other].mean()

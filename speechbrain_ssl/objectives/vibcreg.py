@@ -113,7 +113,7 @@ class VIbCReg(torch.nn.Module):
                 f"got {views} of {batch}: ask the view sampler for more crops, "
                 "or enlarge the batch"
             )
-        # autocast would round the products to 8 bits
+        # autocast would take these products in half precision
         with torch.autocast(points.device.type, enabled=False):
             white = self._whiten(points)
             unit = F.normalize(white, dim=1)
@@ -149,8 +149,11 @@ class VIbCReg(torch.nn.Module):
         sigma = groups.mT @ groups / batch + self.eps * eye
         # the iteration converges where all eigenvalues are at most one
         trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        sigma, root = sigma / trace, eye
+        rest, root = sigma / trace, eye
         for _ in range(self.iterations):
-            root = 1.5 * root - 0.5 * root @ root @ root @ sigma
+            # root = 1.5 root - 0.5 root^3 sigma / trace, in the coupled form,
+            # whose rounding errors do not grow
+            step = 1.5 * eye - 0.5 * root @ rest
+            rest, root = rest @ step, step @ root
         white = groups @ root / trace.sqrt()
         return white.transpose(1, 2).flatten(2)

@@ -96,7 +96,7 @@ class VICReg(torch.nn.Module):
         # mean over pairs of views of their squared difference
         invariance = 2 * points.var(dim=1).mean()
         variance = variance_hinge(points.flatten(1))
-        # autocast would round the products to 8 bits
+        # autocast would take these products in half precision
         with torch.autocast(points.device.type, enabled=False):
             squares = [
                 squared_off_diagonal(covariance(view))

@@ -94,7 +94,7 @@ class WMSE(torch.nn.Module):
         batch = points.shape[1]
         self._check(batch, points.shape[2])
         parts = points[:, self._cut(batch).to(points.device)]
-        # autocast would round the products to 8 bits
+        # autocast would take these products in half precision
         with torch.autocast(points.device.type, enabled=False):
             unit = F.normalize(self._whiten(parts), dim=-1)
         cosine = (unit[s] * unit[t]).sum(-1).mean()

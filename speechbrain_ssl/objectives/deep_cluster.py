@@ -1,0 +1,130 @@
+"""DeepCluster v2: predict the clusters of the last clustering.
+
+M. Caron et al., "Deep clustering for unsupervised learning of visual
+features", ECCV 2018 (https://arxiv.org/abs/1807.05520), in the form of M. Caron
+et al., "Unsupervised learning of visual features by contrasting cluster
+assignments", NeurIPS 2020 (https://arxiv.org/abs/2006.09882). Concentrations:
+J. Li et al., "Prototypical contrastive learning of unsupervised
+representations", ICLR 2021 (https://arxiv.org/abs/2005.04966), for speakers: W.
+Xia et al., "Self-supervised text-independent speaker verification using
+prototypical momentum contrastive learning", ICASSP 2021
+(https://arxiv.org/abs/2012.07178).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.assignment import prototypes_used
+
+
+class DeepCluster(torch.nn.Module):
+    """Cross-entropy from embeddings to the centroids of their clusters.
+
+    The centroids are those of the last clustering and do not learn. As they
+    are in the space of the embeddings, the head is not used. With
+    concentrations it is the prototype term of ProtoMoCo; add it to MoCo by
+    ``objectives.weighted.Weighted``.
+
+    Arguments
+    ---------
+    tables : list of ClusterTable
+        One or more clusterings; the loss is their mean.
+    temperature : float
+        Temperature of the softmax over centroids.
+    concentrations : bool
+        Whether dispersed clusters have a higher temperature than dense ones.
+    smoothing : float
+        Keeps the concentration of small clusters finite (alpha in PCL).
+
+    Example
+    -------
+    >>> from speechbrain_ssl.dataio.clusters import ClusterTable
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.pseudo_labels.clustering import KMeans
+    >>> points = torch.eye(2).repeat(4, 1)
+    >>> table = ClusterTable(KMeans, clusters=2)
+    >>> table.prepare(8)
+    >>> _ = table.refresh(points, epoch=0)
+    >>> student = Views(points[None], None, index=torch.arange(8))
+    >>> loss, stats = DeepCluster([table])(student, None, 0.0)
+    >>> stats["accuracy"].item()
+    1.0
+    """
+
+    def __init__(
+        self, tables, temperature=0.1, concentrations=False, smoothing=10.0
+    ):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.tables = list(tables)
+        self.temperature = temperature
+        self.concentrations = concentrations
+        self.smoothing = smoothing
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            With ``index``, any number of views.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over views, clusterings and utterances that are in
+            a cluster.
+        stats : dict of torch.Tensor
+            ``accuracy`` of finding the cluster, ``clusters_predicted`` (exp
+            of the entropy of the mean prediction; 1 on collapse).
+
+        Raises
+        ------
+        ValueError
+            If nothing has been clustered.
+        """
+        point = F.normalize(student.embedding.float(), dim=-1)
+        losses, accuracies, used = [], [], []
+        for table in self.tables:
+            if table.centroids is None:
+                raise ValueError(
+                    "DeepCluster has no clusters yet: set cluster_from to 0"
+                )
+            centroids = table.centroids.to(point.device)
+            label = table.labels.to(point.device)[student.index]
+            # noise has no cluster to be told from others
+            known = label >= 0
+            logits = point @ centroids.T / self._temperatures(table, centroids)
+            target = label.clamp(min=0).expand(len(point), -1)
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), reduction="none"
+            ).view_as(target)
+            count = distributed.mean(known.float().sum()).clamp(min=1)
+            share = known.float() / count
+            losses.append((loss * share).sum(1).mean())
+            hit = (logits.argmax(-1) == target).float()
+            accuracies.append((hit * share).sum(1).mean())
+            used.append(prototypes_used(logits.softmax(-1)))
+        return torch.stack(losses).mean(), {
+            "accuracy": torch.stack(accuracies).mean(),
+            "clusters_predicted": torch.stack(used).mean(),
+        }
+
+    @torch.no_grad()
+    def _temperatures(self, table, centroids):
+        """One temperature, or one for each cluster [clusters]."""
+        if not self.concentrations:
+            return self.temperature
+        sizes = table.labels[table.labels >= 0].bincount()
+        spread = table.spread / (sizes + self.smoothing).log()
+        # a cluster of one point has no spread; PCL gives it the largest one
+        spread = torch.where(sizes > 1, spread, spread.max())
+        spread = spread.clamp(*spread.quantile(torch.tensor([0.1, 0.9])))
+        mean = spread.mean().clamp(min=1e-12)
+        return (self.temperature * spread / mean).to(centroids.device)

@@ -1,0 +1,113 @@
+"""LIM: views of one utterance must share more than views of two.
+
+M. Ravanelli and Y. Bengio, "Learning speaker representations with mutual
+information", Interspeech 2019 (https://arxiv.org/abs/1812.00271).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.branch import different_views
+
+KINDS = ("nce", "bce", "mine")
+
+
+class LIM(torch.nn.Module):
+    """Local info max: a bound on the mutual information of two views.
+
+    A cosine takes the place of the paper's discriminator network. With p the
+    cosine of two views of an utterance and n that to another utterance, the
+    loss is minus the mean of ``p - log(exp(p) + sum of exp(n))`` (nce),
+    ``log sigmoid(p) + log(1 - sigmoid(n))`` (bce) or
+    ``p - log(mean of exp(n))`` (mine), where sums go over the batch.
+
+    Arguments
+    ---------
+    kind : str
+        ``nce``, ``bce`` or ``mine``.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(2, 8, 16)
+    >>> loss, stats = LIM("bce")(Views(crops, crops), None, 0.0)
+    >>> loss.shape, sorted(stats)
+    (torch.Size([]), ['accuracy', 'negative_cosine', 'positive_cosine'])
+    """
+
+    def __init__(self, kind="nce"):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(
+                f"kind must be one of {', '.join(KINDS)}, not {kind!r}"
+            )
+        self.kind = kind
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            Two views or more of two utterances or more.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over utterances and pairs of different views.
+        stats : dict of torch.Tensor
+            ``accuracy``: share of positives closer than their negative; mean
+            ``positive_cosine`` and ``negative_cosine``, both near 1 on
+            collapse.
+
+        Raises
+        ------
+        ValueError
+            If there is no pair of different views, or only one utterance.
+        """
+        s, t = different_views(student, student)
+        point = F.normalize(student.projection.float(), dim=-1)
+        other = self._next_utterances(point)
+        positive = (point[s] * point[t]).sum(-1)
+        negative = (point[s] * other[t]).sum(-1)
+        if self.kind == "bce":
+            loss = F.softplus(-positive) + F.softplus(negative)
+        else:
+            # mean of exp(n) over utterances of all processes [pairs, 1]
+            mass = distributed.mean(negative.exp().mean(1, keepdim=True))
+            count = distributed.world_size() * point.shape[1]
+            loss = mass.log() - positive
+            if self.kind == "nce":
+                # -log(e^p / (e^p + sum of e^n))
+                loss = F.softplus(loss + math.log(count))
+        return loss.mean(), {
+            "accuracy": (positive > negative).float().mean(),
+            "positive_cosine": positive.detach().mean(),
+            "negative_cosine": negative.detach().mean(),
+        }
+
+    def _next_utterances(self, point):
+        """Negatives [views, batch, dim]: for each utterance the next one.
+
+        Utterances come shuffled, so that the next one is as random as any,
+        never the same one, and each is a negative once. Unlike a draw it
+        does not depend on the number of processes, or on what was drawn
+        before.
+        """
+        batch = point.shape[1]
+        # [everyone, views, dim], in the order of one process
+        everyone = distributed.gather_with_gradient(point.transpose(0, 1))
+        if len(everyone) < 2:
+            raise ValueError(
+                "LIM needs two utterances or more, got one: enlarge the batch"
+            )
+        start = distributed.rank() * batch
+        following = everyone.roll(-1, 0)[start : start + batch]
+        return following.transpose(0, 1)

@@ -1,0 +1,134 @@
+"""NNCLR: the positive is the nearest neighbor of the other view in a queue.
+
+D. Dwibedi et al., "With a little help from my friends: nearest-neighbor
+contrastive learning of visual representations", ICCV 2021
+(https://arxiv.org/abs/2104.14548).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.heads import mlp
+
+
+class NNCLR(torch.nn.Module):
+    """Each view's neighbor must find the predictions of its other views.
+
+    The neighbor may be another utterance of the speaker. Negatives are the
+    predictions from the other utterances of the batch.
+
+    Arguments
+    ---------
+    dim : int
+        Width of the projections.
+    hidden : int
+        Width of the predictor's hidden layer.
+    queue_size : int
+        Number of past utterances among which neighbors are looked for.
+    temperature : float
+        Temperature of the softmax.
+    norm : type
+        Normalisation class of the predictor, or None.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(2, 8, 16)
+    >>> objective = NNCLR(dim=16, hidden=32, queue_size=64)
+    >>> loss, stats = objective(Views(crops, crops), None, 0.0)
+    >>> sorted(stats)
+    ['accuracy', 'negative_cosine', 'neighbor_cosine', 'positive_cosine']
+    """
+
+    def __init__(
+        self,
+        dim,
+        hidden=4096,
+        queue_size=65536,
+        temperature=0.2,
+        norm=torch.nn.BatchNorm1d,
+    ):
+        super().__init__()
+        if temperature <= 0 or queue_size < 1:
+            raise ValueError(
+                "temperature must be positive and queue_size 1 or more, not "
+                f"{temperature} and {queue_size}"
+            )
+        self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
+        self.temperature = temperature
+        self.register_buffer(
+            "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
+        )
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch; in training mode also fills the queue.
+
+        Arguments
+        ---------
+        student : Views
+            Two views or more.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over utterances and pairs of different views.
+        stats : dict of torch.Tensor
+            ``accuracy`` of finding the positive; mean ``positive_cosine``
+            and ``negative_cosine`` of neighbors to predictions, and
+            ``neighbor_cosine`` of views to their neighbors; all near 1 on
+            collapse.
+
+        Raises
+        ------
+        ValueError
+            If there is no pair of different views.
+        """
+        s, t = different_views(student, student)
+        point = student.projection.float()
+        prediction = self.predictor(point.flatten(0, 1)).float()
+        prediction = F.normalize(prediction, dim=-1).view_as(point)
+        # [processes, views, batch, dim] to [views, everyone, dim]
+        everyone = distributed.gather_with_gradient(prediction[None])
+        everyone = everyone.transpose(0, 1).flatten(1, 2)
+        key = F.normalize(point.detach(), dim=-1)
+        # half precision would take a wrong neighbor where several are close
+        with torch.autocast(point.device.type, enabled=False):
+            nearest, place = (key @ self.queue.T).max(-1)
+            cosine = torch.einsum(
+                "pbd,pnd->pbn", self.queue[place][s], everyone[t]
+            )
+        batch = point.shape[1]
+        own = torch.arange(batch, device=point.device)
+        own = (own + distributed.rank() * batch).repeat(len(s))
+        cosine = cosine.flatten(0, 1)
+        loss = F.cross_entropy(cosine / self.temperature, own)
+
+        # one view, as the views of an utterance are much alike
+        if self.training:
+            self._enqueue(key[0])
+        with torch.no_grad():
+            positive = cosine.gather(1, own[:, None])
+            others = max(cosine.numel() - len(cosine), 1)
+            stats = {
+                "accuracy": (cosine.argmax(1) == own).float().mean(),
+                "positive_cosine": positive.mean(),
+                "negative_cosine": (cosine.sum() - positive.sum()) / others,
+                "neighbor_cosine": nearest.mean(),
+            }
+        return loss, stats
+
+    @torch.no_grad()
+    def _enqueue(self, key):
+        """Overwrites the oldest keys with new ones [batch, dim]."""
+        size = len(self.queue)
+        keys = distributed.gather(key)[-size:]
+        steps = torch.arange(len(keys), device=keys.device)
+        self.queue[(self.oldest + steps) % size] = keys
+        self.oldest.copy_((self.oldest + len(keys)) % size)

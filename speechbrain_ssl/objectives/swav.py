@@ -1,0 +1,151 @@
+"""SwAV: each view must predict the prototypes that another view is assigned to.
+
+M. Caron et al., "Unsupervised learning of visual features by contrasting
+cluster assignments", NeurIPS 2020 (https://arxiv.org/abs/2006.09882).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
+from speechbrain_ssl.nnet.branch import Views, different_views
+from speechbrain_ssl.nnet.heads import Prototypes
+
+
+class SwAV(torch.nn.Module):
+    """Swapped prediction of assignments that use all prototypes equally.
+
+    The authors take 3000 prototypes, keep them as drawn for the first epoch,
+    and want a queue where the batch has fewer utterances than prototypes.
+
+    Arguments
+    ---------
+    dim : int
+        Width of the projections.
+    prototypes : int
+        Number of prototypes.
+    temperature : float
+        Temperature of the predictions.
+    epsilon : float
+        Temperature of the targets, before they are evened out.
+    iterations : int
+        Rounds that make the targets use all prototypes equally.
+    queue_size : int
+        Past utterances that are assigned along with the batch; 0 for none.
+    queue_from : float
+        Epoch from which on they are.
+    target_views : int
+        How many views, the first ones, give targets.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(6, 8, 16)
+    >>> objective = SwAV(dim=16, prototypes=32)
+    >>> loss, stats = objective(Views(crops, crops), None, 0.0)
+    >>> sorted(stats)
+    ['kl', 'predictions_used', 'prototypes_used', 'target_entropy']
+    """
+
+    def __init__(
+        self,
+        dim,
+        prototypes=512,
+        temperature=0.1,
+        epsilon=0.05,
+        iterations=3,
+        queue_size=0,
+        queue_from=15.0,
+        target_views=2,
+    ):
+        super().__init__()
+        lowest = min(iterations, target_views, queue_size + 1)
+        if min(temperature, epsilon) <= 0 or lowest < 1:
+            raise ValueError(
+                f"temperature ({temperature}) and epsilon ({epsilon}) must be "
+                f"positive, iterations ({iterations}) and target_views "
+                f"({target_views}) 1 or more, queue_size ({queue_size}) 0 or "
+                "more"
+            )
+        self.prototypes = Prototypes(dim, prototypes)
+        self.temperature = temperature
+        self.epsilon = epsilon
+        self.iterations = iterations
+        self.queue_from = queue_from
+        self.target_views = target_views
+        self.register_buffer(
+            "queue", torch.zeros(queue_size, target_views, dim)
+        )
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch; in training mode also fills the queue.
+
+        Arguments
+        ---------
+        student : Views
+            Two views or more, global ones first.
+        teacher : None
+            Not used.
+        epoch : float
+            Training time.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over utterances and pairs of different views.
+        stats : dict of torch.Tensor
+            ``target_entropy`` (nats), up to log(prototypes) on collapse;
+            ``kl`` from target to prediction; ``prototypes_used`` by targets
+            and ``predictions_used``, down to 1 on collapse onto one.
+
+        Raises
+        ------
+        ValueError
+            If there is no pair of different views.
+        """
+        point = student.projection.float()
+        key = F.normalize(point.detach()[: self.target_views], dim=-1)
+        number = student.number and student.number[: len(key)]
+        s, t = different_views(student, Views(key, key, number=number))
+        # half precision is too coarse for cosines over so small an epsilon
+        with torch.autocast(point.device.type, enabled=False):
+            score = self.prototypes(point)
+            target = self._target(score.detach()[: len(key)], epoch)
+            log_prob = F.log_softmax(score / self.temperature, dim=-1)
+            cross = torch.einsum("sbk,tbk->st", log_prob, target)
+            cross = -cross[s, t].mean() / score.shape[1]
+        if self.training and len(self.queue):
+            self._enqueue(key)
+        entropy = torch.special.entr(target).sum(-1).mean(1)[t].mean()
+        return cross, {
+            "target_entropy": entropy,
+            "kl": cross.detach() - entropy,
+            "prototypes_used": prototypes_used(target),
+            "predictions_used": prototypes_used(log_prob.exp()),
+        }
+
+    @torch.no_grad()
+    def _target(self, score, epoch):
+        """Assignments of the batch [target views, batch, K]."""
+        views, batch, _ = score.shape
+        # [utterances, target views, K]: each view is evened out by itself
+        rows = score.transpose(0, 1)
+        size = len(self.queue)
+        if size and epoch >= self.queue_from and self.seen >= size:
+            # every process holds the whole queue and brings its share of it,
+            # as the sums in sinkhorn go over processes
+            share = self.queue[distributed.rank() :: distributed.world_size()]
+            rows = torch.cat([rows, self.prototypes(share[:, :views])])
+        rows = sinkhorn(rows / self.epsilon, self.iterations)
+        return rows[:batch].transpose(0, 1)
+
+    @torch.no_grad()
+    def _enqueue(self, key):
+        """Overwrites the oldest keys with new ones [views, batch, dim]."""
+        keys = distributed.gather(key.transpose(0, 1))
+        size = len(self.queue)
+        steps = torch.arange(len(keys), device=keys.device)[-size:]
+        self.queue[(self.seen + steps) % size, : len(key)] = keys[-size:]
+        self.seen += len(keys)

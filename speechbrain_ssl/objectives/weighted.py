@@ -1,0 +1,112 @@
+"""A weighted sum of objectives over the same views."""
+
+from collections import Counter
+
+import torch
+
+from speechbrain_ssl.nnet.schedules import at
+
+
+class Weighted(torch.nn.Module):
+    """Several objectives at once.
+
+    All get the same student and teacher; those without use for a teacher
+    ignore it. Each is computed also where its weight is 0, so that its queue
+    or center is ready when the weight rises.
+
+    Arguments
+    ---------
+    objectives : list of torch.nn.Module
+        The objectives.
+    weights : list of float or callable
+        Weight of each, constant or a schedule.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.objectives.lim import LIM
+    >>> both = Weighted([LIM("nce"), LIM("bce")], weights=[1.0, 0.5])
+    >>> crops = torch.randn(2, 8, 16)
+    >>> loss, stats = both(Views(crops, crops), None, 0.0)
+    >>> bool(loss == stats["lim_1_loss"] + 0.5 * stats["lim_2_loss"])
+    True
+    """
+
+    def __init__(self, objectives, weights):
+        super().__init__()
+        if not objectives or len(objectives) != len(weights):
+            raise ValueError(
+                "Weighted needs one objective or more and a weight for each, "
+                f"got {len(objectives)} objectives and {len(weights)} weights"
+            )
+        self.objectives = torch.nn.ModuleList(objectives)
+        self.weights = list(weights)
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            For all objectives.
+        teacher : Views or None
+            For all objectives.
+        epoch : float
+            Training time.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, weighted sum.
+        stats : dict of torch.Tensor
+            ``loss`` of each objective before it is weighted, and its
+            statistics, as ``moco_loss``, or ``moco_1_loss`` and
+            ``moco_2_loss`` where there are two of a class.
+
+        Raises
+        ------
+        ValueError
+            If one of the objectives does.
+        """
+        total, stats = 0.0, {}
+        for prefix, objective, weight in zip(
+            self._prefixes(), self.objectives, self.weights
+        ):
+            loss, said = objective(student, teacher, epoch)
+            total = total + at(weight, epoch) * loss
+            stats[prefix + "loss"] = loss.detach()
+            stats.update({prefix + name: x for name, x in said.items()})
+        return total, stats
+
+    def warnings(self, stats):
+        """Says in words what the statistics of an epoch mean.
+
+        Arguments
+        ---------
+        stats : dict of str to float
+            Means over an epoch.
+
+        Returns
+        -------
+        list of str
+            What those objectives say that have something to say.
+        """
+        found = []
+        for prefix, objective in zip(self._prefixes(), self.objectives):
+            if hasattr(objective, "warnings"):
+                mine = {
+                    name.removeprefix(prefix): x
+                    for name, x in stats.items()
+                    if name.startswith(prefix)
+                }
+                found += objective.warnings(mine)
+        return found
+
+    def _prefixes(self):
+        """What the names of each objective's statistics start with."""
+        names = [type(x).__name__.lower() for x in self.objectives]
+        number = Counter()
+        for name in names:
+            number[name] += 1
+            many = names.count(name) > 1
+            yield f"{name}_{number[name]}_" if many else f"{name}_"

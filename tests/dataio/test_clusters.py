@@ -1,0 +1,257 @@
+"""Cluster tables and who gives the views of a sample."""
+
+import collections
+import functools
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.utils.checkpoints import Checkpointer
+
+from speechbrain_ssl.dataio.annotations import (
+    UtteranceDataset,
+    read_annotation,
+    write_annotation,
+)
+from speechbrain_ssl.dataio.clusters import ClusterPartners, ClusterTable
+from speechbrain_ssl.dataio.views import ViewSampler
+from speechbrain_ssl.pseudo_labels.clustering import KMeans
+
+
+class Given:
+    """A clusterer that was told the answer."""
+
+    def __init__(self, n_clusters, random_state, labels):
+        self.labels = labels[random_state % len(labels)]
+
+    def fit_predict(self, X):
+        return np.array(self.labels)
+
+
+def table_of(*labels, **kwargs):
+    """A refreshed table with these labels, one list for each seed."""
+    table = ClusterTable(
+        functools.partial(Given, labels=labels), clusters=2, **kwargs
+    )
+    table.prepare(len(labels[0]))
+    torch.manual_seed(0)
+    report = table.refresh(torch.randn(len(labels[0]), 4), epoch=0)
+    return table, report
+
+
+def members(table):
+    return [table.members(row).tolist() for row in range(len(table.labels))]
+
+
+def test_members_are_those_of_the_cluster_the_utterance_included():
+    table, report = table_of([1, 0, 1, 2, 1, 2])
+    assert members(table) == [
+        [0, 2, 4],
+        [1],
+        [0, 2, 4],
+        [3, 5],
+        [0, 2, 4],
+        [3, 5],
+    ]
+    assert report["cluster_count"] == 3.0
+    assert report["cluster_largest"] == 0.5
+    assert report["cluster_alone"] == pytest.approx(1 / 6)
+
+
+def test_before_the_first_refresh_everybody_is_alone():
+    table = ClusterTable(KMeans, clusters=2)
+    table.prepare(3)
+    assert members(table) == [[0], [1], [2]]
+
+
+def test_clusters_outside_the_bounds_are_not_trusted():
+    table, report = table_of([0, 0, 0, 0, 1, 1], max_size=3)
+    assert members(table) == [[0], [1], [2], [3], [4, 5], [4, 5]]
+    assert report["cluster_alone"] == pytest.approx(4 / 6)
+    table, _ = table_of([0, 0, 0, 0, 1, 1], min_size=3)
+    assert members(table) == [[0, 1, 2, 3]] * 4 + [[4], [5]]
+
+
+def test_noise_stands_alone():
+    table, report = table_of([7, -1, 7, -1, 3])
+    assert members(table) == [[0, 2], [1], [0, 2], [3], [4]]
+    assert report["cluster_count"] == 2.0
+
+
+def test_a_clustering_that_is_not_stable_is_not_taken_over():
+    stable = [0, 0, 1, 1, 2, 2]
+    table, report = table_of(stable, stable, min_agreement=0.5)
+    assert report["cluster_accepted"] == report["cluster_agreement"] == 1.0
+    table, report = table_of(stable, [0, 1, 0, 1, 0, 1], min_agreement=0.5)
+    assert report["cluster_accepted"] == 0.0
+    assert members(table) == [[row] for row in range(6)]
+
+
+def test_number_of_clusters_is_a_share_or_a_schedule():
+    asked = []
+
+    def clusterer(n_clusters, random_state):
+        asked.append(n_clusters)
+        return Given(n_clusters, 0, [[0] * 10])
+
+    for clusters in (0.5, 3, lambda epoch: 2 + epoch):
+        table = ClusterTable(clusterer, clusters)
+        table.prepare(10)
+        table.refresh(torch.randn(10, 4), epoch=4)
+    assert asked == [5, 3, 6]
+
+
+def test_refreshes_are_due_from_the_start_on_and_once_an_epoch():
+    table = ClusterTable(KMeans, 1, start=2.5, every=2)
+    table.prepare(2)
+    assert [e for e in range(9) if table.due(e)] == [3, 5, 7]
+    table.refresh(torch.randn(2, 4), epoch=3)
+    assert not table.due(3) and table.due(5)
+    assert not ClusterTable(KMeans, 1, start=math.inf).due(10**6)
+
+
+def test_nearest_clusters_are_never_the_cluster_itself():
+    table, _ = table_of([0, 1, 2, 3])
+    cosine = table.centroids @ table.centroids.T
+    cosine.fill_diagonal_(-2)
+    wanted = cosine.argsort(dim=1, descending=True)
+    assert torch.equal(table.nearest(1), wanted[:, :1])
+    assert torch.equal(table.nearest(2), wanted[:, :2])
+    assert table.nearest(9).shape == (4, 3)
+
+
+def test_a_checkpoint_brings_the_table_back(tmp_path):
+    table, _ = table_of([1, 0, 1, 2, 1, 2])
+    checkpointer = Checkpointer(tmp_path, {"table": table})
+    checkpointer.save_checkpoint()
+    found = ClusterTable(KMeans, 2)
+    found.prepare(6)
+    Checkpointer(tmp_path, {"table": found}).recover_if_possible()
+    assert members(found) == members(table)
+    assert torch.equal(found.centroids, table.centroids)
+    assert not found.due(0)
+    other = ClusterTable(KMeans, 2)
+    other.prepare(7)
+    with pytest.raises(ValueError, match="6 utterances.* has 7"):
+        Checkpointer(tmp_path, {"table": other}).recover_if_possible()
+
+
+def partners_of(*labels, mode="global_split", **kwargs):
+    table, _ = table_of(*labels, **kwargs)
+    return ClusterPartners(table, mode)
+
+
+@pytest.mark.parametrize("mode", ["global_split", "global_from_anchor"])
+def test_views_come_from_the_cluster_and_the_anchor_is_among_them(mode):
+    labels = [0, 1, 0, 1, 0, 1, 0, 0]
+    partners = partners_of(labels, mode=mode)
+    for row in range(8):
+        for epoch in range(5):
+            rows = partners((3, epoch, row), (2, 4))
+            assert len(rows) == 6 and rows[0] == row
+            assert {labels[r] for r in rows} == {labels[row]}
+            globals_ = set(rows[:2])
+            assert globals_ == {row} or mode == "global_split"
+            if mode == "global_split":
+                assert len(globals_) == 2
+            # nobody is drawn again before everybody was
+            size = labels.count(labels[row])
+            given = rows if mode == "global_split" else [row, *rows[2:]]
+            assert len(set(given)) == min(size, len(given))
+
+
+def test_all_random_draws_from_all_members():
+    partners = partners_of([0, 0, 0, 1], mode="all_random")
+    drawn = collections.Counter()
+    for epoch in range(200):
+        drawn.update(partners((0, epoch, 1), (2, 0)))
+    assert set(drawn) == {0, 1, 2}
+    assert min(drawn.values()) > 90
+
+
+def test_draws_repeat_for_a_key_and_differ_between_epochs():
+    partners = partners_of([0] * 9)
+    draws = [partners((3, epoch, 4), (2, 4)) for epoch in (0, 0, 1, 2)]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2] or draws[0] != draws[3]
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode must be one of"):
+        ClusterPartners(None, mode="split")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Six files, each of a constant of its own."""
+    rows = []
+    for n in range(6):
+        path = str(tmp_path / f"{n}.wav")
+        wav = np.full(8000 + 100 * n, (n + 1) / 10, np.float32)
+        soundfile.write(path, wav, 16000, subtype="FLOAT")
+        rows.append((str(n), len(wav) / 16000, path, 0, len(wav)))
+    write_annotation(tmp_path / "train.csv", rows)
+    return read_annotation(tmp_path / "train.csv")
+
+
+def sampler_of(partners, **kwargs):
+    return ViewSampler(
+        16000, 2, 0.1, 4, 0.05, partners=partners, seed=5, **kwargs
+    )
+
+
+def sample(sampler, utterances, row, epoch=0):
+    item = utterances.row(row)
+    views, _ = sampler((epoch, row), item["wav"], item["start"], item["stop"])
+    return views
+
+
+@pytest.mark.parametrize("min_gap", [None, 0.0])
+def test_one_cluster_for_each_utterance_is_plain_sampling_draw_for_draw(
+    corpus, tmp_path, min_gap
+):
+    for n in range(6):  # noise, so that a moved crop would show
+        wav = np.random.default_rng(n).uniform(-1, 1, 9000)
+        soundfile.write(tmp_path / f"{n}.wav", wav, 16000, subtype="FLOAT")
+    plain = sampler_of(None, min_gap=min_gap, speeds=[0.9, 1.0, 1.1])
+    partners = partners_of([3, 1, 2, 0, 5, 4], min_size=1)
+    aware = sampler_of(partners, min_gap=min_gap, speeds=[0.9, 1.0, 1.1])
+    aware.prepare(corpus)
+    for row in range(6):
+        for epoch in range(3):
+            wanted = sample(plain, corpus, row, epoch)
+            assert torch.equal(sample(aware, corpus, row, epoch), wanted)
+
+
+def test_each_view_is_cut_from_the_utterance_drawn_for_it(corpus):
+    partners = partners_of([0, 1, 0, 0, 1, 0])
+    sampler = sampler_of(partners)
+    sampler.prepare(corpus)
+    for row in range(6):
+        views = sample(sampler, corpus, row)
+        globals_, locals_ = sampler.split(views[None])
+        found = [round(10 * v.mean().item()) - 1 for v in globals_ + locals_]
+        assert found == partners((5, 0, row), (2, 4))
+
+
+def test_workers_that_live_on_see_the_new_table(corpus):
+    clusterer = functools.partial(Given, labels=[[0, 1, 0, 1, 0, 1]])
+    table = ClusterTable(clusterer, clusters=2)
+    partners = ClusterPartners(table)
+    partners.prepare(corpus)
+    dataset = UtteranceDataset(corpus)
+    dataset.add_dynamic_item(
+        lambda key: partners((5, *key), (2, 4)), ["key"], "rows"
+    )
+    dataset.set_output_keys(["rows"])
+    loader = SaveableDataLoader(
+        dataset, num_workers=1, persistent_workers=True, collate_fn=list
+    )
+    alone = [set(batch[0]["rows"]) for batch in loader]
+    assert alone == [{row} for row in range(6)]
+    table.refresh(torch.randn(6, 4), epoch=0)
+    together = [set(batch[0]["rows"]) for batch in loader]
+    assert together == [{0, 2, 4}, {1, 3, 5}] * 3

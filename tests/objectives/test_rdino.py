@@ -1,0 +1,62 @@
+"""RDINO: DINO plus what keeps the wide layer in use."""
+
+import pytest
+import torch
+
+from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.objectives.dino import DINO
+from speechbrain_ssl.objectives.rdino import RDINO
+from speechbrain_ssl.testing import check_objective
+
+WIDTH, PROTOTYPES = 5, 7
+
+
+def views(count, batch=4, dim=WIDTH + PROTOTYPES):
+    points = torch.randn(count, batch, dim)
+    return Views(points[..., :3], points)
+
+
+def logits(views):
+    return views._replace(projection=views.projection[..., WIDTH:])
+
+
+@pytest.mark.parametrize("crops", [(2, 2), (6, 2), (4, 3)])
+def test_equals_the_written_out_formula(crops):
+    student, teacher = views(crops[0]), views(crops[1])
+    dino = DINO(PROTOTYPES).eval()
+    objective = RDINO(dino, WIDTH, 0.3, 4.0, 2.0).eval()
+    loss, stats = objective(student, teacher, 0.0)
+    plain, _ = dino(logits(student), logits(teacher), 0.0)
+    wide = student.projection[: crops[1], :, :WIDTH].mean(0).double()
+    centered = wide - wide.mean(0)
+    hinge, squares = 0.0, 0.0
+    for a in range(WIDTH):
+        variance = (centered[:, a] ** 2).sum() / 3
+        hinge += max(0.0, 1 - (variance + 1e-4).sqrt().item()) / WIDTH
+        for b in range(WIDTH):
+            if a != b:
+                entry = (centered[:, a] * centered[:, b]).sum() / 3
+                squares += entry.item() ** 2 / WIDTH
+    wanted = plain.item() + 0.3 * (4.0 * 0.5 * hinge + 2.0 * squares)
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+    assert stats["variance"].item() == pytest.approx(hinge, rel=1e-4)
+
+
+def test_a_collapsed_wide_layer_shows():
+    points = torch.ones(2, 4, WIDTH + PROTOTYPES)
+    both = Views(points, points)
+    _, stats = RDINO(DINO(PROTOTYPES), WIDTH)(both, both, 0.0)
+    assert stats["variance"].item() == pytest.approx(0.99, abs=1e-4)
+    stats = {name: float(value) for name, value in stats.items()}
+    stats["prototypes_used"] = 1.0
+    assert RDINO(DINO(PROTOTYPES), WIDTH).warnings(stats)
+
+
+def test_keeps_the_contract():
+    dim = WIDTH + PROTOTYPES
+    check_objective(RDINO(DINO(PROTOTYPES), WIDTH), dim=dim, views=3)
+
+
+def test_a_head_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="expects projections of 12"):
+        RDINO(DINO(PROTOTYPES), WIDTH)(views(2, dim=9), views(2, dim=9), 0.0)

@@ -1,0 +1,122 @@
+"""SDPN against the formula, known values and the contract."""
+
+import math
+
+import pytest
+import torch
+
+from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.objectives.sdpn import SDPN
+from speechbrain_ssl.testing import check_objective
+from tests.objectives.reference import distillation
+
+
+def both(locals_=4, globals_=1, batch=3, dim=5, emb_dim=6):
+    numbers = range(globals_ + locals_)
+    student = Views(
+        torch.randn(locals_, batch, emb_dim),
+        torch.randn(locals_, batch, dim),
+        number=tuple(numbers[globals_:]),
+    )
+    teacher = Views(
+        torch.randn(globals_, batch, emb_dim),
+        torch.randn(globals_, batch, dim),
+        number=tuple(numbers[:globals_]),
+    )
+    return student, teacher
+
+
+@pytest.mark.parametrize("locals_", [1, 4, 5])
+@pytest.mark.parametrize("globals_", [1, 3])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_equals_the_written_out_formula(locals_, globals_, batch):
+    student, teacher = both(locals_, globals_, batch)
+    objective = SDPN(5, 7, 0.2, 0.5, 3, True, 0.7, 0.3, 0.4)
+    loss, _ = objective(student, teacher, 0.0)
+    slow = distillation.sdpn(
+        student.projection.double().tolist(),
+        teacher.projection.double().tolist(),
+        objective.prototypes.weight.detach().double().tolist(),
+        student.embedding.double().tolist(),
+        0.2,
+        0.5,
+        (0.7, 0.3, 0.4),
+    )
+    assert loss.item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_equal_similarities_give_the_log_of_the_number_of_prototypes():
+    student, teacher = both(batch=8)
+    objective = SDPN(5, 1024)
+    with torch.no_grad():
+        objective.prototypes.weight.copy_(torch.ones(1024, 5))
+    _, stats = objective(student, teacher, 0.0)
+    assert stats["cross_entropy"].item() == pytest.approx(6.93147, abs=1e-4)
+    assert abs(stats["entropy_gap"].item()) < 1e-4
+
+
+def test_collapse_onto_one_prototype_gives_the_golden_values_and_a_warning():
+    objective = SDPN(256, 1024)
+    unit = torch.nn.functional.normalize(objective.prototypes.weight, dim=-1)
+    points = unit[:1].detach().expand(4, 8, 256)
+    emb = torch.randn(4, 8, 6)
+    student = Views(emb, points, number=(1, 2, 3, 4))
+    teacher = Views(emb[:1], points[:1], number=(0,))
+    _, stats = objective(student, teacher, 0.0)
+    assert stats["cross_entropy"].item() == pytest.approx(10.0, abs=0.1)
+    assert stats["entropy_gap"].item() == pytest.approx(6.36, abs=0.1)
+    stats = {name: value.item() for name, value in stats.items()}
+    assert "prototypes only" in objective.warnings(stats)[0]
+
+
+def test_random_points_are_healthy():
+    objective = SDPN(256, 1024)
+    student, teacher = both(batch=96, dim=256)
+    _, stats = objective(student, teacher, 0.0)
+    assert stats["cross_entropy"].item() == pytest.approx(7.13, abs=0.1)
+    assert stats["entropy_gap"].item() < 2e-3
+    stats = {name: value.item() for name, value in stats.items()}
+    assert objective.warnings(stats) == []
+
+
+def test_prototypes_learn_from_the_student_only():
+    student, teacher = both()
+    objective = SDPN(5, 7)
+    teacher.projection.requires_grad_()
+    objective(student, teacher, 0.0)[0].backward()
+    assert objective.prototypes.weight.grad.any()
+    assert teacher.projection.grad is None
+
+
+def test_frozen_prototypes_are_no_parameters_to_learn():
+    objective = SDPN(5, 7, train_prototypes=False)
+    assert not [p for p in objective.parameters() if p.requires_grad]
+    check_objective(objective, dim=5)
+
+
+def test_keeps_the_contract():
+    check_objective(SDPN(5, 7), dim=5)
+    check_objective(
+        SDPN(5, 7, dimension_weight=0.5), dim=5, views=5, teacher_views=1
+    )
+
+
+def test_moments_range_from_isotropic_to_collapsed():
+    weights = {"entropy_weight": 0.0, "koleo_weight": 0.0}
+    spread = torch.eye(6)[None].expand(2, 6, 6)
+    point = torch.ones(2, 6, 6)
+    for embedding, moments in ((spread, 1 / 6), (point, 1.0)):
+        projection = torch.randn(2, 6, 5)
+        views = Views(embedding, projection)
+        with_term, without = (
+            SDPN(5, 7, dimension_weight=weight, **weights) for weight in (1, 0)
+        )
+        without.load_state_dict(with_term.state_dict())
+        losses = [f(views, views, 0.0)[0].item() for f in (with_term, without)]
+        assert losses[0] - losses[1] == pytest.approx(moments, abs=1e-5)
+
+
+def test_bad_temperatures_are_refused():
+    with pytest.raises(ValueError, match="must be positive"):
+        SDPN(5, 7, temperature=0.0)
+    assert math.isfinite(SDPN(5, 7, temperature=0.01).temperature)
