@@ -10,7 +10,8 @@ def mlp(sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d):
     Arguments
     ---------
     sizes : list of int
-        Width of the input, of each hidden layer and of the output.
+        Width of the input, of each hidden layer and of the output; a single
+        width is no layer at all.
     activation : type
         Activation class.
     norm : type
@@ -32,7 +33,8 @@ def mlp(sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d):
         if norm is not None:
             layers.append(norm(width_out))
         layers.append(activation())
-    layers.append(torch.nn.Linear(sizes[-2], sizes[-1]))
+    if len(sizes) > 1:
+        layers.append(torch.nn.Linear(sizes[-2], sizes[-1]))
     return torch.nn.Sequential(*layers)
 
 

@@ -1,0 +1,137 @@
+"""NNCLR against the formula, known values and the contract."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.objectives.nnclr import NNCLR
+from speechbrain_ssl.testing import check_objective
+from tests.objectives.reference import neighbours
+
+
+def views(*shape):
+    points = torch.randn(*shape)
+    return Views(points, points)
+
+
+def identity(dim, queue_size, **settings):
+    """An objective whose predictor changes nothing."""
+    objective = NNCLR(dim, 3, queue_size, **settings)
+    objective.predictor = torch.nn.Identity()
+    return objective
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("norm", [None, torch.nn.BatchNorm1d])
+def test_equals_the_written_out_formula(count, norm):
+    objective = NNCLR(7, 11, 5, 0.3, norm).eval()
+    student = views(count, 3, 7)
+    loss, _ = objective(student, None, 0.0)
+    predicted = [objective.predictor(x) for x in student.projection]
+    expected = neighbours.nnclr(
+        student.projection.tolist(),
+        [x.tolist() for x in predicted],
+        objective.queue.tolist(),
+        0.3,
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_predictions_give_the_log_of_the_batch_size():
+    objective = identity(8, 16)
+    points = torch.ones(2, 64, 8)
+    loss, stats = objective(Views(points, points), None, 0.0)
+    assert loss.item() == pytest.approx(math.log(64), abs=1e-5)
+    assert stats["accuracy"].item() == pytest.approx(1 / 64)
+
+
+def test_neighbors_of_the_same_speaker_give_the_golden_value():
+    objective = identity(8, 9, temperature=0.5)
+    objective.queue.copy_(F.normalize(torch.eye(9, 8) + 1e-3, dim=-1))
+    points = torch.eye(8).expand(2, 8, 8)
+    loss, stats = objective(Views(points, points), None, 0.0)
+    # -log(e^2 / (e^2 + 7))
+    golden = math.log(1 + 7 * math.exp(-2))
+    assert loss.item() == pytest.approx(golden, rel=5e-3)
+    assert stats["accuracy"].item() == 1.0
+    assert stats["positive_cosine"].item() == pytest.approx(1.0, abs=1e-2)
+    assert stats["neighbor_cosine"].item() == pytest.approx(1.0, abs=1e-2)
+    assert stats["negative_cosine"].item() == pytest.approx(0.0, abs=1e-2)
+
+
+def test_collapse_shows_in_the_negatives():
+    objective = identity(8, 4)
+    points = torch.ones(2, 6, 8)
+    for _ in range(2):
+        _, stats = objective(Views(points, points), None, 0.0)
+    assert stats["negative_cosine"].item() == pytest.approx(1.0)
+    assert stats["neighbor_cosine"].item() == pytest.approx(1.0)
+
+
+def test_queue_keeps_the_newest_first_views_after_wrapping():
+    objective = NNCLR(4, 5, queue_size=7)
+    seen = []
+    for _ in range(4):
+        student = views(3, 3, 4)
+        objective(student, None, 0.0)
+        seen.append(F.normalize(student.projection[0], dim=-1))
+    assert objective.oldest.item() == 12 % 7
+    in_order = objective.queue.roll(-objective.oldest.item(), 0)
+    assert torch.equal(in_order, torch.cat(seen)[-7:])
+
+
+def test_a_batch_larger_than_the_queue_fills_it_with_its_last_keys():
+    objective = NNCLR(4, 5, queue_size=3)
+    student = views(2, 5, 4)
+    objective(student, None, 0.0)
+    keys = F.normalize(student.projection[0], dim=-1)
+    assert sorted(objective.queue.tolist()) == sorted(keys[-3:].tolist())
+
+
+def test_own_keys_enter_the_queue_after_the_loss():
+    objective = NNCLR(4, 5, queue_size=6, norm=None)
+    student = views(2, 3, 4)
+    before = objective.eval()(student, None, 0.0)[0]
+    assert torch.equal(objective.train()(student, None, 0.0)[0], before)
+    assert not torch.equal(objective(student, None, 0.0)[0], before)
+
+
+def test_gradients_flow_through_predictions_only():
+    objective = identity(4, 6, temperature=0.5)
+    queue = objective.queue.clone()
+    points = torch.randn(2, 3, 4, requires_grad=True)
+    objective(Views(points, points), None, 0.0)[0].backward()
+    unit = F.normalize(points, dim=-1)
+    neighbors = queue[(unit @ queue.T).argmax(-1)]
+    losses = [
+        F.cross_entropy(neighbors[s] @ unit[t].T / 0.5, torch.arange(3))
+        for s, t in [(0, 1), (1, 0)]
+    ]
+    (expected,) = torch.autograd.grad(sum(losses) / 2, points)
+    assert torch.allclose(points.grad, expected, atol=1e-6)
+
+
+def test_the_predictor_learns():
+    objective = NNCLR(4, 5, queue_size=6)
+    objective(views(2, 3, 4), None, 0.0)[0].backward()
+    for layer in (objective.predictor[0], objective.predictor[-1]):
+        assert layer.weight.grad.any()
+
+
+def test_keeps_the_contract():
+    check_objective(NNCLR(5, 7, 9), dim=5, teacher_views=0)
+    check_objective(NNCLR(5, 7, 9, norm=None), 5, views=4, teacher_views=0)
+
+
+def test_a_single_view_is_refused():
+    with pytest.raises(ValueError, match="two different views"):
+        NNCLR(4, 5, 8)(views(1, 3, 4), None, 0.0)
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0}, {"queue_size": 0}])
+def test_impossible_settings_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        NNCLR(4, 5, **{"queue_size": 8, **setting})
