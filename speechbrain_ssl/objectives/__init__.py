@@ -8,7 +8,8 @@ student : speechbrain_ssl.nnet.branch.Views
     What the student says: ``embedding`` [views, batch, emb_dim],
     ``projection`` [views, batch, proj_dim] and, for objectives that keep
     something per utterance, ``index`` [batch]: rows of the training CSV.
-    Global crops come first. The first axis is always that of the views.
+    Global crops come first. The first axis is always that of the views;
+    ``nnet.branch.different_views`` says which pairs are not the same crop.
 teacher : Views or None
     The same from the teacher, without gradient; None where there is none.
 epoch : float
@@ -17,6 +18,9 @@ loss : torch.Tensor
     Scalar, float32 whatever the precision of the inputs.
 stats : dict of str to torch.Tensor
     Detached scalars for the log. A collapse must show in them.
+
+It may have ``warnings(stats)``: means of an epoch (floats) to a list of
+sentences that say what is wrong; the log and the report show them.
 
 It changes its own buffers (a queue, a center) only in training mode, and
 identically in all processes. What only the student side has (predictor,

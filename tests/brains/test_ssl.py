@@ -2,10 +2,16 @@
 
 import logging
 
+import pytest
 import torch
 
+from speechbrain_ssl.dataio.clusters import ClusterPartners, ClusterTable
+from speechbrain_ssl.dataio.views import ViewSampler
+from speechbrain_ssl.objectives.deep_cluster import DeepCluster
 from speechbrain_ssl.objectives.simclr import SimCLR
+from speechbrain_ssl.pseudo_labels.clustering import KMeans
 from tests.brains import tiny
+from tests.brains.test_base import Interrupted, Watching
 from tests.brains.tiny import records, run
 
 
@@ -47,3 +53,58 @@ def test_collapse_is_said_in_the_log(corpus, tmp_path, caplog):
 def test_a_healthy_run_says_nothing_of_collapse(corpus, tmp_path):
     run(corpus, tmp_path, encoder=tiny.ecapa, epochs=1)
     assert records(tmp_path)[0]["warnings"] == []
+
+
+def test_warnings_of_the_objective_reach_the_log(corpus, tmp_path):
+    objective = SimCLR()
+    objective.warnings = lambda stats: [f"loss {stats['loss'] > 0}"]
+    run(corpus, tmp_path, objective=objective, epochs=1)
+    assert records(tmp_path)[0]["warnings"][-1:] == ["loss True"]
+
+
+def cluster_aware(start=1.0, **settings):
+    """Settings of a run whose views come from clusters."""
+    table = ClusterTable(KMeans, clusters=3, start=start, every=2)
+    partners = ClusterPartners(table)
+    sampler = ViewSampler(16000, 2, 0.1, seed=3, partners=partners)
+    return {"cluster_tables": [table], "view_sampler": sampler, **settings}
+
+
+def test_clusters_are_made_at_their_epochs_and_change_training(
+    corpus, tmp_path
+):
+    settings = cluster_aware(epochs=4)
+    aware = run(corpus, tmp_path / "aware", **settings)
+    plain = run(corpus, tmp_path / "plain", epochs=4)
+    logs = [records(tmp_path / name) for name in ("aware", "plain")]
+    made = ["cluster_count" in record["train"] for record in logs[0]]
+    assert made == [False, True, False, True]
+    losses = [[record["train"]["loss"] for record in log] for log in logs]
+    assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
+    assert set(settings["cluster_tables"][0].labels.tolist()) == {0, 1, 2}
+    assert aware.modules.training and plain.modules.training
+
+
+@pytest.mark.parametrize("stop_at", [5, 6])
+def test_a_cluster_aware_run_resumes_with_the_same_bits(
+    corpus, tmp_path, stop_at
+):
+    def objective(settings):
+        return {"objective": DeepCluster(settings["cluster_tables"])}
+
+    whole = cluster_aware(start=0.0, epochs=3)
+    wanted = run(corpus, tmp_path / "whole", **whole, **objective(whole))
+    first = cluster_aware(start=0.0, epochs=3)
+    cut = {"brain_class": Watching, "ckpt_interval_steps": 1}
+    brain = tiny.make_brain(
+        corpus, str(tmp_path / "cut"), **first, **objective(first), **cut
+    )
+    brain.stop_at = stop_at
+    with pytest.raises(Interrupted):
+        tiny.fit(brain)
+    second = cluster_aware(start=0.0, epochs=3)
+    found = run(corpus, tmp_path / "cut", **second, **objective(second))
+    labels = [s["cluster_tables"][0].labels for s in (whole, second)]
+    assert torch.equal(*labels)
+    for name, value in tiny.state_of(wanted).items():
+        assert torch.equal(tiny.state_of(found)[name], value), name

@@ -82,8 +82,11 @@ def make_brain(folder, output, encoder=Pooled, objective=None, **settings):
     objective = objective or MoCo(DIM, queue_size=20)
     counter = EpochCounter(settings.pop("epochs", 2))
     modules = {"student": student, "teacher": teacher, "objective": objective}
+    tables = settings.get("cluster_tables", [])
+    recoverables = {**modules, "counter": counter}
+    recoverables.update({f"table{n}": t for n, t in enumerate(tables)})
     checkpointer = AtomicCheckpointer(
-        os.path.join(output, "save"), {**modules, "counter": counter}
+        os.path.join(output, "save"), recoverables
     )
     run_opts = {"device": "cpu", "noprogressbar": True}
     for name in list(settings):
@@ -131,8 +134,12 @@ def fit(brain):
         yield made[0]
         yield made[1]
 
+    utterances = read_annotation(
+        brain.train_csv, os.path.dirname(brain.train_csv)
+    )
+    sampler.prepare(utterances)
     dataset = UtteranceDataset(
-        read_annotation(brain.train_csv, os.path.dirname(brain.train_csv)),
+        utterances,
         [views],
         ["id", "index", "views", "draws"],
     )
