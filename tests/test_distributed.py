@@ -3,13 +3,27 @@
 import os
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.dataio.annotations import (
+    read_annotation,
+    write_annotation,
+)
+from speechbrain_ssl.dataio.clusters import ClusterTable
 from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.objectives.deep_cluster import DeepCluster
+from speechbrain_ssl.objectives.dino import DINO
 from speechbrain_ssl.objectives.moco import MoCo
+from speechbrain_ssl.objectives.rdino import RDINO
+from speechbrain_ssl.objectives.sdpn import SDPN
 from speechbrain_ssl.objectives.simclr import SimCLR
+from speechbrain_ssl.objectives.ssps import SSPS
+from speechbrain_ssl.pseudo_labels.clustering import KMeans
+from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 from tests.brains import tiny
 
 WORLD, BATCH, DIM = 2, 3, 5
@@ -42,43 +56,127 @@ def everyone():
     return torch.randn(4, 2, WORLD * BATCH, DIM)
 
 
+def clusters():
+    """A table of three clusters and one utterance of noise."""
+    table = ClusterTable(clusterer=None, clusters=3)
+    table.prepare(WORLD * BATCH)
+    points = torch.nn.functional.normalize(everyone()[2, 0], dim=-1)
+    table._fill(torch.tensor([0, 1, -1, 2, 1, 0]), points)
+    return table
+
+
+QUEUE = 2 * WORLD * BATCH + 1
+# name to what makes it, and whether it wants a teacher
 OBJECTIVES = {
-    "simclr": lambda: SimCLR(0.2, margin=0.1),
-    "moco": lambda: MoCo(DIM, queue_size=2 * WORLD * BATCH + 1),
+    "simclr": (lambda: SimCLR(0.2, margin=0.1), False),
+    "moco": (lambda: MoCo(DIM, queue_size=QUEUE), True),
+    "dino": (lambda: DINO(DIM, consistency_weight=0.5), True),
+    "dino_sinkhorn": (
+        lambda: DINO(DIM, sinkhorn_iterations=3, koleo_weight=0.3),
+        True,
+    ),
+    "rdino": (lambda: RDINO(DINO(3), width=DIM - 3), True),
+    "sdpn": (lambda: SDPN(DIM, 7, dimension_weight=0.5), True),
+    "ssps_moco": (
+        lambda: SSPS(MoCo(DIM, queue_size=QUEUE), clusters(), DIM, 11),
+        True,
+    ),
+    "ssps_simclr": (lambda: SSPS(SimCLR(), clusters(), DIM, 11, 0), False),
+    "deep_cluster": (
+        lambda: DeepCluster([clusters()], concentrations=True),
+        False,
+    ),
 }
 
 
-def step(name, points, keys):
-    """Loss, gradient of the points, and state after two calls."""
+def step(name, points, keys, index):
+    """Loss, gradients of points and parameters, and state after two calls."""
     torch.manual_seed(0)
-    objective = OBJECTIVES[name]()
-    teacher = Views(keys, keys)
-    if name == "simclr":
-        teacher = None
-    objective(Views(points, points), teacher, 0.0)
+    make, has_teacher = OBJECTIVES[name]
+    objective = make()
+    teacher = Views(keys, keys, index) if has_teacher else None
+    objective(Views(points, points, index), teacher, 0.0)
     points = points.clone().requires_grad_()
-    loss, _ = objective(Views(points, points), teacher, 0.0)
+    loss, _ = objective(Views(points, points, index), teacher, 0.0)
     loss.backward()
-    return loss.detach(), points.grad, objective.state_dict()
+    own = {
+        name: parameter.grad
+        for name, parameter in objective.named_parameters()
+        if parameter.grad is not None
+    }
+    return loss.detach(), points.grad, own, objective.state_dict()
 
 
-def _objective_worker(rank, folder, name):
+def _objective_worker(rank, folder):
     points, keys = everyone()[:2]
     mine = slice(rank * BATCH, (rank + 1) * BATCH)
-    return step(name, points[:, mine], keys[:, mine])
+    index = torch.arange(WORLD * BATCH)[mine]
+    return {
+        name: step(name, points[:, mine], keys[:, mine], index)
+        for name in OBJECTIVES
+    }
+
+
+@pytest.fixture(scope="module")
+def both_processes(tmp_path_factory):
+    """What two processes say of all objectives: starting them takes long."""
+    return run(_objective_worker, tmp_path_factory.mktemp("objectives"))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_see_one_batch(name, tmp_path):
-    first, second = run(_objective_worker, tmp_path, name)
-    loss, gradient, state = step(name, *everyone()[:2])
+def test_objectives_see_one_batch(name, both_processes):
+    first, second = (results[name] for results in both_processes)
+    index = torch.arange(WORLD * BATCH)
+    loss, gradient, own, state = step(name, *everyone()[:2], index)
     # the mean over processes is the loss of the doubled batch
     assert (first[0] + second[0]) / 2 == pytest.approx(loss.item(), rel=1e-6)
     found = torch.cat([first[1], second[1]], dim=1) / WORLD
-    assert torch.allclose(found, gradient, atol=1e-7)
+    assert torch.allclose(found, gradient, atol=1e-6)
+    for key, value in own.items():
+        averaged = (first[2][key] + second[2][key]) / WORLD
+        assert torch.allclose(averaged, value, atol=1e-6), key
     for key, value in state.items():
-        assert torch.equal(first[2][key], second[2][key])
-        assert torch.allclose(first[2][key], value, atol=1e-7)
+        assert torch.equal(first[3][key], second[3][key]), key
+        assert torch.allclose(first[3][key], value, atol=1e-6), key
+
+
+def _table_worker(rank, folder):
+    torch.manual_seed(rank)  # a clusterer alone would differ
+    table = ClusterTable(KMeans, clusters=3, min_agreement=0.01)
+    table.prepare(WORLD * BATCH)
+    report = table.refresh(everyone()[0, 0], epoch=0)
+    return table.labels, table.centroids, report
+
+
+def test_all_processes_get_one_cluster_table(tmp_path):
+    first, second = run(_table_worker, tmp_path)
+    for mine, other in zip(first[:2], second[:2]):
+        assert torch.equal(mine, other)
+    assert first[2] == second[2]
+    assert first[0].max() == 2
+
+
+def _extract_worker(rank, folder, csv):
+    def embed(wavs, lengths):
+        return wavs[:, :3]
+
+    return embed_utterances(embed, read_annotation(csv), 16000)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_processes_share_the_embedding_of_utterances(tmp_path, count):
+    rows = []
+    for n in range(count):
+        path = str(tmp_path / f"{n}.wav")
+        wav = np.random.default_rng(n).uniform(-0.5, 0.5, 4000 + n)
+        soundfile.write(path, wav, 16000)
+        rows.append((str(n), 0.25, path, 0, 4000 + n))
+    csv = str(tmp_path / "train.csv")
+    write_annotation(csv, rows)
+    first, second = run(_extract_worker, tmp_path, csv)
+    assert torch.equal(first, second)
+    assert torch.equal(first, _extract_worker(0, None, csv))
+    assert len(first.unique(dim=0)) == count
 
 
 def _collectives_worker(rank, folder):

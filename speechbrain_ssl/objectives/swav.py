@@ -42,8 +42,7 @@ class SwAV(torch.nn.Module):
     -------
     >>> from speechbrain_ssl.nnet.branch import Views
     >>> crops = torch.randn(6, 8, 16)
-    >>> objective = SwAV(dim=16, prototypes=32)
-    >>> loss, stats = objective(Views(crops, crops), None, 0.0)
+    >>> loss, stats = SwAV(dim=16)(Views(crops, crops), None, 0.0)
     >>> sorted(stats)
     ['kl', 'predictions_used', 'prototypes_used', 'target_entropy']
     """
@@ -60,13 +59,15 @@ class SwAV(torch.nn.Module):
         target_views=2,
     ):
         super().__init__()
-        lowest = min(iterations, target_views, queue_size + 1)
-        if min(temperature, epsilon) <= 0 or lowest < 1:
+        if min(temperature, epsilon) <= 0:
             raise ValueError(
-                f"temperature ({temperature}) and epsilon ({epsilon}) must be "
-                f"positive, iterations ({iterations}) and target_views "
-                f"({target_views}) 1 or more, queue_size ({queue_size}) 0 or "
-                "more"
+                "temperature and epsilon must be positive, not "
+                f"{temperature} and {epsilon}"
+            )
+        if min(iterations, target_views, queue_size + 1) < 1:
+            raise ValueError(
+                "iterations and target_views must be 1 or more and queue_size "
+                f"0 or more, not {iterations}, {target_views} and {queue_size}"
             )
         self.prototypes = Prototypes(dim, prototypes)
         self.temperature = temperature

@@ -38,6 +38,34 @@ def table_rows():
             yield from csv.DictReader(file, skipinitialspace=True)
 
 
+def place_voxceleb(folder, rng):
+    """Adds trees as VoxCeleb unpacks them, and the lists made of them."""
+    trees = {
+        "vox2": [f"dev/wav/id0001{n}" for n in (2, 4, 5, 6)],
+        "vox1": [f"wav/id1027{n}" for n in (0, 1)],
+    }
+    for corpus, speakers in trees.items():
+        for speaker in speakers:
+            for video in ("5r0dWxy17C8", "_z_BR0ERa9g"):
+                place = folder / corpus / speaker / video
+                place.mkdir(parents=True)
+                noise = 0.1 * rng.standard_normal(24000)
+                soundfile.write(place / "00001.wav", noise, 16000)
+    first, second = (
+        [
+            f"{speaker}/{video}/00001.wav"
+            for video in ("5r0dWxy17C8", "_z_BR0ERa9g")
+        ]
+        for speaker in trees["vox1"]
+    )
+    (folder / "vox1_trials").mkdir()
+    for name in "OEH":
+        (folder / "vox1_trials" / f"vox1_{name}.txt").write_text(
+            f"1 {first[0]} {first[1]}\n0 {first[0]} {second[1]}\n"
+            f"1 {second[0]} {second[1]}\n"
+        )
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory):
     """Audio of four 'speakers', a trial list and an untrained model."""
@@ -53,6 +81,7 @@ def sandbox(tmp_path_factory):
         mine, other = f"audio/s{speaker}", f"audio/s{(speaker + 1) % 4}"
         lines += [f"1 {mine}/0.flac {mine}/1.flac"]
         lines += [f"0 {mine}/0.flac {other}/2.flac"]
+    place_voxceleb(folder, rng)
     (folder / "trials").mkdir()
     (folder / "trials" / "list.txt").write_text("\n".join(lines) + "\n")
     torch.manual_seed(0)

@@ -62,6 +62,8 @@ def prepare_audio_folder(
     min_seconds=1.0,
     silence_db=-60.0,
     num_workers=None,
+    find=None,
+    row=None,
 ):
     """Lists the usable audio files of a folder in an annotation.
 
@@ -86,6 +88,11 @@ def prepare_audio_folder(
         DC offset) from start to end are skipped.
     num_workers : int
         Threads; by default four per processor, as they mostly wait for disks.
+    find : callable
+        What is called instead of ``find_audio``, by recipes that know the
+        tree of their corpus.
+    row : callable
+        What is called instead of ``annotation_row``.
 
     Returns
     -------
@@ -122,7 +129,7 @@ def prepare_audio_folder(
     }
     cache_file = f"{save_csv}.cache.json"
     cache = read_cache(cache_file, settings)
-    paths, problems = find_audio(data_folder)
+    paths, problems = (find or find_audio)(data_folder)
     look = functools.partial(
         examine, data_folder, cache, min_seconds, silence_db
     )
@@ -147,7 +154,8 @@ def prepare_audio_folder(
             f"None of the {len(paths)} audio files in {data_folder} can be "
             f"used: {describe(counts)}. The reasons are in {skipped_csv}."
         )
-    write_annotation(save_csv, map(annotation_row, usable, usable.values()))
+    rows = map(row or annotation_row, usable, usable.values())
+    write_annotation(save_csv, rows)
     write_cache(cache_file, settings, usable)
     hours = sum(file.frames / file.sample_rate for file in usable.values())
     logger.info(

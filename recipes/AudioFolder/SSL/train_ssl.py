@@ -40,6 +40,10 @@ from speechbrain_ssl.runtime import keep_memory
 
 logger = logging.getLogger(__name__)
 
+# Python looks where this file is. A link to it in another recipe has that
+# recipe's preparation beside it.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 
 def check_settings(hparams):
     """Finds settings that do not fit together before the first batch.
@@ -245,8 +249,11 @@ def main(argv):
         overrides=overrides,
     )
     if not hparams["skip_prep"]:
+        prepare = prepare_audio_folder
+        if "prepare" in hparams:  # of a recipe that knows its corpus
+            prepare = hparams["prepare"]
         sb.utils.distributed.run_on_main(
-            prepare_audio_folder,
+            prepare,
             kwargs={
                 "data_folder": hparams["data_folder"],
                 "save_csv": hparams["train_annotation"],

@@ -1,0 +1,1 @@
+../../AudioFolder/SSL/audio_folder_prepare.py

@@ -1,0 +1,1 @@
+../../AudioFolder/SSL/verify.py
