@@ -18,7 +18,8 @@ def sinkhorn(log_assignment, iterations=3):
     ---------
     log_assignment : torch.Tensor
         Logarithms, up to a constant, of this process's part of the batch
-        [batch, prototypes].
+        [batch, prototypes]; what further axes lie between are assignments
+        of their own.
     iterations : int
         Number of normalisations of prototypes and utterances.
 

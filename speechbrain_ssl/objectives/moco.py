@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import different_views
 from speechbrain_ssl.nnet.margins import as_margin
+from speechbrain_ssl.nnet.queues import next_slots
 
 
 class MoCo(torch.nn.Module):
@@ -61,7 +62,7 @@ class MoCo(torch.nn.Module):
         self.register_buffer(
             "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
         )
-        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(self, student, teacher, epoch):
         """Loss of one batch; in training mode also fills the queue.
@@ -120,8 +121,5 @@ class MoCo(torch.nn.Module):
         """Overwrites the oldest keys with new ones [views, batch, dim]."""
         # utterance-major over all processes: the order of one process
         keys = distributed.gather(key.transpose(0, 1)).flatten(0, 1)
-        size = len(self.queue)
-        keys = keys[-size:]
-        steps = torch.arange(len(keys), device=keys.device)
-        self.queue[(self.oldest + steps) % size] = keys
-        self.oldest.copy_((self.oldest + len(keys)) % size)
+        slots = next_slots(self.seen, len(keys), len(self.queue))
+        self.queue[slots] = keys[-len(slots) :]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import different_views
 from speechbrain_ssl.nnet.heads import mlp
+from speechbrain_ssl.nnet.queues import next_slots
 
 
 class NNCLR(torch.nn.Module):
@@ -61,7 +62,7 @@ class NNCLR(torch.nn.Module):
         self.register_buffer(
             "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
         )
-        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(self, student, teacher, epoch):
         """Loss of one batch; in training mode also fills the queue.
@@ -127,8 +128,6 @@ class NNCLR(torch.nn.Module):
     @torch.no_grad()
     def _enqueue(self, key):
         """Overwrites the oldest keys with new ones [batch, dim]."""
-        size = len(self.queue)
-        keys = distributed.gather(key)[-size:]
-        steps = torch.arange(len(keys), device=keys.device)
-        self.queue[(self.oldest + steps) % size] = keys
-        self.oldest.copy_((self.oldest + len(keys)) % size)
+        keys = distributed.gather(key)
+        slots = next_slots(self.seen, len(keys), len(self.queue))
+        self.queue[slots] = keys[-len(slots) :]

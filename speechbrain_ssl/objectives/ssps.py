@@ -8,6 +8,7 @@ self-supervised speaker verification", Interspeech 2025
 import torch
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.queues import next_slots
 
 # from an utterance and a time to a draw that looks random (Knuth)
 HASH = 2654435761
@@ -142,10 +143,6 @@ class SSPS(torch.nn.Module):
         """Overwrites the oldest entries with [batch, dim] and [batch]."""
         projection = distributed.gather(projection)
         index = distributed.gather(index)
-        size = len(self.queue)
-        first = max(len(index) - size, 0)
-        steps = torch.arange(first, len(index), device=index.device)
-        slots = (self.seen + steps) % size
-        self.queue[slots] = projection[first:]
-        self.row[slots] = index[first:]
-        self.seen += len(index)
+        slots = next_slots(self.seen, len(index), len(self.queue))
+        self.queue[slots] = projection[-len(slots) :]
+        self.row[slots] = index[-len(slots) :]

@@ -11,6 +11,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
 from speechbrain_ssl.nnet.branch import Views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
+from speechbrain_ssl.nnet.queues import next_slots
 
 
 class SwAV(torch.nn.Module):
@@ -146,7 +147,5 @@ class SwAV(torch.nn.Module):
     def _enqueue(self, key):
         """Overwrites the oldest keys with new ones [views, batch, dim]."""
         keys = distributed.gather(key.transpose(0, 1))
-        size = len(self.queue)
-        steps = torch.arange(len(keys), device=keys.device)[-size:]
-        self.queue[(self.seen + steps) % size, : len(key)] = keys[-size:]
-        self.seen += len(keys)
+        slots = next_slots(self.seen, len(keys), len(self.queue))
+        self.queue[slots, : len(key)] = keys[-len(slots) :]

@@ -63,8 +63,8 @@ def test_queue_keeps_the_newest_keys_after_wrapping():
         keys = F.normalize(teacher.projection, dim=-1)
         seen.append(keys.transpose(0, 1).flatten(0, 1))
     newest = torch.cat(seen)[-10:]
-    assert objective.oldest.item() == 24 % 10
-    in_order = objective.queue.roll(-objective.oldest.item(), 0)
+    assert objective.seen.item() == 24
+    in_order = objective.queue.roll(-(24 % 10), 0)
     assert torch.equal(in_order, newest)
 
 

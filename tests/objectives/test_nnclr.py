@@ -78,8 +78,8 @@ def test_queue_keeps_the_newest_first_views_after_wrapping():
         student = views(3, 3, 4)
         objective(student, None, 0.0)
         seen.append(F.normalize(student.projection[0], dim=-1))
-    assert objective.oldest.item() == 12 % 7
-    in_order = objective.queue.roll(-objective.oldest.item(), 0)
+    assert objective.seen.item() == 12
+    in_order = objective.queue.roll(-(12 % 7), 0)
     assert torch.equal(in_order, torch.cat(seen)[-7:])
 
 

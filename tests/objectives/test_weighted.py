@@ -81,7 +81,7 @@ def test_warnings_of_the_objectives_are_passed_on():
 
 def test_parameters_and_buffers_are_those_of_the_objectives():
     state = Weighted([SimCLR(), MoCo(5, 7)], [1, 1]).state_dict()
-    assert sorted(state) == ["objectives.1.oldest", "objectives.1.queue"]
+    assert sorted(state) == ["objectives.1.queue", "objectives.1.seen"]
 
 
 def test_keeps_the_contract():

@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.evaluation.verification import read_trials, trial_paths
@@ -163,8 +164,6 @@ def test_m4a_is_measured_where_torchcodec_is(tmp_path, run):
 
     path = tmp_path / f"dev/aac/id00012/{VIDEOS[0]}/00001.m4a"
     path.parent.mkdir(parents=True)
-    import torch
-
     AudioEncoder(0.1 * torch.randn(1, 32000), sample_rate=16000).to_file(path)
     rows, _ = run(tmp_path)
     assert list(rows) == [f"dev/aac/id00012/{VIDEOS[0]}/00001"]

@@ -146,7 +146,9 @@ def epochs_for(args, further):
         Number of epochs, at least 1.
     """
     with tempfile.TemporaryDirectory() as folder:
-        few = [f"--optimizer_step_limit={TIMED_STEPS}", "--noprogressbar=True"]
+        few = [f"--optimizer_step_limit={TIMED_STEPS}"]
+        if not any(x.startswith("--noprogressbar") for x in further):
+            few.append("--noprogressbar=True")
         _, run_opts, hparams, _ = load_experiment(
             training_arguments(args, further + few, folder)
         )
