@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from speechbrain_ssl.dataio.annotations import open_whole
+from speechbrain_ssl.dataio.embedding import embed_files
 from speechbrain_ssl.evaluation import metrics, scoring
-from speechbrain_ssl.evaluation.embedding import embed_files
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.dataio.embedding import embed_files
 from speechbrain_ssl.evaluation import metrics, scoring
-from speechbrain_ssl.evaluation.embedding import embed_files
 from speechbrain_ssl.evaluation.verification import (
     read_trials,
     results_folder,

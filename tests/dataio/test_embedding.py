@@ -8,8 +8,8 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
-from speechbrain_ssl.evaluation import embedding
-from speechbrain_ssl.evaluation.embedding import embed_files
+from speechbrain_ssl.dataio import embedding
+from speechbrain_ssl.dataio.embedding import embed_files
 from tests.evaluation.test_verification import (
     statistics,
     write_list,
