@@ -4,7 +4,7 @@ import torch
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.evaluation.verification import embed_files
+from speechbrain_ssl.dataio.embedding import embed_files
 
 
 def embed_utterances(
