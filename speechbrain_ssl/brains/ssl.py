@@ -92,7 +92,9 @@ class SSLBrain(SpeakerBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The objective's loss; its statistics go to ``batch_stats``."""
         student, teacher = predictions
-        loss, stats = self.modules.objective(student, teacher, self.epoch)
+        # half a precision of cosines is too little for small temperatures
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            loss, stats = self.modules.objective(student, teacher, self.epoch)
         self.batch_stats = {**stats, **self._agreement(student, teacher)}
         return loss
 

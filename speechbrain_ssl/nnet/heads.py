@@ -69,9 +69,11 @@ class Prototypes(torch.nn.Module):
         torch.Tensor
             Cosines [..., count].
         """
-        return F.linear(
-            F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1)
-        )
+        # temperatures down to 0.02 leave no room for half precision
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(
+                F.normalize(x.float(), dim=-1), F.normalize(self.weight, dim=-1)
+            )
 
 
 class PrototypeHead(torch.nn.Module):

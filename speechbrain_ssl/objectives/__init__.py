@@ -15,7 +15,8 @@ teacher : Views or None
 epoch : float
     Training time: 2.5 is half-way through the third epoch.
 loss : torch.Tensor
-    Scalar, float32 whatever the precision of the inputs.
+    Scalar, float32 whatever the precision of the inputs (``.float()``
+    them); the brain calls objectives with autocast off.
 stats : dict of str to torch.Tensor
     Detached scalars for the log. A collapse must show in them.
 

@@ -84,11 +84,9 @@ class BarlowTwins(torch.nn.Module):
         standard = F.batch_norm(points.flatten(1), None, None, training=True)
         standard = standard.view_as(points).unbind(1)
         # the other order of a pair is the transpose, with the same loss;
-        # autocast would take these products in half precision
-        with torch.autocast(points.device.type, enabled=False):
-            correlations = [
-                a.T @ b / batch for a, b in itertools.combinations(standard, 2)
-            ]
+        correlations = [
+            a.T @ b / batch for a, b in itertools.combinations(standard, 2)
+        ]
         diagonal = torch.stack([c.diagonal() for c in correlations])
         others = torch.stack([squared_off_diagonal(c) for c in correlations])
         others = others.mean()

@@ -99,12 +99,8 @@ class NNCLR(torch.nn.Module):
         everyone = distributed.gather_with_gradient(prediction[None])
         everyone = everyone.transpose(0, 1).flatten(1, 2)
         key = F.normalize(point.detach(), dim=-1)
-        # half precision would take a wrong neighbor where several are close
-        with torch.autocast(point.device.type, enabled=False):
-            nearest, place = (key @ self.queue.T).max(-1)
-            cosine = torch.einsum(
-                "pbd,pnd->pbn", self.queue[place][s], everyone[t]
-            )
+        nearest, place = (key @ self.queue.T).max(-1)
+        cosine = torch.einsum("pbd,pnd->pbn", self.queue[place][s], everyone[t])
         batch = point.shape[1]
         own = torch.arange(batch, device=point.device)
         own = (own + distributed.rank() * batch).repeat(len(s))

@@ -111,13 +111,11 @@ class SwAV(torch.nn.Module):
         key = F.normalize(point.detach()[: self.target_views], dim=-1)
         number = student.number and student.number[: len(key)]
         s, t = different_views(student, Views(key, key, number=number))
-        # half precision is too coarse for cosines over so small an epsilon
-        with torch.autocast(point.device.type, enabled=False):
-            score = self.prototypes(point)
-            target = self._target(score.detach()[: len(key)], epoch)
-            log_prob = F.log_softmax(score / self.temperature, dim=-1)
-            cross = torch.einsum("sbk,tbk->st", log_prob, target)
-            cross = -cross[s, t].mean() / score.shape[1]
+        score = self.prototypes(point)
+        target = self._target(score.detach()[: len(key)], epoch)
+        log_prob = F.log_softmax(score / self.temperature, dim=-1)
+        cross = torch.einsum("sbk,tbk->st", log_prob, target)
+        cross = -cross[s, t].mean() / score.shape[1]
         if self.training and len(self.queue):
             self._enqueue(key)
         entropy = torch.special.entr(target).sum(-1).mean(1)[t].mean()

@@ -113,11 +113,9 @@ class VIbCReg(torch.nn.Module):
                 f"got {views} of {batch}: ask the view sampler for more crops, "
                 "or enlarge the batch"
             )
-        # autocast would take these products in half precision
-        with torch.autocast(points.device.type, enabled=False):
-            white = self._whiten(points)
-            unit = F.normalize(white, dim=1)
-            squares = [squared_off_diagonal(view.T @ view) for view in unit]
+        white = self._whiten(points)
+        unit = F.normalize(white, dim=1)
+        squares = [squared_off_diagonal(view.T @ view) for view in unit]
         # mean over pairs of views of their squared difference
         invariance = 2 * white.var(dim=0).mean()
         variance = variance_hinge(white.transpose(0, 1).flatten(1))

@@ -96,12 +96,9 @@ class VICReg(torch.nn.Module):
         # mean over pairs of views of their squared difference
         invariance = 2 * points.var(dim=1).mean()
         variance = variance_hinge(points.flatten(1))
-        # autocast would take these products in half precision
-        with torch.autocast(points.device.type, enabled=False):
-            squares = [
-                squared_off_diagonal(covariance(view))
-                for view in points.unbind(1)
-            ]
+        squares = [
+            squared_off_diagonal(covariance(view)) for view in points.unbind(1)
+        ]
         redundancy = torch.stack(squares).mean() / dim
         loss = self.invariance_weight * invariance + 2 * (
             self.variance_weight * variance

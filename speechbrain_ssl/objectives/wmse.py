@@ -94,9 +94,7 @@ class WMSE(torch.nn.Module):
         batch = points.shape[1]
         self._check(batch, points.shape[2])
         parts = points[:, self._cut(batch).to(points.device)]
-        # autocast would take these products in half precision
-        with torch.autocast(points.device.type, enabled=False):
-            unit = F.normalize(self._whiten(parts), dim=-1)
+        unit = F.normalize(self._whiten(parts), dim=-1)
         cosine = (unit[s] * unit[t]).sum(-1).mean()
         if self.training:
             self.batches += 1

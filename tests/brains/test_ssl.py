@@ -108,3 +108,17 @@ def test_a_cluster_aware_run_resumes_with_the_same_bits(
     assert torch.equal(*labels)
     for name, value in tiny.state_of(wanted).items():
         assert torch.equal(tiny.state_of(found)[name], value), name
+
+
+def test_objectives_are_called_in_float32_whatever_the_precision(
+    corpus, tmp_path
+):
+    class Witness(SimCLR):
+        def forward(self, student, teacher, epoch):
+            product = student.projection.float() @ torch.ones(tiny.DIM, 1)
+            seen.append((torch.is_autocast_enabled("cpu"), product.dtype))
+            return super().forward(student, teacher, epoch)
+
+    seen = []
+    run(corpus, tmp_path, objective=Witness(), precision="bf16", epochs=1)
+    assert set(seen) == {(False, torch.float32)}
