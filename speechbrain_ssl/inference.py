@@ -12,6 +12,7 @@ Training ends with an export; to export its newest checkpoint again::
 import argparse
 import io
 import os
+import re
 import shutil
 import tempfile
 
@@ -196,7 +197,9 @@ def export_run(run_folder, folder=None):
         )
     with open(settings, encoding="utf-8") as file:
         text = file.read()
-    hparams = load_hyperpyyaml(text)
+    # a corpus's own module can be imported in the folder of its recipe only
+    corpus = {"prepare": None} if re.search(r"^prepare:", text, re.M) else {}
+    hparams = load_hyperpyyaml(text, corpus)
     checkpoint = hparams["checkpointer"].recover_if_possible()
     if checkpoint is None:
         raise FileNotFoundError(f"{run_folder} has no checkpoint yet")

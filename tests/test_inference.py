@@ -198,3 +198,33 @@ def test_a_training_folder_points_to_its_model(exported, tmp_path):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="hyperparams.yaml"):
         export_run(str(tmp_path))
+
+
+def test_a_run_is_exported_away_from_its_recipe(tmp_path):
+    text = (
+        RUN
+        + f"""\
+student: !new:speechbrain_ssl.nnet.branch.Branch
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+extract_from: student
+checkpointer: !new:speechbrain_ssl.checkpoints.AtomicCheckpointer
+    checkpoints_dir: {tmp_path}/save
+    recoverables:
+        student: !ref <student>
+prepare: !name:module_of_a_recipe.that_is_not_here
+"""
+    )
+    (tmp_path / "hyperparams.yaml").write_text(text)
+    hparams = load_hyperpyyaml(text, {"prepare": None})
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        export_run(str(tmp_path))
+    hparams["checkpointer"].save_checkpoint()
+    encoder = load_encoder(export_run(str(tmp_path)))
+    wavs = torch.randn(2, 8000)
+    branch = hparams["student"].eval()
+    with torch.no_grad():
+        wanted = branch.embed(wavs)
+    found = encoder.encode_batch(wavs)[:, 0]
+    assert torch.allclose(found, wanted, atol=1e-6)

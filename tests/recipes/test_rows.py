@@ -93,7 +93,9 @@ def sandbox(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "row", table_rows(), ids=lambda row: pathlib.Path(row["Hparam_file"]).stem
+    "row",
+    table_rows(),
+    ids=lambda row: f"{row['Dataset']}-{pathlib.Path(row['Hparam_file']).stem}",
 )
 def test_row(row, sandbox):
     script = ROOT / row["Script_file"]
