@@ -93,6 +93,7 @@ class ClusterTable:
         self.centroids = None
         self.spread = None
         self._nearest = None
+        self._copies = {}
         self.last = -1
 
     def prepare(self, count):
@@ -152,6 +153,12 @@ class ClusterTable:
         number = at(self.clusters, epoch)
         number = round(number * len(unit)) if number < 1 else round(number)
         labels = self._cluster(unit, number, self.seed)
+        if (labels < 0).all():
+            logger.warning(
+                "The clusterer calls all utterances noise: the table stays as "
+                "it was."
+            )
+            return {"cluster_count": 0.0, "cluster_accepted": 0.0}
         report = self._describe(unit, labels)
         accepted = True
         if self.min_agreement > 0:
@@ -189,6 +196,28 @@ class ClusterTable:
             if self.min_size <= last - first <= self.max_size:
                 return self.order[first:last]
         return torch.tensor([row])
+
+    def on(self, device):
+        """Labels and centroids where an objective needs them.
+
+        Arguments
+        ---------
+        device : torch.device
+            Copied there once after each refresh.
+
+        Returns
+        -------
+        labels : torch.Tensor
+            Cluster of each utterance, -1 for none [N].
+        centroids : torch.Tensor
+            [clusters, emb_dim]; None before the first refresh.
+        """
+        if self.centroids is None:
+            return self.labels.to(device), None
+        if device not in self._copies:
+            found = self.labels.to(device), self.centroids.to(device)
+            self._copies[device] = found
+        return self._copies[device]
 
     def nearest(self, count):
         """The clusters whose centroids are nearest to each one's.
@@ -258,7 +287,7 @@ class ClusterTable:
             distance = (unit - means[labels]).norm(dim=-1, keepdim=True)
             self.centroids = F.normalize(means, dim=-1)
             self.spread = _means(distance, labels)[:, 0]
-            self._nearest = None
+        self._nearest, self._copies = None, {}
 
     @mark_as_saver
     def _save(self, path):
@@ -272,7 +301,6 @@ class ClusterTable:
         state = torch.load(path, weights_only=True)
         labels, self.last = state["labels"], state["last"]
         self.centroids, self.spread = state["centroids"], state["spread"]
-        self._nearest = None
         if labels is None:
             return
         self.prepare(len(labels))

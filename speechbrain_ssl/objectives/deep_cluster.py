@@ -92,12 +92,12 @@ class DeepCluster(torch.nn.Module):
         point = F.normalize(student.embedding.float(), dim=-1)
         losses, accuracies, used = [], [], []
         for table in self.tables:
-            if table.centroids is None:
+            labels, centroids = table.on(point.device)
+            if centroids is None:
                 raise ValueError(
                     "DeepCluster has no clusters yet: set cluster_from to 0"
                 )
-            centroids = table.centroids.to(point.device)
-            label = table.labels.to(point.device)[student.index]
+            label = labels[student.index]
             # noise has no cluster to be told from others
             known = label >= 0
             logits = point @ centroids.T / self._temperatures(table, centroids)

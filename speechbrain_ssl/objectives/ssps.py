@@ -120,9 +120,9 @@ class SSPS(torch.nn.Module):
     def _draw(self, index):
         """Place in the queue of each utterance's positive, or -1 [batch]."""
         nothing = torch.full_like(index, -1)
-        if self.table.centroids is None:
+        labels, centroids = self.table.on(index.device)
+        if centroids is None:
             return nothing
-        labels = self.table.labels.to(index.device)
         label = labels[index]
         # what looks random must not depend on how many processes there are
         number = (index + 1) * HASH + self.seen * 40503

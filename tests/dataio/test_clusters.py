@@ -90,6 +90,24 @@ def test_a_clustering_that_is_not_stable_is_not_taken_over():
     assert members(table) == [[row] for row in range(6)]
 
 
+def test_noise_everywhere_changes_nothing():
+    table, report = table_of([-1, -1, -1])
+    assert report == {"cluster_count": 0.0, "cluster_accepted": 0.0}
+    assert members(table) == [[0], [1], [2]]
+
+
+def test_copies_for_a_device_are_of_the_newest_table():
+    table = ClusterTable(KMeans, clusters=2)
+    table.prepare(4)
+    labels, centroids = table.on(torch.device("cpu"))
+    assert labels.tolist() == [-1] * 4 and centroids is None
+    for rows in ([0, 1, 0, 1], [0, 0, 1, 2]):
+        table._fill(torch.tensor(rows), torch.randn(4, 3))
+        labels, centroids = table.on(torch.device("cpu"))
+        assert labels.tolist() == rows
+        assert torch.equal(centroids, table.centroids)
+
+
 def test_number_of_clusters_is_a_share_or_a_schedule():
     asked = []
 
