@@ -38,11 +38,10 @@ def parse_arguments():
 
 def all_methods():
     """Names of the small profiles."""
-    names = [
+    return [
         path.stem.removeprefix("train_")
         for path in sorted((RECIPE / "hparams").glob("train_*.yaml"))
     ]
-    return [name for name in names if not name.endswith("_full")]
 
 
 def run(method, seed, args, further):

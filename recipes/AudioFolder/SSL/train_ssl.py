@@ -250,7 +250,7 @@ def main(argv):
     )
     if not hparams["skip_prep"]:
         prepare = prepare_audio_folder
-        if "prepare" in hparams:  # of a recipe that knows its corpus
+        if hparams.get("prepare"):  # of a recipe that knows its corpus
             prepare = hparams["prepare"]
         sb.utils.distributed.run_on_main(
             prepare,
