@@ -44,6 +44,16 @@ MEANINGS = {
     "an utterance; high is good only while the embeddings stay spread",
     "view_agreement": "mean cosine of two views of an utterance; high is "
     "good only while the embeddings stay spread",
+    "teacher_entropy": "how undecided the teacher is between prototypes, in "
+    "nats; the log of their number, or 0, is collapse",
+    "kl": "how far the student's prototypes are from the teacher's; 0 with a "
+    "constant teacher_entropy is collapse",
+    "prototypes_used": "how many prototypes share the utterances; 1 is collapse",
+    "negative_cosine": "mean cosine of different utterances; near 1 is "
+    "collapse",
+    "cluster_agreement": "how alike two clusterings from different seeds are "
+    "(adjusted Rand index)",
+    "cluster_cosine": "mean cosine of an utterance to its cluster's centroid",
     "views_per_second": "stretches of audio that training saw per second",
     "rate_views_per_s": "stretches of audio that training saw per second",
     "data_wait": "share of the time spent waiting for data",
@@ -56,6 +66,12 @@ COLLAPSE = (
     "effective_rank",
     "teacher_agreement",
     "view_agreement",
+    "negative_cosine",
+    "prototypes_used",
+    "teacher_entropy",
+    "kl",
+    "cluster_agreement",
+    "cluster_cosine",
 )
 CSS = """
 :root{color-scheme:light dark;--page:#fff;--text:#1b1f24;--soft:#57606a;
@@ -1045,6 +1061,7 @@ def _cost_name(key):
 def _words(name):
     """The name of a statistic for readers."""
     known = {
+        "kl": "KL divergence",
         "lr": "learning rate",
         "rate_views_per_s": "views per second",
         "data_wait": "waiting for data",
