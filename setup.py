@@ -14,6 +14,8 @@ extras = {
     "report": ["matplotlib>=3.8", "tensorboard>=2.15"],
     "wavlm": ["transformers>=4.40"],
     "m4a": ["torchcodec"],
+    # Leiden's communities for clusters of unknown number
+    "graph": ["igraph>=0.10"],
 }
 extras["dev"] = [
     *extras["demo"],

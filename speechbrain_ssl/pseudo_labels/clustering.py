@@ -1,11 +1,46 @@
-"""Clusterers with scikit-learn's ``fit_predict``."""
+"""Clusterers with scikit-learn's ``fit_predict``; -1 is noise.
+
+Here are those that scikit-learn has not, or not for a million points. Its own
+drop in wherever one of these can stand, for instance in YAML::
+
+    clusterer: !new:sklearn.cluster.HDBSCAN
+        min_cluster_size: 5
+        copy: True
+
+HDBSCAN finds the number of clusters and calls doubtful points noise. It
+compares lengths too, so give it unit rows, and in hundreds of dimensions it
+looks at all pairs of points: it is for ten thousands of utterances.
+"""
+
+import random
+from typing import NamedTuple
 
 import faiss
 import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+from sklearn.cluster import AgglomerativeClustering
+
+# Scores that differ by less than this share of their scale are compared again
+# in float64: float32 products depend on how many rows are multiplied at once.
+NEAR = 1e-5
+# float64 scores that agree to as many decimals are equal; the first one wins
+DECIMALS = 12
+# most scores held at a time when they are computed again
+SCORES = 1 << 22
+# above, neighbors are sought in cells of points instead of among all
+EXACT_NEIGHBORS = 200_000
+LINKAGES = ("ward", "average", "complete", "single")
+GRAPH_METHODS = ("components", "leiden")
 
 
 class KMeans:
     """k-means on faiss.
+
+    Points may be memory-mapped and larger than memory: centroids are sought
+    among at most ``n_clusters * max_points_per_centroid`` of them, and all are
+    labelled piece by piece. The pieces' size does not change any label; of
+    equally near centroids the first one counts.
 
     Arguments
     ---------
@@ -18,10 +53,12 @@ class KMeans:
     n_init : int
         Starts; the best one is kept.
     random_state : int
-        Of the starts.
+        Of the starts and of the points that centroids are sought among.
     max_points_per_centroid : int
         More points than this for each centroid are sampled down while
         centroids are sought; all points are labelled.
+    chunk_size : int
+        Points that are read and labelled at a time.
 
     Example
     -------
@@ -39,6 +76,7 @@ class KMeans:
         n_init=1,
         random_state=0,
         max_points_per_centroid=256,
+        chunk_size=65536,
     ):
         self.n_clusters = n_clusters
         self.spherical = spherical
@@ -46,6 +84,7 @@ class KMeans:
         self.n_init = n_init
         self.random_state = random_state
         self.max_points_per_centroid = max_points_per_centroid
+        self.chunk_size = chunk_size
 
     def fit_predict(self, X, y=None):
         """Finds clusters.
@@ -61,22 +100,20 @@ class KMeans:
         -------
         np.ndarray
             int64 number of each point's cluster [n]; ``cluster_centers_``
-            [n_clusters, dim] are kept.
+            [n_clusters, dim] and ``n_empty_``, the number of clusters that
+            no point is nearest to, are kept.
 
         Raises
         ------
         ValueError
-            If there are fewer points than clusters.
+            If there are fewer points than clusters, or a point is not finite.
         """
-        points = np.ascontiguousarray(X, dtype=np.float32)
-        if len(points) < self.n_clusters:
+        if len(X) < self.n_clusters:
             raise ValueError(
                 f"KMeans was asked for {self.n_clusters} clusters of "
-                f"{len(points)} points. Lower n_clusters."
+                f"{len(X)} points. Lower n_clusters."
             )
-        if self.spherical:
-            norms = np.linalg.norm(points, axis=1, keepdims=True)
-            points = points / np.maximum(norms, 1e-12)
+        points = self._sample(X)
         kmeans = faiss.Kmeans(
             points.shape[1],
             self.n_clusters,
@@ -88,6 +125,472 @@ class KMeans:
             max_points_per_centroid=self.max_points_per_centroid,
         )
         kmeans.train(points)
+        del points
         self.cluster_centers_ = kmeans.centroids
-        _, labels = kmeans.index.search(points, 1)
-        return labels[:, 0].astype(np.int64)
+        labels = self.predict(X)
+        self.n_empty_ = self.n_clusters - len(np.unique(labels))
+        return labels
+
+    def predict(self, X):
+        """Finds the nearest centroids.
+
+        Arguments
+        ---------
+        X : np.ndarray
+            Points [n, dim].
+
+        Returns
+        -------
+        np.ndarray
+            int64 number of each point's cluster [n].
+        """
+        labels = np.empty(len(X), np.int64)
+        for first in range(0, len(X), self.chunk_size):
+            stop = min(first + self.chunk_size, len(X))
+            chunk = _points(X, slice(first, stop), self.spherical)
+            labels[first:stop] = _nearest(
+                chunk, self.cluster_centers_, self.spherical
+            )
+        return labels
+
+    def _sample(self, X):
+        """The points that centroids are sought among, as a copy."""
+        most = self.n_clusters * self.max_points_per_centroid
+        rows = np.arange(len(X))
+        if most < len(X):
+            rng = np.random.default_rng(self.random_state)
+            rows = np.sort(rng.choice(len(X), most, replace=False))
+        sample = np.empty((len(rows), X.shape[1]), np.float32)
+        for first in range(0, len(rows), self.chunk_size):
+            taken = rows[first : first + self.chunk_size]
+            if most >= len(X):  # a slice is read without being copied first
+                taken = slice(first, first + len(taken))
+            chunk = _points(X, taken, self.spherical)
+            sample[first : first + len(chunk)] = chunk
+        return sample
+
+
+class TwoStage:
+    """Many small clusters by k-means, then those joined by agglomeration.
+
+    As for WavLM with pseudo-labels, 50,000 to 7,500 (V. Miara, T. Lepage and
+    R. Dehak, "Towards supervised performance on speaker verification with
+    self-supervised learning by leveraging large-scale ASR models", Interspeech
+    2024, https://arxiv.org/abs/2406.02285). Only clusters that are neighbors
+    may be joined, so that no matrix of all distances is needed; what joining
+    leaves as neighbors of neighbors may be joined further.
+
+    Arguments
+    ---------
+    n_clusters : int
+        Number of clusters in the end.
+    fine_clusters : int
+        Number of clusters of k-means.
+    linkage : str
+        scikit-learn's: ward, average, complete or single.
+    n_neighbors : int
+        Nearest clusters that each may be joined with at first.
+    random_state : int
+        Of k-means.
+    **kmeans
+        Further settings of ``KMeans``.
+
+    Example
+    -------
+    >>> points = np.random.default_rng(0).standard_normal((200, 4))
+    >>> labels = TwoStage(5, fine_clusters=40).fit_predict(points)
+    >>> sorted(set(labels.tolist()))
+    [0, 1, 2, 3, 4]
+    """
+
+    def __init__(
+        self,
+        n_clusters,
+        fine_clusters,
+        linkage="ward",
+        n_neighbors=20,
+        random_state=0,
+        **kmeans,
+    ):
+        if fine_clusters < n_clusters:
+            raise ValueError(
+                f"fine_clusters ({fine_clusters}) must not be fewer than "
+                f"n_clusters ({n_clusters}): they are joined, not split."
+            )
+        if linkage not in LINKAGES:
+            raise ValueError(f"linkage must be of {LINKAGES}, not {linkage!r}.")
+        self.n_clusters = n_clusters
+        self.fine_clusters = fine_clusters
+        self.linkage = linkage
+        self.n_neighbors = n_neighbors
+        self.random_state = random_state
+        self.kmeans = kmeans
+
+    def fit_predict(self, X, y=None):
+        """Finds clusters.
+
+        Arguments
+        ---------
+        X : np.ndarray
+            Points [n, dim].
+        y : None
+            Not used; scikit-learn has it.
+
+        Returns
+        -------
+        np.ndarray
+            int64 number of each point's cluster [n]; ``fine_labels_`` [n] and
+            ``n_empty_``, the number of fine clusters without a point, are
+            kept.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer points than fine clusters, or fewer fine
+            clusters with points than clusters.
+        """
+        kmeans = KMeans(
+            self.fine_clusters, random_state=self.random_state, **self.kmeans
+        )
+        self.fine_labels_ = kmeans.fit_predict(X)
+        self.n_empty_ = kmeans.n_empty_
+        filled, fine = np.unique(self.fine_labels_, return_inverse=True)
+        if len(filled) < self.n_clusters:
+            raise ValueError(
+                f"Only {len(filled)} of {self.fine_clusters} fine clusters "
+                f"have a point: too few for {self.n_clusters} clusters. Lower "
+                "n_clusters."
+            )
+        centroids = kmeans.cluster_centers_[filled]
+        joined = np.arange(len(filled))
+        if 1 < len(filled) != self.n_clusters:
+            agglomerative = AgglomerativeClustering(
+                self.n_clusters,
+                linkage=self.linkage,
+                connectivity=_connected(centroids, self.n_neighbors),
+                compute_full_tree=False,
+            )
+            joined = agglomerative.fit_predict(centroids)
+        return joined[fine].astype(np.int64)
+
+
+class Graph:
+    """Clusters in the graph of mutual nearest neighbors, in any number.
+
+    Two points are joined if each is among the other's nearest and their cosine
+    is high enough. Points that nobody is joined with are noise.
+
+    Arguments
+    ---------
+    threshold : float
+        Least cosine of points that are joined. It decides the number of
+        clusters and depends on the encoder: too low a one makes a giant
+        cluster of ``components``.
+    n_neighbors : int
+        Nearest points that are looked at.
+    method : str
+        ``components``: what hangs together is a cluster. ``leiden``:
+        communities by modularity, edges weighted by cosine, which parts
+        groups that hang together by few edges (V. A. Traag, L. Waltman and
+        N. J. van Eck, "From Louvain to Leiden", Scientific Reports 2019,
+        https://arxiv.org/abs/1810.08473); it needs the package igraph.
+    resolution : float
+        Of ``leiden``; higher values make more clusters.
+    random_state : int
+        Of ``leiden``, and of the cells that neighbors are sought in if there
+        are more than 200,000 points.
+    chunk_size : int
+        Points whose neighbors are sought at a time.
+
+    Example
+    -------
+    >>> angles = np.array([0.0, 0.1, 0.2, 1.5, 1.6, 3.0])
+    >>> points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    >>> Graph(threshold=0.9).fit_predict(points).tolist()
+    [0, 0, 0, 1, 1, -1]
+    """
+
+    def __init__(
+        self,
+        threshold=0.5,
+        n_neighbors=20,
+        method="components",
+        resolution=1.0,
+        random_state=0,
+        chunk_size=65536,
+    ):
+        if method not in GRAPH_METHODS:
+            raise ValueError(
+                f"method must be one of {GRAPH_METHODS}, not {method!r}."
+            )
+        if not -1 <= threshold <= 1:
+            raise ValueError(
+                f"threshold is a cosine, from -1 to 1, not {threshold}."
+            )
+        self.threshold = threshold
+        self.n_neighbors = n_neighbors
+        self.method = method
+        self.resolution = resolution
+        self.random_state = random_state
+        self.chunk_size = chunk_size
+
+    def fit_predict(self, X, y=None):
+        """Finds clusters.
+
+        Arguments
+        ---------
+        X : np.ndarray
+            Points [n, dim].
+        y : None
+            Not used; scikit-learn has it.
+
+        Returns
+        -------
+        np.ndarray
+            int64 number of each point's cluster, -1 for noise [n].
+
+        Raises
+        ------
+        ImportError
+            If ``leiden`` is asked for and igraph is not installed.
+        ValueError
+            If a point is not finite.
+        """
+        if self.method == "leiden":
+            igraph = _igraph()
+        rows, columns, cosines = self._mutual(X)
+        if self.method == "leiden":
+            members = _leiden(
+                igraph,
+                (len(X), np.stack([rows, columns], 1), cosines),
+                self.resolution,
+                self.random_state,
+            )
+        else:
+            ones = np.ones(len(rows), np.int8)
+            graph = sparse.coo_array((ones, (rows, columns)), [len(X)] * 2)
+            _, members = csgraph.connected_components(graph, directed=False)
+        return tidy(members, min_size=2).labels
+
+    def _mutual(self, X):
+        """Edges between mutual neighbors, each once: ends and cosines."""
+        index = _neighbor_index(X, self.chunk_size, self.random_state)
+        count = len(X)
+        wanted = min(self.n_neighbors + 1, count)
+        edges, cosines = [], []
+        for first in range(0, count, self.chunk_size):
+            chunk = _points(X, slice(first, first + self.chunk_size), True)
+            scores, found = index.search(chunk, wanted)
+            near = np.arange(first, first + len(chunk))[:, None]
+            kept = (scores >= self.threshold) & (found != near) & (found >= 0)
+            low, high = np.minimum(near, found), np.maximum(near, found)
+            # one number for each pair, whichever of the two found it
+            edges.append((low * np.int64(count) + high)[kept])
+            cosines.append(scores[kept])
+        edges, firsts, times = np.unique(
+            np.concatenate(edges), return_index=True, return_counts=True
+        )
+        cosines = np.concatenate(cosines)[firsts]
+        mutual = times == 2
+        rows, columns = np.divmod(edges[mutual], count)
+        return rows, columns, cosines[mutual]
+
+
+class Tidied(NamedTuple):
+    """Labels after ``tidy``, and what it took away.
+
+    Arguments
+    ---------
+    labels : np.ndarray
+        int64, 0 to the number of clusters, -1 for none [n].
+    report : dict of str to int
+        ``clusters``, ``noise`` (points that had no cluster before), and the
+        clusters and points taken away: ``tiny_clusters``, ``tiny``,
+        ``giant_clusters``, ``giant``.
+    """
+
+    labels: np.ndarray
+    report: dict
+
+
+def tidy(labels, min_size=1, max_size=None):
+    """Dissolves tiny and giant clusters and closes gaps in the numbers.
+
+    The rule: utterances in clusters of fewer than ``min_size`` or more than
+    ``max_size`` get no label and are left out of training. They are not given
+    to another cluster: a tiny one is far from all others, or it would not be
+    alone, and a giant one mixes speakers, of whom none is known. The clusters
+    that stay keep their order and are numbered from 0, so that a classifier
+    has no class without an utterance.
+
+    Arguments
+    ---------
+    labels : np.ndarray
+        Cluster of each point; negative for none [n].
+    min_size : int
+        Of clusters that stay.
+    max_size : int or float
+        Of clusters that stay; below one it is a share of all points; None:
+        any size.
+
+    Returns
+    -------
+    Tidied
+        ``labels`` and ``report``.
+
+    Raises
+    ------
+    ValueError
+        If no cluster is left.
+
+    Example
+    -------
+    >>> tidy([7, 7, 3, 9, 9, -1], min_size=2).labels.tolist()
+    [0, 0, -1, 1, 1, -1]
+    """
+    labels = np.asarray(labels)
+    most = np.inf if max_size is None else max_size
+    most = most * len(labels) if most < 1 else most
+    names, place, sizes = np.unique(
+        labels, return_inverse=True, return_counts=True
+    )
+    noise = names < 0
+    tiny, giant = ~noise & (sizes < min_size), ~noise & (sizes > most)
+    kept = ~(noise | tiny | giant)
+    report = {"clusters": int(kept.sum()), "noise": int(sizes[noise].sum())}
+    for name, gone in ("tiny", tiny), ("giant", giant):
+        report[f"{name}_clusters"] = int(gone.sum())
+        report[name] = int(sizes[gone].sum())
+    if not kept.any():
+        raise ValueError(
+            f"No cluster has from {min_size} to {most:g} utterances: "
+            f"{report['tiny_clusters']} are smaller, "
+            f"{report['giant_clusters']} larger, and {report['noise']} "
+            "utterances have none. Change min_size, max_size or the clusterer."
+        )
+    new = np.where(kept, np.cumsum(kept) - 1, -1)
+    return Tidied(new[place].astype(np.int64), report)
+
+
+def _points(X, rows, unit):
+    """Some points as float32, of unit length if asked for [rows, dim]."""
+    points = np.ascontiguousarray(X[rows], dtype=np.float32)
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        first = np.arange(len(X))[rows][finite.argmin()]
+        raise ValueError(
+            f"Point {first} is NaN or infinite. Leave it out: what cannot be "
+            "embedded has no cluster."
+        )
+    if unit:
+        norms = np.linalg.norm(points, axis=1, keepdims=True)
+        points = points / np.maximum(norms, 1e-12)
+    return points
+
+
+def _nearest(points, centroids, spherical):
+    """The nearest centroid of each point, the same in any company [n]."""
+    kind = faiss.IndexFlatIP if spherical else faiss.IndexFlatL2
+    index = kind(centroids.shape[1])
+    index.add(centroids)
+    scores, found = index.search(points, min(2, len(centroids)))
+    labels = found[:, 0].astype(np.int64)
+    if len(centroids) == 1:
+        return labels
+    # what rounding may change: both lengths stand in a squared distance
+    scale = 1.0
+    if not spherical:
+        scale = np.square(points).sum(1) + np.square(centroids).sum(1).max()
+    close = np.abs(scores[:, 0] - scores[:, 1]) <= NEAR * scale
+    rows = np.flatnonzero(close)
+    centroids = centroids.astype(np.float64)
+    lengths = 0.0 if spherical else np.square(centroids).sum(1) / 2
+    step = max(1, SCORES // len(centroids))
+    for first in range(0, len(rows), step):
+        some = rows[first : first + step]
+        exact = points[some].astype(np.float64) @ centroids.T - lengths
+        labels[some] = exact.round(DECIMALS).argmax(1)
+    return labels
+
+
+def _connected(centroids, n_neighbors):
+    """Graph of neighbors that hangs together, as scikit-learn wants it."""
+    count = len(centroids)
+    wanted = min(n_neighbors + 1, count)
+    _, found = faiss.knn(centroids, centroids, wanted)
+    rows = np.repeat(np.arange(count), wanted)
+    columns = found.ravel()
+    parts, member = csgraph.connected_components(
+        sparse.coo_array(
+            (np.ones(len(rows), np.int8), (rows, columns)), [count] * 2
+        ),
+        directed=False,
+    )
+    if parts > 1:
+        # scikit-learn would compare all pairs of points to join the parts;
+        # here the points nearest to the parts' means are joined, in a tree
+        sizes = np.bincount(member)[:, None]
+        means = np.zeros((parts, centroids.shape[1]))
+        np.add.at(means, member, centroids)
+        means /= sizes
+        distance = np.square(centroids - means[member]).sum(1)
+        order = np.lexsort((distance, member))
+        middle = order[np.searchsorted(member[order], np.arange(parts))]
+        gaps = np.square(means).sum(1)
+        gaps = gaps[:, None] + gaps - 2 * means @ means.T
+        # zero would be no edge
+        tree = csgraph.minimum_spanning_tree(np.maximum(gaps, 1e-9)).tocoo()
+        rows = np.concatenate([rows, middle[tree.row]])
+        columns = np.concatenate([columns, middle[tree.col]])
+    graph = sparse.csr_matrix(
+        (np.ones(len(rows), np.int8), (rows, columns)), (count, count)
+    )
+    return graph + graph.T
+
+
+def _neighbor_index(X, chunk_size, seed):
+    """faiss's index of unit points: exact for few, in cells for many."""
+    count, dim = X.shape
+    index = faiss.IndexFlatIP(dim)
+    if count > EXACT_NEIGHBORS:
+        cells = int(4 * count**0.5)
+        index = faiss.IndexIVFFlat(
+            index, dim, cells, faiss.METRIC_INNER_PRODUCT
+        )
+        index.nprobe = max(16, cells // 64)
+        index.cp.seed = seed
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(count, min(count, 64 * cells), replace=False)
+        index.train(_points(X, np.sort(rows), True))
+    for first in range(0, count, chunk_size):
+        index.add(_points(X, slice(first, first + chunk_size), True))
+    return index
+
+
+def _igraph():
+    """The package that has Leiden."""
+    try:
+        import igraph
+    except ImportError as error:
+        raise ImportError(
+            "Graph(method='leiden') needs the package igraph: "
+            "pip install speechbrain_ssl[graph], or use method='components'."
+        ) from error
+    return igraph
+
+
+def _leiden(igraph, edges, resolution, seed):
+    """Communities by modularity [n]."""
+    count, pairs, cosines = edges
+    graph = igraph.Graph(n=count, edges=pairs)
+    igraph.set_random_number_generator(random.Random(seed))
+    try:
+        found = graph.community_leiden(
+            objective_function="modularity",
+            weights=np.maximum(cosines, 1e-6).tolist(),
+            resolution=resolution,
+            n_iterations=-1,
+        )
+    finally:  # back to what it draws from by default
+        igraph.set_random_number_generator(random)
+    return np.array(found.membership)

@@ -1,10 +1,60 @@
-"""Embeddings of the utterances of an annotation."""
+"""Embeddings of the utterances of an annotation, in memory or on disk.
 
+``extract`` writes a folder::
+
+    embeddings.npy   float32 or float16 [rows, emb_dim], to be memory-mapped
+    ids.json         ID of each row, in the order of the annotation
+    failed.csv       utterances without a row, and why
+    meta.json        how they were made; its "made" is the sign of completion
+    chunks/          finished pieces, until all are there and joined
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import logging
+import os
+import shutil
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio.annotations import open_whole
 from speechbrain_ssl.dataio.embedding import embed_files
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("float32", "float16")
+# if as many in a row cannot be embedded, it is no matter of single files
+HOPELESS = 10
+
+
+class Embeddings(NamedTuple):
+    """What ``extract`` left in a folder.
+
+    Arguments
+    ---------
+    ids : list of str
+        IDs of the utterances that could be embedded, in the order of the
+        annotation [rows].
+    matrix : np.memmap
+        Their embeddings, as the encoder gives them [rows, emb_dim].
+    failed : dict of str to str
+        Why each of the others could not, by ID.
+    meta : dict
+        "settings" (hashes of encoder and annotation, rates and lengths) and
+        "made": "embeddings" (SHA-256 of the file), "rows", "failed".
+    """
+
+    ids: list
+    matrix: np.ndarray
+    failed: dict
+    meta: dict
 
 
 def embed_utterances(
@@ -45,10 +95,9 @@ def embed_utterances(
     first = min(distributed.rank() * size, max(count - size, 0))
     paths, spans = [], []
     for row in range(first, min(first + size, count)):
-        item = utterances.row(row)
-        frames = round(max_seconds * audio.sample_rate(item["wav"]))
-        paths.append(item["wav"])
-        spans.append((item["start"], min(item["stop"], item["start"] + frames)))
+        path, span = _stretch(utterances, row, max_seconds)
+        paths.append(path)
+        spans.append(span)
     mine = embed_files(
         embed, paths, sample_rate, device=device, progress=False, spans=spans
     )
@@ -58,3 +107,469 @@ def embed_utterances(
         start = min(rank * size, max(count - size, 0))
         whole[start : start + len(part)] = part
     return whole
+
+
+def extract(
+    embed,
+    utterances,
+    folder,
+    sample_rate,
+    encoder="",
+    max_seconds=None,
+    dtype="float32",
+    chunk_size=2048,
+    batch_seconds=120.0,
+    device="cpu",
+    progress=True,
+    part_idx=0,
+    num_parts=1,
+):
+    """Embeds the clean utterances of an annotation to disk.
+
+    Rows of similar length make a chunk, which is a file that appears when it
+    is complete. Chunks do not depend on the number of jobs: whoever comes, on
+    whatever machine, does those of its part that are missing, and whoever
+    finds all of them joins them. A job that was killed is started again by
+    the same command, or its rest is done by a job with one part.
+
+    Audio that cannot be read or embedded is listed in ``failed.csv`` and left
+    out. To try it again, delete the folder.
+
+    Arguments
+    ---------
+    embed : Callable
+        Waveforms [batch, time] and relative lengths [batch] to embeddings
+        [batch, emb_dim] or [batch, 1, emb_dim]; in evaluation mode.
+    utterances : Utterances
+        The rows.
+    folder : str
+        Where to write, see above.
+    sample_rate : int
+        The encoder's sample rate in Hz.
+    encoder : str
+        What tells its weights from others, see ``encoder_hash``.
+    max_seconds : float
+        Longer utterances are cut to their first seconds; None: never.
+    dtype : str
+        Of the file, float32 or float16.
+    chunk_size : int
+        Utterances in a chunk: what is done again after a kill.
+    batch_seconds : float
+        Upper bound of the audio in a batch, in seconds.
+    device : str | torch.device
+        Where the encoder is.
+    progress : bool
+        Whether to show a progress bar.
+    part_idx : int
+        Number of this job, from 0; the processes of ``torchrun`` share it.
+    num_parts : int
+        Number of jobs.
+
+    Returns
+    -------
+    Embeddings
+        None while other parts are missing.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds embeddings made otherwise, the encoder is in
+        training mode, or nothing at all can be embedded.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.dataio import annotations
+    >>> tmp = getfixture("tmp_path")
+    >>> import soundfile
+    >>> soundfile.write(tmp / "a.wav", np.full(16000, 0.5), 16000)
+    >>> rows = [("a", 1.0, str(tmp / "a.wav"), 0, 16000)]
+    >>> annotations.write_annotation(tmp / "train.csv", rows)
+    >>> found = extract(
+    ...     lambda wavs, wav_lens: wavs[:, :2],
+    ...     annotations.read_annotation(tmp / "train.csv"),
+    ...     tmp / "embeddings",
+    ...     sample_rate=16000,
+    ...     progress=False,
+    ... )
+    >>> found.ids, found.matrix.tolist()
+    (['a'], [[0.5, 0.5]])
+    """
+    _check(embed, dtype, chunk_size, part_idx, num_parts)
+    folder = os.path.abspath(folder)
+    settings = {
+        "encoder": encoder,
+        "utterances": utterances_hash(utterances),
+        "sample_rate": sample_rate,
+        "max_seconds": max_seconds,
+        "dtype": dtype,
+        "chunk_size": chunk_size,
+    }
+    meta = _claim(folder, settings)
+    chunks = _chunks(utterances, max_seconds, chunk_size)
+    rank, world = distributed.rank(), distributed.world_size()
+    if "made" not in meta:
+        mine = chunks[part_idx * world + rank :: num_parts * world]
+        todo = [chunk for chunk in mine if not _is_done(folder, chunk[0])]
+        left = sum(len(rows) for _, rows in todo)
+        with tqdm(total=left, unit="file", disable=not progress) as bar:
+            for number, rows in todo:
+                found, failed = _embed_rows(
+                    embed,
+                    utterances,
+                    rows,
+                    sample_rate,
+                    max_seconds,
+                    {"device": device, "batch_seconds": batch_seconds},
+                )
+                found = _convert(found, failed, dtype)
+                _write_chunk(folder, number, found, failed)
+                bar.update(len(rows))
+    _wait(device)
+    is_made = "made" in _read_meta(folder)
+    if rank == 0 and not is_made:
+        if all(_is_done(folder, number) for number, _ in chunks):
+            _join(folder, utterances, chunks, settings)
+    _wait(device)
+    return load(folder) if "made" in _read_meta(folder) else None
+
+
+def load(folder):
+    """Opens what ``extract`` wrote.
+
+    Arguments
+    ---------
+    folder : str
+        The folder.
+
+    Returns
+    -------
+    Embeddings
+        The matrix is mapped, not read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or none of ``extract``.
+    ValueError
+        If it is not complete, or its files do not fit each other.
+    """
+    if not os.path.isfile(os.path.join(folder, "meta.json")):
+        raise FileNotFoundError(
+            f"{folder} is no folder of embeddings: it has no meta.json."
+        )
+    meta = _read_meta(folder)
+    if "made" not in meta:
+        raise ValueError(
+            f"The embeddings in {folder} are not complete. Run the "
+            "extraction again, for all parts."
+        )
+    with open(os.path.join(folder, "ids.json"), encoding="utf-8") as file:
+        ids = json.load(file)
+    path = os.path.join(folder, "failed.csv")
+    with open(path, newline="", encoding="utf-8") as file:
+        failed = {row["ID"]: row["reason"] for row in csv.DictReader(file)}
+    matrix = np.load(os.path.join(folder, "embeddings.npy"), mmap_mode="r")
+    if not len(ids) == len(matrix) == meta["made"]["rows"]:
+        raise ValueError(
+            f"{folder} holds {len(matrix)} embeddings and {len(ids)} IDs, but "
+            f"meta.json says {meta['made']['rows']}. Delete it and extract "
+            "again."
+        )
+    return Embeddings(ids, matrix, failed, meta)
+
+
+def file_hash(*paths):
+    """SHA-256 of files, one after the other.
+
+    Arguments
+    ---------
+    paths : str
+        The files.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def encoder_hash(model_folder):
+    """Tells an exported encoder from all others.
+
+    Arguments
+    ---------
+    model_folder : str
+        A folder with ``embedding_model.ckpt`` and ``hyperparams.yaml``.
+
+    Returns
+    -------
+    str
+        Of weights and settings.
+    """
+    names = ("embedding_model.ckpt", "hyperparams.yaml")
+    return file_hash(*(os.path.join(model_folder, name) for name in names))
+
+
+def utterances_hash(utterances):
+    """Tells an annotation from all others, wherever its audio lies.
+
+    Arguments
+    ---------
+    utterances : Utterances
+        The rows, read without extra columns.
+
+    Returns
+    -------
+    str
+        SHA-256 of IDs, paths below ``$data_root``, starts and stops.
+    """
+    digest = hashlib.sha256()
+    for column in ("text", "offsets", "start", "stop"):
+        digest.update(getattr(utterances, column).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stretch(utterances, row, max_seconds):
+    """Path of an utterance, and first and last frame to read."""
+    item = utterances.row(row)
+    start, stop = item["start"], item["stop"]
+    if max_seconds is not None:
+        frames = round(max_seconds * audio.sample_rate(item["wav"]))
+        stop = min(stop, start + frames)
+    return item["wav"], (start, stop)
+
+
+def _check(embed, dtype, chunk_size, part_idx, num_parts):
+    """Refuses settings that cannot work."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}.")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be 1 or more, not {chunk_size}.")
+    if not 0 <= part_idx < num_parts:
+        raise ValueError(
+            "Parts are numbered from 0: expected 0 <= part_idx < num_parts, "
+            f"found part_idx {part_idx} and num_parts {num_parts}."
+        )
+    # a bound method belongs to a module, or is one
+    module = getattr(embed, "__self__", embed)
+    if getattr(module, "training", False):
+        raise ValueError(
+            "The encoder is in training mode: its embeddings would depend on "
+            "the batch. Call its eval() first."
+        )
+
+
+def _claim(folder, settings):
+    """Makes the folder ours, or checks that it is."""
+    path = os.path.join(folder, "meta.json")
+    if not os.path.isfile(path):
+        with open_whole(path) as file:
+            json.dump({"settings": settings}, file, indent=2)
+    meta = _read_meta(folder)
+    there = meta["settings"]
+    other = [key for key in settings if there.get(key) != settings[key]]
+    if other:
+        pairs = ", ".join(
+            f"{key} {there.get(key)!r} there and {settings[key]!r} now"
+            for key in other
+        )
+        raise ValueError(
+            f"{folder} holds embeddings made with other settings: {pairs}. "
+            "Name another folder, or delete this one."
+        )
+    return meta
+
+
+def _read_meta(folder):
+    """What stands in meta.json."""
+    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _chunks(utterances, max_seconds, chunk_size):
+    """Numbered rows of similar length, the longest first."""
+    seconds = utterances.durations.numpy()
+    if max_seconds is not None:
+        seconds = np.minimum(seconds, max_seconds)
+    order = np.argsort(-seconds, kind="stable")
+    firsts = range(0, len(order), chunk_size)
+    return [
+        (number, order[first : first + chunk_size])
+        for number, first in enumerate(firsts)
+    ]
+
+
+def _chunk_path(folder, number, kind):
+    return os.path.join(folder, "chunks", f"{number:06d}.{kind}")
+
+
+def _is_done(folder, number):
+    return os.path.isfile(_chunk_path(folder, number, "npy"))
+
+
+def _embed_rows(embed, utterances, rows, sample_rate, max_seconds, settings):
+    """Embeddings of some rows, NaN where there is none, and the reasons."""
+    failed, paths, spans = {}, {}, {}
+    for index, row in enumerate(rows.tolist()):
+        try:
+            paths[index], spans[index] = _stretch(utterances, row, max_seconds)
+        except (OSError, RuntimeError) as error:
+            failed[index] = str(error)
+
+    def run(function, indices):
+        return embed_files(
+            function,
+            [paths[index] for index in indices],
+            sample_rate,
+            progress=False,
+            spans=[spans[index] for index in indices],
+            **settings,
+        ).numpy()
+
+    def try_all():
+        good = [index for index in paths if index not in failed]
+        found = run(embed, good) if good else np.zeros((0, 0), np.float32)
+        whole = np.full((len(rows), found.shape[1]), np.nan, np.float32)
+        whole[good] = found
+        return whole
+
+    def sort_out(function, errors):
+        """Tries one by one, as the error of many does not name all."""
+        for index in paths.keys() - failed.keys():
+            try:
+                run(function, [index])
+            except errors as error:
+                failed[index] = str(error)
+        if len(failed) == len(rows) >= HOPELESS:
+            raise ValueError(
+                f"None of {len(rows)} utterances can be embedded. Check "
+                f"data_folder and the encoder. The first one: {failed[0]}"
+            )
+
+    try:
+        return try_all(), failed
+    except (OSError, ValueError, RuntimeError):
+        # the audio alone first: the encoder may take its time, and its own
+        # errors, such as lack of memory, are not the fault of a file
+        sort_out(
+            lambda wavs, _: wavs[:, :1], (OSError, ValueError, RuntimeError)
+        )
+    try:
+        return try_all(), failed
+    except ValueError:
+        sort_out(embed, ValueError)
+    return try_all(), failed
+
+
+def _convert(rows, failed, dtype):
+    """Rounds embeddings; those that are too large are noted as failed."""
+    with np.errstate(over="ignore"):
+        converted = rows.astype(dtype)
+    for index in np.flatnonzero(np.isinf(converted).any(1)).tolist():
+        failed[index] = f"The embedding is too large for {dtype}."
+        converted[index] = np.nan
+    return converted
+
+
+def _write_chunk(folder, number, rows, failed):
+    """Writes a chunk; the array last, as sign of completion."""
+    with open_whole(_chunk_path(folder, number, "json")) as file:
+        json.dump(failed, file)
+        _sync(file)
+    with open_whole(_chunk_path(folder, number, "npy")) as file:
+        np.save(file.buffer, rows)
+        _sync(file)
+
+
+def _sync(file):
+    """Sees a file to the disk before it gets its name."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _join(folder, utterances, chunks, settings):
+    """Makes one file of all chunks; those are deleted at the very end."""
+    try:
+        failed = {}
+        for number, rows in chunks:
+            path = _chunk_path(folder, number, "json")
+            with open(path, encoding="utf-8") as file:
+                for index, reason in json.load(file).items():
+                    failed[int(rows[int(index)])] = reason
+        made = _join_arrays(folder, len(utterances), chunks, failed)
+    except FileNotFoundError:
+        if "made" in _read_meta(folder):  # by another job, just now
+            return
+        raise
+    _write_lists(folder, utterances, failed)
+    with open_whole(os.path.join(folder, "meta.json")) as file:
+        json.dump({"settings": settings, "made": made}, file, indent=2)
+        _sync(file)
+    if failed:
+        logger.warning(
+            "%d of %d utterances could not be embedded: see %s",
+            len(failed),
+            len(utterances),
+            os.path.join(folder, "failed.csv"),
+        )
+    shutil.rmtree(os.path.join(folder, "chunks"), ignore_errors=True)
+
+
+def _join_arrays(folder, count, chunks, failed):
+    """Writes embeddings.npy; returns what meta.json says of it."""
+    usable = np.ones(count, dtype=bool)
+    usable[list(failed)] = False
+    if not usable.any():
+        raise ValueError(
+            f"None of {count} utterances can be embedded; {folder}/chunks has "
+            "the reasons. Check data_folder, then delete that folder."
+        )
+    made = {"rows": int(usable.sum()), "failed": len(failed)}
+    place = np.cumsum(usable) - 1
+    matrix, path = None, os.path.join(folder, "embeddings.npy")
+    temporary = os.path.join(folder, f".embeddings.{os.getpid()}.tmp")
+    try:
+        for number, rows in chunks:
+            part = np.load(_chunk_path(folder, number, "npy"))
+            kept = usable[rows]
+            if not kept.any():
+                continue
+            if matrix is None:
+                matrix = np.lib.format.open_memmap(
+                    temporary, "w+", part.dtype, (made["rows"], part.shape[1])
+                )
+            matrix[place[rows[kept]]] = part[kept]
+        matrix.flush()
+        made["emb_dim"] = matrix.shape[1]
+        del matrix
+        made["embeddings"] = file_hash(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+    return made
+
+
+def _write_lists(folder, utterances, failed):
+    """Writes the IDs of the rows, and those that have none."""
+    ids = list(utterances.ids())
+    with open_whole(os.path.join(folder, "ids.json")) as file:
+        kept = [name for row, name in enumerate(ids) if row not in failed]
+        json.dump(kept, file, indent=0, ensure_ascii=False)
+    with open_whole(os.path.join(folder, "failed.csv")) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["ID", "reason"])
+        for row in sorted(failed):
+            writer.writerow([ids[row], failed[row]])
+
+
+def _wait(device):
+    """Until all processes of ``torchrun`` are here."""
+    distributed.everywhere(torch.tensor(True, device=device))

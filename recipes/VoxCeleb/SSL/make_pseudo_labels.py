@@ -1,0 +1,1 @@
+../../AudioFolder/SSL/make_pseudo_labels.py

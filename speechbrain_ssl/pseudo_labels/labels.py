@@ -1,0 +1,317 @@
+"""Pseudo-labels on disk.
+
+``pseudo_labels.csv`` is the training CSV with a column ``spk_id``, so that
+SpeechBrain's own training scripts read it; utterances without a label are not
+in it. ``report.json`` beside it says which embeddings the labels come from and
+how good they seem. It is written last: without it, the labels are not whole.
+"""
+
+import contextlib
+import csv
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from speechbrain_ssl.dataio.annotations import (
+    ROOT,
+    Utterances,
+    open_whole,
+    read_annotation,
+    write_annotation,
+)
+
+CSV_NAME, REPORT_NAME = "pseudo_labels.csv", "report.json"
+COLUMN = "spk_id"
+SPEAKER_COLUMNS = ("spk_id", "speaker", "speaker_id")
+
+
+class Labels(NamedTuple):
+    """Labelled utterances.
+
+    Arguments
+    ---------
+    utterances : Utterances
+        Those that have a label.
+    classes : np.ndarray
+        int64 class of each, from 0 without gaps [utterances].
+    count : int
+        Number of classes.
+    report : dict
+        report.json; None if it was not there.
+    """
+
+    utterances: Utterances
+    classes: np.ndarray
+    count: int
+    report: dict
+
+
+def write_labels(folder, utterances, ids, labels, embeddings, report=None):
+    """Writes ``pseudo_labels.csv`` and ``report.json``.
+
+    Paths below the utterances' ``data_root`` are written as ``$data_root/``,
+    so that the file may be used where the audio lies elsewhere.
+
+    Arguments
+    ---------
+    folder : str
+        Where to write; it is made.
+    utterances : Utterances
+        The training set.
+    ids : list of str
+        IDs of the utterances that were clustered [n].
+    labels : np.ndarray
+        Their clusters, from 0, -1 for none [n].
+    embeddings : str
+        Hash of the embeddings that were clustered.
+    report : dict
+        What else to put into report.json.
+
+    Returns
+    -------
+    dict
+        What was written there: ``report`` and ``labels``, with "embeddings",
+        "utterances" (of the training set), "labelled" and "clusters".
+
+    Raises
+    ------
+    ValueError
+        If the numbers of IDs and labels differ, or an ID is not in the
+        training set.
+
+    Example
+    -------
+    >>> tmp = getfixture("tmp_path")
+    >>> rows = [("a", 1.5, "$data_root/a.wav", 0, 24000)]
+    >>> write_annotation(tmp / "train.csv", rows)
+    >>> utterances = read_annotation(tmp / "train.csv", data_root="/audio")
+    >>> _ = write_labels(tmp, utterances, ["a"], [3], "12ab")
+    >>> (tmp / "pseudo_labels.csv").read_text().split()[1]
+    'a,1.5,$data_root/a.wav,0,24000,3'
+    """
+    if len(ids) != len(labels):
+        raise ValueError(
+            f"Expected a label for each of {len(ids)} utterances, found "
+            f"{len(labels)}."
+        )
+    labels = np.asarray(labels).tolist()
+    found = {name: label for name, label in zip(ids, labels) if label >= 0}
+    if unknown := set(found).difference(utterances.ids()):
+        raise ValueError(
+            f"{len(unknown)} labelled utterances are not in the training set, "
+            f"the first one is {min(unknown)!r}. Cluster the embeddings of "
+            "this training set."
+        )
+    report_path = os.path.join(folder, REPORT_NAME)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(report_path)  # it would speak of other labels
+    rows = (utterances.row(row) for row in range(len(utterances)))
+    write_annotation(
+        os.path.join(folder, CSV_NAME),
+        (
+            {
+                **row,
+                "duration": np.float32(row["duration"]),
+                "wav": _portable(row["wav"], utterances.data_root),
+                COLUMN: found[row["ID"]],
+            }
+            for row in rows
+            if row["ID"] in found
+        ),
+        extra=(COLUMN,),
+    )
+    report = {
+        "labels": {
+            "embeddings": embeddings,
+            "utterances": len(utterances),
+            "labelled": len(found),
+            "clusters": len(set(found.values())),
+        },
+        **(report or {}),
+    }
+    with open_whole(report_path) as file:
+        json.dump(report, file, indent=2, allow_nan=False)
+    return report
+
+
+def read_labels(
+    csv_path,
+    data_root=None,
+    embeddings=None,
+    training=None,
+    allow_missing=False,
+):
+    """Reads labels back and checks them.
+
+    Classes are numbered from 0 without gaps, in the order of ``spk_id``, so
+    that a file from which clusters were deleted by hand is good too.
+
+    Arguments
+    ---------
+    csv_path : str
+        The file of labels.
+    data_root : str
+        Folder that stands for ``$data_root``.
+    embeddings : str
+        Hash of the embeddings that the labels must come from, which
+        report.json beside the file says; None does not ask.
+    training : Utterances
+        The training set that they must be of; None does not ask.
+    allow_missing : bool
+        Whether more utterances of ``training`` may be without a label than
+        when the labels were made.
+
+    Returns
+    -------
+    Labels
+        Utterances and classes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, or no report.json where one is needed.
+    ValueError
+        If the labels are of other embeddings or of another training set, if
+        a row is wrong, or if there is only one class.
+    """
+    report_path = os.path.join(os.path.dirname(csv_path), REPORT_NAME)
+    report = None
+    if os.path.isfile(report_path):
+        with open(report_path, encoding="utf-8") as file:
+            report = json.load(file)
+    utterances = read_annotation(csv_path, data_root, extra=(COLUMN,))
+    if embeddings is not None:
+        _check_embeddings(csv_path, report, report_path, embeddings)
+    if training is not None:
+        _check_training(csv_path, utterances, training, report, allow_missing)
+    classes = _classes(csv_path, utterances)
+    return Labels(utterances, classes, int(classes.max()) + 1, report)
+
+
+def labels_of(labels, ids):
+    """Puts labels in the order of other utterances.
+
+    Arguments
+    ---------
+    labels : Labels
+        What ``read_labels`` gave.
+    ids : list of str
+        IDs in the wanted order [n].
+
+    Returns
+    -------
+    np.ndarray
+        int64 class of each ID, -1 if it has none [n].
+    """
+    found = dict(zip(labels.utterances.ids(), labels.classes.tolist()))
+    return np.array([found.get(name, -1) for name in ids], np.int64)
+
+
+def read_truth(csv_path, ids):
+    """Reads true speakers, for reports only.
+
+    Arguments
+    ---------
+    csv_path : str
+        A CSV file with the columns ``ID`` and ``spk_id``, ``speaker`` or
+        ``speaker_id``. IDs may lack the extension of the audio file.
+    ids : list of str
+        Utterances that are asked about [n].
+
+    Returns
+    -------
+    np.ndarray
+        int64 number of each one's speaker, -1 if unknown [n].
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or no utterance is in the file.
+    """
+    with open(csv_path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns = reader.fieldnames or []
+        named = [name for name in SPEAKER_COLUMNS if name in columns]
+        if "ID" not in columns or not named:
+            raise ValueError(
+                f"{csv_path} has the columns {', '.join(columns)}; expected ID "
+                f"and one of {', '.join(SPEAKER_COLUMNS)}."
+            )
+        speakers = {row["ID"]: row[named[0]] for row in reader}
+    names = [
+        speakers.get(name, speakers.get(os.path.splitext(name)[0]))
+        for name in ids
+    ]
+    numbers = {name: n for n, name in enumerate(sorted({*names} - {None}))}
+    if not numbers:
+        raise ValueError(
+            f"{csv_path} knows none of {len(ids)} utterances. Expected IDs "
+            f"such as {ids[0]!r}, found {next(iter(speakers), None)!r}."
+        )
+    return np.array([numbers.get(name, -1) for name in names], np.int64)
+
+
+def _portable(path, data_root):
+    """A path as it can be read where the audio lies elsewhere."""
+    start = (data_root or "").rstrip("/") + "/"
+    if data_root and path.startswith(start):
+        return f"{ROOT}/{path[len(start) :]}"
+    return path
+
+
+def _check_embeddings(csv_path, report, report_path, embeddings):
+    """Refuses labels that were made of other embeddings."""
+    if report is None:
+        raise FileNotFoundError(
+            f"{report_path} is missing, which says what {csv_path} was made "
+            "of. Make the labels again."
+        )
+    found = report["labels"]["embeddings"]
+    if found != embeddings:
+        raise ValueError(
+            f"{csv_path} was made of other embeddings ({found[:12]}...) than "
+            f"those at hand ({embeddings[:12]}...). Make the labels again."
+        )
+
+
+def _check_training(csv_path, utterances, training, report, allow_missing):
+    """Refuses labels of another training set."""
+    mine = set(training.ids())
+    labelled = set(utterances.ids())
+    if unknown := labelled - mine:
+        raise ValueError(
+            f"{csv_path}: {len(unknown)} utterances are not in the training "
+            f"set, the first one is {min(unknown)!r}. Make labels for this "
+            "training set."
+        )
+    made = (report or {}).get("labels", {"utterances": 0, "labelled": 0})
+    expected = made["utterances"] - made["labelled"]
+    if len(mine - labelled) > expected and not allow_missing:
+        raise ValueError(
+            f"{csv_path}: {len(mine - labelled)} utterances of the training "
+            f"set have no label, but {expected} when the labels were made; "
+            f"one is {min(mine - labelled)!r}. Make labels for this training "
+            "set, or allow missing ones."
+        )
+
+
+def _classes(csv_path, utterances):
+    """Column ``spk_id`` as classes without gaps [utterances]."""
+    numbers = []
+    for row in range(len(utterances)):
+        text = utterances.row(row)[COLUMN]
+        if not (text.isascii() and text.isdigit()):
+            raise ValueError(
+                f"{csv_path}: {COLUMN} of {utterances.row(row)['ID']!r} is "
+                f"{text!r}, but must be a whole number from 0."
+            )
+        numbers.append(int(text))
+    names, classes = np.unique(numbers, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"{csv_path}: all utterances have the {COLUMN} {names[0]}. There "
+            "must be two classes at least."
+        )
+    return classes.astype(np.int64)

@@ -1,0 +1,293 @@
+"""How good a clustering seems without labels, and how good it is with them.
+
+Only ``oracle`` takes true speakers, for reports; nothing that it gives may
+decide anything in training.
+"""
+
+import copy
+
+import faiss
+import numpy as np
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+# A clustering is degenerate if a cluster holds more than this share of all
+# utterances and this many times the mean, or so many stand alone.
+GIANT_SHARE, GIANT_TIMES = 0.05, 5
+ALONE_SHARE = 0.2
+
+
+def describe(matrix, labels, chunk_size=65536):
+    """Label-free quality of a clustering.
+
+    Arguments
+    ---------
+    matrix : np.ndarray
+        Embeddings, of any length; may be memory-mapped [n, emb_dim].
+    labels : np.ndarray
+        Cluster of each, from 0 without gaps, -1 for none [n].
+    chunk_size : int
+        Rows that are read at a time.
+
+    Returns
+    -------
+    dict
+        ``utterances``, ``labelled``, ``clusters``; ``size`` (min, median,
+        mean, max); ``size_histogram`` (clusters by size: 1, 2, 3-4, 5-8,
+        ...); ``largest`` and ``alone`` (shares of the labelled utterances in
+        the largest cluster, and without company); ``own_cosine`` (to the
+        centroid, a unit vector; utterances that are alone do not count) and
+        ``margin`` (how much nearer the own centroid is than the next one):
+        mean and 10th percentile; ``misplaced`` (share nearer to another
+        centroid); ``warnings`` (texts; see ``degenerate``). What does not
+        exist, such as a margin of one cluster, is None.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of rows differ, or nothing has a label.
+    """
+    labels = np.asarray(labels)
+    if len(labels) != len(matrix):
+        raise ValueError(
+            f"Expected a label for each of {len(matrix)} embeddings, found "
+            f"{len(labels)}."
+        )
+    kept = labels >= 0
+    if not kept.any():
+        raise ValueError("No utterance has a label: nothing to describe.")
+    sizes = np.bincount(labels[kept])
+    own, other = _cosines(matrix, labels, len(sizes), chunk_size)
+    accompanied = kept.copy()
+    accompanied[kept] = sizes[labels[kept]] > 1
+    margin = (own - other)[accompanied] if len(sizes) > 1 else np.empty(0)
+    report = {
+        "utterances": len(labels),
+        "labelled": int(kept.sum()),
+        "clusters": len(sizes),
+        "size": {
+            "min": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "mean": float(sizes.mean()),
+            "max": int(sizes.max()),
+        },
+        "size_histogram": _histogram(sizes),
+        "largest": float(sizes.max() / sizes.sum()),
+        "alone": float((sizes == 1).sum() / sizes.sum()),
+        "own_cosine": _spread(own[accompanied]),
+        "margin": _spread(margin),
+        "misplaced": float((margin < 0).mean()) if len(margin) else None,
+    }
+    return {**report, "warnings": degenerate(report)}
+
+
+def degenerate(report):
+    """Says in words what makes a clustering unfit to train on.
+
+    Arguments
+    ---------
+    report : dict
+        ``clusters``, ``largest`` and ``alone`` of ``describe``.
+
+    Returns
+    -------
+    list of str
+        Empty if nothing does.
+
+    Example
+    -------
+    >>> degenerate({"clusters": 100, "largest": 0.3, "alone": 0.0})
+    ['The largest of 100 clusters holds 30 % of the utterances.']
+    """
+    found = []
+    limit = max(GIANT_SHARE, GIANT_TIMES / report["clusters"])
+    if report["clusters"] == 1:
+        found.append("There is only one cluster.")
+    elif report["largest"] > limit:
+        found.append(
+            f"The largest of {report['clusters']} clusters holds "
+            f"{100 * report['largest']:.0f} % of the utterances."
+        )
+    if report["alone"] > ALONE_SHARE:
+        found.append(
+            f"{100 * report['alone']:.0f} % of the utterances are alone in "
+            "their cluster."
+        )
+    return found
+
+
+def agreement(labels, other):
+    """How much two clusterings agree, whatever they call the clusters.
+
+    Arguments
+    ---------
+    labels : np.ndarray
+        Of a clustering, -1 for none [n].
+    other : np.ndarray
+        Of another one of the same utterances [n].
+
+    Returns
+    -------
+    dict
+        ``ARI``, the adjusted Rand index (1: the same, 0: as by chance, None:
+        nothing in common), and the number of ``utterances`` that both label,
+        over which it is taken.
+
+    Example
+    -------
+    >>> agreement(np.array([0, 0, 1, -1]), np.array([5, 5, 3, 3]))
+    {'ARI': 1.0, 'utterances': 3}
+    """
+    labels, other = np.asarray(labels), np.asarray(other)
+    both = (labels >= 0) & (other >= 0)
+    score = None
+    if both.any():
+        score = float(adjusted_rand_score(labels[both], other[both]))
+    return {"ARI": score, "utterances": int(both.sum())}
+
+
+def stability(clusterer, matrix, labels):
+    """Clusters again from another seed: what is real comes back.
+
+    Arguments
+    ---------
+    clusterer : object
+        With scikit-learn's ``fit_predict``; it is copied. Without a
+        ``random_state`` there is no other seed.
+    matrix : np.ndarray
+        Embeddings as it was given them [n, emb_dim].
+    labels : np.ndarray
+        What it found in them [n].
+
+    Returns
+    -------
+    dict
+        See ``agreement``; None if the clusterer has no seed.
+    """
+    seed = getattr(clusterer, "random_state", None)
+    if not isinstance(seed, (int, np.integer)):
+        return None
+    again = copy.deepcopy(clusterer)
+    again.random_state = seed + 1
+    return agreement(labels, again.fit_predict(matrix))
+
+
+def oracle(labels, truth):
+    """Quality against true speakers, for reports only.
+
+    Arguments
+    ---------
+    labels : np.ndarray
+        Cluster of each utterance, -1 for none [n].
+    truth : np.ndarray
+        Number of each utterance's speaker, -1 if unknown [n].
+
+    Returns
+    -------
+    dict
+        ``NMI`` (arithmetic mean of the entropies), ``purity`` (share of
+        utterances whose speaker is the most frequent one of their cluster),
+        ``inverse_purity`` (share whose cluster is the most frequent one of
+        their speaker), ``ARI``, and the numbers of ``utterances``,
+        ``clusters`` and ``speakers`` that are compared.
+
+    Raises
+    ------
+    ValueError
+        If no labelled utterance has a known speaker.
+
+    Example
+    -------
+    >>> found = oracle(np.array([0, 0, 0, 1]), np.array([4, 4, 5, 5]))
+    >>> found["purity"], found["speakers"]
+    (0.75, 2)
+    """
+    labels, truth = np.asarray(labels), np.asarray(truth)
+    known = (labels >= 0) & (truth >= 0)
+    if not known.any():
+        raise ValueError(
+            "No labelled utterance has a known speaker. Does the truth belong "
+            "to this training set?"
+        )
+    labels, truth = labels[known], truth[known]
+    speakers = np.unique(truth, return_inverse=True)[1]
+    clusters = np.unique(labels, return_inverse=True)[1]
+    # pairs that occur, as the table of all of them may not fit into memory
+    width = int(speakers.max()) + 1
+    pairs, counts = np.unique(
+        clusters * np.int64(width) + speakers, return_counts=True
+    )
+    cluster, speaker = np.divmod(pairs, width)
+    return {
+        "NMI": float(normalized_mutual_info_score(speakers, clusters)),
+        "purity": _most_frequent(cluster, counts) / len(labels),
+        "inverse_purity": _most_frequent(speaker, counts) / len(labels),
+        "ARI": float(adjusted_rand_score(speakers, clusters)),
+        "utterances": len(labels),
+        "clusters": int(clusters.max()) + 1,
+        "speakers": width,
+    }
+
+
+def _cosines(matrix, labels, clusters, chunk_size):
+    """Cosines to the own centroid and to the nearest other one [n]."""
+    total = np.zeros((clusters, matrix.shape[1]))
+    for rows, unit in _unit_chunks(matrix, labels, chunk_size):
+        np.add.at(total, labels[rows], unit)
+    norms = np.linalg.norm(total, axis=1, keepdims=True)
+    centroids = (total / np.maximum(norms, 1e-12)).astype(np.float32)
+    own = np.full(len(labels), np.nan)
+    other = np.full(len(labels), np.nan)
+    for rows, unit in _unit_chunks(matrix, labels, chunk_size):
+        mine = labels[rows]
+        own[rows] = np.einsum("ne,ne->n", unit, centroids[mine])
+        if clusters == 1:
+            continue
+        scores, found = faiss.knn(
+            unit, centroids, 2, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        is_own = found[:, 0] == mine
+        other[rows] = np.where(is_own, scores[:, 1], scores[:, 0])
+    return own, other
+
+
+def _unit_chunks(matrix, labels, chunk_size):
+    """Row numbers and unit embeddings of what has a label, piece by piece."""
+    for first in range(0, len(labels), chunk_size):
+        kept = labels[first : first + chunk_size] >= 0
+        if kept.any():
+            unit = np.asarray(matrix[first : first + chunk_size], np.float32)
+            unit = unit[kept]
+            norms = np.linalg.norm(unit, axis=1, keepdims=True)
+            yield (
+                first + np.flatnonzero(kept),
+                unit / np.maximum(norms, 1e-12),
+            )
+
+
+def _spread(values):
+    """Mean and 10th percentile."""
+    if not len(values):
+        return {"mean": None, "p10": None}
+    return {
+        "mean": float(values.mean()),
+        "p10": float(np.percentile(values, 10)),
+    }
+
+
+def _histogram(sizes):
+    """Numbers of clusters by size, in powers of two."""
+    found = {}
+    last = 1
+    while last // 2 < sizes.max():
+        first = last // 2 + 1
+        name = str(last) if first == last else f"{first}-{last}"
+        found[name] = int(((sizes >= first) & (sizes <= last)).sum())
+        last *= 2
+    return found
+
+
+def _most_frequent(groups, counts):
+    """Sum over the groups of the largest count in each."""
+    largest = np.zeros(int(groups.max()) + 1, np.int64)
+    np.maximum.at(largest, groups, counts)
+    return int(largest.sum())
