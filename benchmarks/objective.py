@@ -20,6 +20,7 @@ import time
 import weakref
 
 import torch
+from speechbrain.utils.distributed import infer_device
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechbrain_ssl.nnet.branch import Views
@@ -127,7 +128,7 @@ def main():
     _, run_opts, hparams, _ = load_experiment(
         [args.hparams_file, "--data_folder=.", *further]
     )
-    device = run_opts["device"]
+    device = run_opts["device"] or infer_device()
     modules = torch.nn.ModuleDict(hparams["modules"]).to(device)
     optimizer = hparams["opt_class"](parameter_groups(modules))
     views = crops(hparams["view_sampler"], args.utterances, device)
