@@ -40,15 +40,20 @@ class Labels(NamedTuple):
         Number of classes.
     report : dict
         report.json; None if it was not there.
+    names : np.ndarray
+        int64 ``spk_id`` of each class, ascending [count].
     """
 
     utterances: Utterances
     classes: np.ndarray
     count: int
     report: dict
+    names: np.ndarray
 
 
-def write_labels(folder, utterances, ids, labels, embeddings, report=None):
+def write_labels(
+    folder, utterances, ids, labels, embeddings, report=None, count=None
+):
     """Writes ``pseudo_labels.csv`` and ``report.json``.
 
     Paths below the utterances' ``data_root`` are written as ``$data_root/``,
@@ -68,6 +73,9 @@ def write_labels(folder, utterances, ids, labels, embeddings, report=None):
         Hash of the embeddings that were clustered.
     report : dict
         What else to put into report.json.
+    count : int
+        Size of the training set; None: that of ``utterances``, which may be
+        a part of it.
 
     Returns
     -------
@@ -125,7 +133,7 @@ def write_labels(folder, utterances, ids, labels, embeddings, report=None):
     report = {
         "labels": {
             "embeddings": embeddings,
-            "utterances": len(utterances),
+            "utterances": count or len(utterances),
             "labelled": len(found),
             "clusters": len(set(found.values())),
         },
@@ -186,8 +194,8 @@ def read_labels(
         _check_embeddings(csv_path, report, report_path, embeddings)
     if training is not None:
         _check_training(csv_path, utterances, training, report, allow_missing)
-    classes = _classes(csv_path, utterances)
-    return Labels(utterances, classes, int(classes.max()) + 1, report)
+    names, classes = _classes(csv_path, utterances)
+    return Labels(utterances, classes, len(names), report, names)
 
 
 def labels_of(labels, ids):
@@ -298,7 +306,7 @@ def _check_training(csv_path, utterances, training, report, allow_missing):
 
 
 def _classes(csv_path, utterances):
-    """Column ``spk_id`` as classes without gaps [utterances]."""
+    """Values of ``spk_id`` [classes], and each one's class [utterances]."""
     numbers = []
     for row in range(len(utterances)):
         text = utterances.row(row)[COLUMN]
@@ -314,4 +322,4 @@ def _classes(csv_path, utterances):
             f"{csv_path}: all utterances have the {COLUMN} {names[0]}. There "
             "must be two classes at least."
         )
-    return classes.astype(np.int64)
+    return names, classes.astype(np.int64)

@@ -38,7 +38,7 @@ def describe(matrix, labels, chunk_size=65536):
         centroid, a unit vector; utterances that are alone do not count) and
         ``margin`` (how much nearer the own centroid is than the next one):
         mean and 10th percentile; ``misplaced`` (share nearer to another
-        centroid); ``warnings`` (texts; see ``degenerate``). What does not
+        centroid); ``silhouette``; ``warnings`` (texts; see ``degenerate``). What does not
         exist, such as a margin of one cluster, is None.
 
     Raises
@@ -76,6 +76,7 @@ def describe(matrix, labels, chunk_size=65536):
         "own_cosine": _spread(own[accompanied]),
         "margin": _spread(margin),
         "misplaced": float((margin < 0).mean()) if len(margin) else None,
+        "silhouette": silhouette(matrix, labels),
     }
     return {**report, "warnings": degenerate(report)}
 
@@ -171,6 +172,55 @@ def stability(clusterer, matrix, labels):
     return agreement(labels, again.fit_predict(matrix))
 
 
+def silhouette(matrix, labels, chunk_size=4096):
+    """How much nearer utterances are to their own cluster than to the next.
+
+    The mean over labelled utterances of (b - a) / max(a, b), where a is the
+    mean cosine distance to the others of the own cluster and b the least mean
+    distance to another one; 0 for utterances that are alone (P. J. Rousseeuw,
+    1987). Mean cosines are cosines to mean vectors: nothing is quadratic in
+    the number of utterances.
+
+    Arguments
+    ---------
+    matrix : np.ndarray
+        Embeddings, of any length; may be memory-mapped [n, emb_dim].
+    labels : np.ndarray
+        Cluster of each, -1 for none [n].
+    chunk_size : int
+        Rows that are compared with all clusters at a time.
+
+    Returns
+    -------
+    float
+        From -1 to 1; 0 if there is only one cluster.
+
+    Example
+    -------
+    >>> points = np.repeat(np.eye(3), 2, axis=0)
+    >>> round(silhouette(points, np.array([0, 0, 1, 1, 2, 2])), 3)
+    1.0
+    """
+    names, found = np.unique(labels, return_inverse=True)
+    labels = found - int(names[0] < 0)  # without gaps
+    sizes = np.bincount(labels[labels >= 0])
+    if len(sizes) < 2:
+        return 0.0
+    centers, cohesion = centroids(matrix, labels)
+    means = centers * cohesion[:, None].astype(np.float32)
+    total = 0.0
+    for rows, unit in unit_chunks(matrix, labels, chunk_size):
+        mine, place = labels[rows], np.arange(len(rows))
+        others = sizes[mine] - 1
+        similar = unit @ means.T
+        own = similar[place, mine] * sizes[mine] - 1  # but not to itself
+        similar[place, mine] = -np.inf
+        a, b = 1 - own / np.maximum(others, 1), 1 - similar.max(1)
+        score = (b - a) / np.maximum(np.maximum(a, b), 1e-12)
+        total += score[others > 0].sum()
+    return float(total / sizes.sum())
+
+
 def oracle(labels, truth):
     """Quality against true speakers, for reports only.
 
@@ -228,40 +278,114 @@ def oracle(labels, truth):
     }
 
 
-def _cosines(matrix, labels, clusters, chunk_size):
-    """Cosines to the own centroid and to the nearest other one [n]."""
-    total = np.zeros((clusters, matrix.shape[1]))
-    for rows, unit in _unit_chunks(matrix, labels, chunk_size):
+def centroids(matrix, labels, chunk_size=65536):
+    """Mean directions of clusters.
+
+    Arguments
+    ---------
+    matrix : np.ndarray
+        Embeddings, of any length; may be memory-mapped [n, emb_dim].
+    labels : np.ndarray
+        Cluster of each, from 0 without gaps, -1 for none [n].
+    chunk_size : int
+        Rows that are read at a time.
+
+    Returns
+    -------
+    centroids : np.ndarray
+        Unit vectors, float32 [clusters, emb_dim].
+    cohesion : np.ndarray
+        Mean cosine of a cluster's utterances to its centroid [clusters].
+
+    Example
+    -------
+    >>> _, cohesion = centroids(np.eye(3), np.array([0, 0, 1]))
+    >>> cohesion.round(3).tolist()
+    [0.707, 1.0]
+    """
+    labels = np.asarray(labels)
+    sizes = np.bincount(labels[labels >= 0])
+    total = np.zeros((len(sizes), matrix.shape[1]))
+    for rows, unit in unit_chunks(matrix, labels, chunk_size):
         np.add.at(total, labels[rows], unit)
     norms = np.linalg.norm(total, axis=1, keepdims=True)
-    centroids = (total / np.maximum(norms, 1e-12)).astype(np.float32)
-    own = np.full(len(labels), np.nan)
-    other = np.full(len(labels), np.nan)
-    for rows, unit in _unit_chunks(matrix, labels, chunk_size):
-        mine = labels[rows]
-        own[rows] = np.einsum("ne,ne->n", unit, centroids[mine])
-        if clusters == 1:
-            continue
-        scores, found = faiss.knn(
-            unit, centroids, 2, metric=faiss.METRIC_INNER_PRODUCT
-        )
-        is_own = found[:, 0] == mine
-        other[rows] = np.where(is_own, scores[:, 1], scores[:, 0])
-    return own, other
+    centers = (total / np.maximum(norms, 1e-12)).astype(np.float32)
+    # of unit vectors, the length of the mean is the mean cosine to it
+    return centers, norms[:, 0] / sizes
 
 
-def _unit_chunks(matrix, labels, chunk_size):
-    """Row numbers and unit embeddings of what has a label, piece by piece."""
+def nearest_other(unit, centers, mine):
+    """Finds the nearest centroid that is not one's own.
+
+    Arguments
+    ---------
+    unit : np.ndarray
+        Unit embeddings, float32 [n, emb_dim].
+    centers : np.ndarray
+        Centroids of two or more clusters, float32 [clusters, emb_dim].
+    mine : np.ndarray
+        Cluster of each embedding [n].
+
+    Returns
+    -------
+    other : np.ndarray
+        int64 number of that centroid [n].
+    cosines : np.ndarray
+        Cosines to it [n].
+    """
+    cosines, found = faiss.knn(
+        unit, centers, 2, metric=faiss.METRIC_INNER_PRODUCT
+    )
+    place = (found[:, 0] == mine).astype(int)[:, None]
+    other, cosine = (
+        np.take_along_axis(values, place, axis=1)[:, 0]
+        for values in (found, cosines)
+    )
+    return other, cosine
+
+
+def unit_chunks(matrix, labels, chunk_size=65536):
+    """Reads embeddings of what has a label, piece by piece.
+
+    Arguments
+    ---------
+    matrix : np.ndarray
+        Embeddings; may be memory-mapped [n, emb_dim].
+    labels : np.ndarray
+        Cluster of each, negative for none [n].
+    chunk_size : int
+        Rows that are looked at at a time.
+
+    Yields
+    ------
+    rows : np.ndarray
+        Their numbers [rows].
+    unit : np.ndarray
+        Their embeddings at length one, float32 [rows, emb_dim].
+    """
     for first in range(0, len(labels), chunk_size):
         kept = labels[first : first + chunk_size] >= 0
         if kept.any():
-            unit = np.asarray(matrix[first : first + chunk_size], np.float32)
-            unit = unit[kept]
+            chunk = matrix[first : first + chunk_size][kept]
+            unit = np.asarray(chunk, np.float32)
             norms = np.linalg.norm(unit, axis=1, keepdims=True)
             yield (
                 first + np.flatnonzero(kept),
                 unit / np.maximum(norms, 1e-12),
             )
+
+
+def _cosines(matrix, labels, clusters, chunk_size):
+    """Cosines to the own centroid and to the nearest other one [n]."""
+    centers, _ = centroids(matrix, labels, chunk_size)
+    own = np.full(len(labels), np.nan)
+    other = np.full(len(labels), np.nan)
+    for rows, unit in unit_chunks(matrix, labels, chunk_size):
+        mine = labels[rows]
+        own[rows] = np.einsum("ne,ne->n", unit, centers[mine])
+        if clusters > 1:
+            _, other[rows] = nearest_other(unit, centers, mine)
+    return own, other
 
 
 def _spread(values):

@@ -1,4 +1,4 @@
-"""Figures of a run: curves, score histogram, DET curve, embedding map.
+"""Figures of a run: curves, scores, DET curve, embedding map, gate.
 
 Each function returns a ``matplotlib.figure.Figure`` and touches no global
 state of matplotlib; ``save`` writes one to a file, ``svg`` makes it part of
@@ -11,11 +11,13 @@ import itertools
 import math
 import os
 import re
+import textwrap
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
+from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
@@ -411,6 +413,59 @@ def embedding_map(embeddings, ids, target_trials, path=None, title=None):
 
 
 @_in_style
+def gate_plot(record, path=None):
+    """Draws how the log-losses of an epoch spread, and where the gate is.
+
+    Arguments
+    ---------
+    record : dict
+        One line of ``gate.jsonl``: ``epoch``; ``histogram`` (``edges``
+        [bins + 1] and ``counts`` [bins] of log-losses); ``mixture`` (weights,
+        means and deviations of two Gaussians) or None; ``accepted`` (whether
+        the gate took it); ``threshold`` or None; ``reason``; ``trusted`` (a
+        share) or None.
+    path : str
+        Also saves the figure there.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure; of no losses at all, it says so.
+
+    Raises
+    ------
+    ValueError
+        If histogram or mixture are not what is described above.
+    """
+    edges, density = _density(record)
+    figure, axes = _figure(TALL, _gate_title(record))
+    if len(density):
+        axes.stairs(density, edges, fill=True, color=GRAY, alpha=0.7)
+        axes.set_ylim(0, 1.1 * density.max())
+        _draw_mixture(axes, record, edges)
+    else:
+        middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, 0.5, "no finite loss", **middle)
+    threshold = record.get("threshold")
+    if is_number(threshold) and math.isfinite(threshold):
+        label = f"threshold {threshold:.3f}"
+        axes.axvline(threshold, color="#333333", ls="--", lw=1.4, label=label)
+    axes.set_xlabel("log-loss")
+    axes.set_ylabel("density")
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        title=_wrapped(record.get("reason")),
+        title_fontsize=9.5,
+        fontsize=9.5,
+        handlelength=1.5,
+        columnspacing=1.2,
+        ncols=3,
+        loc="outside lower center",
+    )
+    return _finish(figure, path)
+
+
+@_in_style
 def save(figure, path):
     """Saves a figure; the file appears whole or not at all.
 
@@ -531,6 +586,71 @@ def _probit_axes(axes, low, high):
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.set_xlabel("false alarms (%)")
     axes.set_ylabel("misses (%)")
+
+
+def _gate_title(record):
+    """The epoch, and how much was trusted in it."""
+    trusted = record.get("trusted")
+    share = ""
+    if is_number(trusted) and math.isfinite(trusted):
+        share = f": {100 * trusted:.1f} % trusted"
+    return f"epoch {record.get('epoch')}{share}"
+
+
+def _wrapped(reason):
+    """A reason in lines of the figure's width."""
+    text = textwrap.fill(str(reason or ""), 60)
+    return text.replace("$", r"\$")
+
+
+def _density(record):
+    """Edges and heights of the histogram, both empty without losses."""
+    found = record.get("histogram")
+    try:
+        edges, counts = (
+            np.asarray(found[name], dtype=float) for name in ("edges", "counts")
+        )
+        good = len(edges) == len(counts) + 1 or len(edges) == len(counts) == 0
+        good = good and np.isfinite([*edges, *counts]).all()
+        good = good and (np.diff(edges) > 0).all() and (counts >= 0).all()
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"Gate of epoch {record.get('epoch')}: expected a histogram with "
+            "n counts and n + 1 ascending edges, found "
+            f"{str(found)[:100]}."
+        )
+    if not counts.sum():
+        return np.empty(0), np.empty(0)
+    return edges, counts / (counts.sum() * np.diff(edges))
+
+
+def _draw_mixture(axes, record, edges):
+    """Two weighted Gaussians over the histogram; dotted if refused."""
+    mixture = record.get("mixture")
+    if mixture is None:
+        return
+    try:
+        mixture = np.asarray(mixture, dtype=float)
+        good = mixture.shape == (3, 2) and np.isfinite(mixture).all()
+    except (TypeError, ValueError):
+        good = False
+    if not good or not (mixture[2] > 0).all():
+        raise ValueError(
+            f"Gate of epoch {record.get('epoch')}: expected a mixture of "
+            "[two weights, two means, two positive deviations], found "
+            f"{str(record['mixture'])[:100]}."
+        )
+    x = np.linspace(edges[0], edges[-1], 300)
+    for color, (weight, mean, deviation) in zip(COLORS, mixture.T):
+        axes.plot(
+            x,
+            weight * norm.pdf(x, mean, deviation),
+            color=color,
+            ls="-" if record.get("accepted") else ":",
+            label=f"{100 * weight:.0f} % at {mean:.2f}",
+        )
 
 
 def _collapsed(rows):

@@ -110,7 +110,7 @@ def test_fewer_distinct_points_than_clusters_leave_empty_ones():
     assert kmeans.n_empty_ >= 6
 
 
-@pytest.mark.parametrize("clusterer", [KMeans(2), Graph()])
+@pytest.mark.parametrize("clusterer", [KMeans(2), Graph(), TwoStage(2, None)])
 def test_a_point_that_is_not_finite_is_named(clusterer):
     points = np.ones((9, 2))
     points[6, 1] = np.nan
@@ -145,6 +145,56 @@ def test_fewer_fine_clusters_than_clusters_are_refused():
     points = np.repeat(np.eye(3), 20, axis=0)
     with pytest.raises(ValueError, match="3 of 20 fine clusters"):
         TwoStage(10, fine_clusters=20).fit_predict(points)
+
+
+@pytest.mark.parametrize("linkage", ["average", "complete", "single", "ward"])
+def test_without_k_means_all_neighbors_give_plain_agglomeration(linkage):
+    rng = np.random.default_rng(5)
+    points = rng.standard_normal((150, 6))
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    metric = "euclidean" if linkage == "ward" else "cosine"
+    plain = AgglomerativeClustering(50, metric=metric, linkage=linkage)
+    wanted = plain.fit_predict(unit)
+    # cosines know no lengths
+    scaled = points * rng.uniform(0.1, 10, (150, 1))
+    two = TwoStage(50, None, linkage=linkage, n_neighbors=149)
+    labels = two.fit_predict(scaled)
+    assert adjusted_rand_score(wanted, labels) == 1.0
+    assert two.fine_labels_.tolist() == list(range(150))
+    assert two.n_empty_ == 0
+
+
+def test_average_linkage_of_points_means_cosine_distances():
+    points = np.random.default_rng(5).standard_normal((150, 6))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    by_length = AgglomerativeClustering(20, linkage="average")
+    labels = TwoStage(20, None, "average", 149).fit_predict(points)
+    # averages of distances and of their squares differ in order
+    assert adjusted_rand_score(by_length.fit_predict(points), labels) < 1.0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("linkage", ["average", "ward"])
+def test_points_are_joined_along_few_neighbors(linkage):
+    # 2 neighbors of 25 points leave parts, which scikit-learn would warn of
+    points, truth = many_clouds()
+    two = TwoStage(40, None, linkage, n_neighbors=2)
+    labels = two.fit_predict(points)
+    assert adjusted_rand_score(truth, labels) == 1.0
+    seeded = TwoStage(40, None, linkage, n_neighbors=2, random_state=9)
+    assert np.array_equal(labels, seeded.fit_predict(points))
+
+
+def test_as_many_clusters_as_points_leave_each_alone():
+    labels = TwoStage(9, None, "average").fit_predict(np.eye(9))
+    assert sorted(labels) == list(range(9))
+
+
+def test_points_without_k_means_refuse_what_cannot_be():
+    with pytest.raises(ValueError, match="4 clusters of 3 points"):
+        TwoStage(4, None).fit_predict(np.eye(3))
+    with pytest.raises(ValueError, match="n_iter, n_init.* fine_clusters"):
+        TwoStage(4, None, n_iter=5, n_init=2)
 
 
 def test_components_find_the_number_of_clouds():

@@ -138,20 +138,20 @@ def test_classifier_compares_directions_in_float32():
 def test_gated_loss_equals_the_written_out_formula(target, epoch):
     cosines, labels, clean, trusted = random_batch(batch=30)
     learn = GatedLoss(AAM, 1.0, 2.0, target, temperature=3.0, threshold=0.6)
-    loss, log_losses, stats = learn(cosines, labels, clean, trusted, epoch)
+    loss, learnt, stats = learn(cosines, labels, clean, trusted, epoch)
     if epoch < 1:
         trusted = torch.ones_like(trusted)
     tensors = cosines, labels, clean, trusted
     rows = list(zip(*(x.tolist() for x in tensors)))
     slow = reference.gated(rows, epoch >= 2, target, 3.0, 0.6, 0.3, 8.0)
     assert loss.item() == pytest.approx(slow, rel=1e-5)
-    for row, log_loss in zip(rows, log_losses.tolist()):
+    for row, log_loss in zip(rows, learnt.log_loss.tolist()):
         logits = reference.aam_logits(row[0], row[1], 0.3, 8.0)
         slow = reference.cross_entropy(logits, row[1])[1]
         assert log_loss == pytest.approx(slow, abs=1e-5)
     assert sorted(stats) == STATS
     assert not any(x.requires_grad or x.ndim for x in stats.values())
-    assert not log_losses.requires_grad
+    assert not learnt.log_loss.requires_grad
 
 
 def test_an_open_gate_is_plain_training_bit_for_bit():
@@ -199,6 +199,18 @@ def test_nothing_selected_is_a_zero_with_zero_gradient():
     assert loss.item() == 0.0 and not cosines.grad.any()
     assert stats["nothing_selected"] == 1.0
     assert stats["corrected"] == stats["trusted"] == 0.0
+
+
+def test_what_was_learnt_of_each_utterance_is_told():
+    cosines, labels, clean, trusted = random_batch()
+    learn = GatedLoss(AAM, correct_from=0.0, threshold=0.0)
+    _, learnt, stats = learn(cosines, labels, clean, trusted, 0.0)
+    assert torch.equal(learnt.trusted, trusted)
+    assert torch.equal(learnt.corrected, ~trusted)
+    wanted = torch.where(trusted, labels, clean.argmax(1))
+    assert torch.equal(learnt.label, wanted)
+    changed = (wanted != labels).float().mean()
+    assert stats["relabeled"] == changed > 0
 
 
 def test_trusted_labels_are_never_corrected():

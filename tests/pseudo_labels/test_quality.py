@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import (
     adjusted_rand_score,
     normalized_mutual_info_score,
+    silhouette_score,
 )
 
 from speechbrain_ssl.pseudo_labels import quality
@@ -140,3 +141,21 @@ def test_oracle_equals_tables_and_leaves_the_unknown_out():
 def test_oracle_needs_a_known_speaker():
     with pytest.raises(ValueError, match="known speaker"):
         quality.oracle(np.zeros(3, int), -np.ones(3, int))
+
+
+@pytest.mark.parametrize("chunk_size", [7, 4096])
+def test_silhouette_is_that_of_scikit_learn(chunk_size):
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((60, 5)) * rng.uniform(0.1, 9, (60, 1))
+    labels = rng.integers(0, 9, 60) * 3  # with gaps
+    labels[:2] = 99, 100  # alone
+    wanted = silhouette_score(points, labels, metric="cosine")
+    found = quality.silhouette(points, labels, chunk_size)
+    assert found == pytest.approx(wanted, abs=1e-5)
+    noise = np.append(labels, [-1, -1])
+    points = np.append(points, points[:2], axis=0)
+    assert quality.silhouette(points, noise) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_one_cluster_has_no_silhouette():
+    assert quality.silhouette(np.eye(4), np.zeros(4, int)) == 0.0

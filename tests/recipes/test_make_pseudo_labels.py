@@ -1,5 +1,6 @@
 """From an exported model and a folder of audio to labels."""
 
+import csv
 import importlib.util
 import json
 import pathlib
@@ -38,6 +39,7 @@ def run(sandbox, monkeypatch):  # noqa: F811
             ]
         )
 
+    run.module = module
     return run
 
 
@@ -92,9 +94,105 @@ def test_two_parts_and_then_a_second_round(
     assert np.array_equal(same.classes, labels.classes)
 
 
+def table(path):
+    """Cluster of each utterance of a label file."""
+    with open(path, newline="") as file:
+        return {row["ID"]: row["spk_id"] for row in csv.DictReader(file)}
+
+
+def groups(labels):
+    found = {}
+    for name, cluster in labels.items():
+        found.setdefault(cluster, set()).add(name)
+    return sorted(found.values(), key=sorted)
+
+
+def test_what_was_heard_corrects_the_labels_twice(
+    run,
+    sandbox,  # noqa: F811
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
+    flags = ["--clusterer={n_clusters: 4}", "--min_size=1"]
+    first, second, third = (tmp_path / name for name in ("1", "2", "3"))
+    report = run(first, *flags, "--ask_stability=False")
+    assert report["embeddings_folder"] == "embeddings"
+    page = (first / "clusters.html").read_text()
+    labels = table(first / "pseudo_labels.csv")
+    name = next(name for name in labels if labels[name] == "2")
+    (first / "edits.csv").write_text(
+        f"action,cluster,value\nmerge,0,1\nmerge,1,3\ndrop,,{name}\n"
+    )
+
+    def fail(*_, **__):
+        raise RuntimeError("nothing is clustered or embedded")
+
+    monkeypatch.setattr(
+        "speechbrain_ssl.pseudo_labels.clustering.KMeans.fit_predict", fail
+    )
+    monkeypatch.setattr(run.module, "extract", fail)
+    report = run(second, *flags, f"--edits={first}/edits.csv")
+    assert "corrections: 2 merge, 0 split" in capsys.readouterr().out
+    expected = [
+        {n for n in labels if labels[n] in "013"},
+        {n for n in labels if labels[n] == "2" and n != name},
+    ]
+    expected = sorted(filter(None, expected), key=sorted)
+    corrected = table(second / "pseudo_labels.csv")
+    assert groups(corrected) == expected
+    assert json.loads((second / "report.json").read_text()) == report
+    assert report["edits"]["merge"] == 2
+    assert report["edits"]["utterances_dropped"] == 1
+    assert report["labels"]["utterances"] == 12
+    assert report["labels"]["labelled"] == 11
+    assert report["embeddings_folder"] == "../1/embeddings"
+    assert (first / "clusters.html").read_text() == page
+    assert "Clusters to listen to" in (second / "clusters.html").read_text()
+    # the corrected labels belong to the training set, and can be corrected
+    training = read_annotation(first / "train.csv", sandbox / "audio")
+    found = read_labels(
+        second / "pseudo_labels.csv", sandbox / "audio", training=training
+    )
+    name = found.utterances.row(0)["ID"]
+    (second / "edits.csv").write_text(f"action,cluster,value\ndrop,,{name}\n")
+    report = run(third, *flags, f"--edits={second}/edits.csv", "--listen=0")
+    del corrected[name]
+    assert groups(table(third / "pseudo_labels.csv")) == groups(corrected)
+    assert report["labels"]["utterances"] == 12
+    assert not (third / "clusters.html").exists()
+
+
+def test_corrections_that_cannot_be_followed_change_nothing(run, tmp_path):
+    first, second = tmp_path / "1", tmp_path / "2"
+    flags = ["--clusterer={n_clusters: 3}", "--min_size=1", "--listen=0"]
+    run(first, *flags, "--ask_stability=False")
+    edits = first / "edits.csv"
+    edits.write_text("action,cluster,value\ndrop,7,\n")
+    before = (first / "pseudo_labels.csv").read_text()
+    with pytest.raises(ValueError, match="line 2: there is no cluster 7"):
+        run(second, *flags, f"--edits={edits}")
+    assert not (second / "pseudo_labels.csv").exists()
+    with pytest.raises(ValueError, match="labels are to be corrected"):
+        run(first, *flags, f"--edits={edits}")
+    assert (first / "pseudo_labels.csv").read_text() == before
+    elsewhere = tmp_path / "edits.csv"
+    elsewhere.write_text(edits.read_text())
+    with pytest.raises(FileNotFoundError, match="beside the labels"):
+        run(second, *flags, f"--edits={elsewhere}")
+    # labels whose embeddings were made anew by another encoder
+    report = json.loads((first / "report.json").read_text())
+    report["labels"]["embeddings"] = 64 * "0"
+    (first / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="made of other embeddings"):
+        run(second, *flags, f"--edits={edits}")
+
+
 @pytest.mark.parametrize(
     "flag, message, error",
     [
+        ("--listen=-1", "listen must be a number", ValueError),
+        ("--edits=no.csv", r"no.csv \(edits\)", FileNotFoundError),
         ("--truth=no.csv", r"no.csv \(truth\)", FileNotFoundError),
         ("--clusterer={n_cluster: 3}", "n_cluster", OptionsError),
     ],

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 
 import numpy as np
 import pytest
@@ -100,6 +101,25 @@ def write_list(folder, tag, name, eer, files=40, trials=400, prefix=""):
     np.save(place / "embeddings.npy", matrix.astype(np.float32))
     (place / "embeddings_ids.txt").write_text("\n".join(ids) + "\n")
     return place
+
+
+def gate(epoch, threshold=0.5, accepted=True):
+    """A line of gate.jsonl."""
+    return {
+        "epoch": epoch,
+        "threshold": threshold,
+        "accepted": accepted,
+        "reason": f"reason <{epoch}>",
+        "mixture": [[0.7, 0.3], [-3.0, 2.0], [1.0, 0.5]],
+        "histogram": {"edges": [-6.0 - epoch, 0.0, 4.0], "counts": [7, 3]},
+        "trusted": 0.625,
+        "corrected": None,
+    }
+
+
+def write_gate(folder, records):
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "gate.jsonl").write_text(lines)
 
 
 def render(folder):
@@ -228,43 +248,6 @@ def test_log_without_collapse_statistics_is_not_called_healthy(tmp_path):
     assert "no collapse statistics" in outline.words
 
 
-def test_log_keeps_the_later_record_of_an_epoch_and_whole_lines(tmp_path):
-    write_log(tmp_path, [record(1), record(2), record(2, loss=0.5)])
-    path = tmp_path / "train_log.jsonl"
-    path.write_text(path.read_text() + '{"epoch": 3, "tra')
-    records, broken = page.read_log(path)
-    assert [r["train"]["loss"] for r in records] == [4.0, 0.5]
-    assert len(broken) == 1 and "line 4" in broken[0]
-
-
-def test_tags_are_in_order_of_time(tmp_path):
-    for tag in ("after", "epoch_10", "epoch_9", "before"):
-        place = tmp_path / "verification" / tag / "test"
-        place.mkdir(parents=True)
-        (place / "metrics.json").write_text("{}")
-    found = page.read_verification(tmp_path, [])
-    order = ["before", "epoch_9", "epoch_10", "after"]
-    assert list(found["test"]) == order
-
-
-def test_scores_with_tabs_may_have_spaces_in_names(tmp_path):
-    path = tmp_path / "scores.txt"
-    path.write_text("1\ta b\tc\t0.5\n0\td\te f\tnan\n0\td\te\t-1\n")
-    trials = page.read_scores(path)
-    assert trials.enrol == ["a b", "d"] and trials.test == ["c", "e"]
-    assert trials.targets.tolist() == [True, False]
-    assert trials.scores.tolist() == [0.5, -1.0]
-    assert trials.dropped == 1
-
-
-@pytest.mark.parametrize("line", ["1 a b", "2 a b 0.5", "1 a b c", "0.5"])
-def test_broken_score_line_is_named(tmp_path, line):
-    path = tmp_path / "scores.txt"
-    path.write_text(f"1 a b 0.5\n{line}\n")
-    with pytest.raises(ValueError, match="scores.txt, line 2: expected"):
-        page.read_scores(path)
-
-
 def test_broken_files_are_named_and_the_rest_is_shown(tmp_path):
     place = write_list(tmp_path, "after", "test", 12.5)
     (tmp_path / "summary.json").write_text("[1]")
@@ -324,6 +307,58 @@ def test_as_norm_has_its_own_column(tmp_path):
     (place / "metrics.json").write_text(json.dumps(both))
     _, outline = render(tmp_path)
     assert "after, AS-norm" in outline.words and "11.75" in outline.words
+
+
+def test_a_run_without_gate_has_no_section_of_it(full):
+    assert "The gate" not in full[1].words
+
+
+def test_gate_is_drawn_at_both_ends_and_12_times_at_most(tmp_path):
+    write_gate(tmp_path, [gate(epoch) for epoch in range(1, 41)])
+    text, outline = render(tmp_path)
+    titles = re.findall(r"<b>Gate after epoch (\d+)</b>", text)
+    assert len(titles) == len(set(titles)) == 12
+    assert (titles[0], titles[-1]) == ("1", "40")
+    assert len(outline.ids) == len(set(outline.ids))
+    # in a picture or not, the reason of each epoch is there as text
+    assert "Why, in 40 epochs" in outline.words
+    for epoch in range(1, 41):
+        assert f"reason <{epoch}>" in outline.words
+    assert "0.500yes62.5 %–" in outline.words
+
+
+def test_gates_share_an_axis(tmp_path, monkeypatch):
+    drawn = []
+
+    def watch(figure, title, text=""):
+        drawn.append(figure.axes[0].get_xlim())
+        return ""
+
+    monkeypatch.setattr(page.html, "figure", watch)
+    write_gate(tmp_path, [gate(1), gate(9)])
+    render(tmp_path)
+    assert drawn[0] == drawn[1] and drawn[0][0] <= -15
+
+
+def test_a_gate_that_cannot_be_drawn_is_noted(tmp_path):
+    odd = [gate(1), {"epoch": 2}, {**gate(3), "mixture": [1]}]
+    odd += [{**gate(4), "reason": None, "threshold": "x", "accepted": "x"}]
+    write_gate(tmp_path, odd)
+    text, outline = render(tmp_path)
+    assert text.count("<b>Gate after") == 2
+    assert "Gate of epoch 2: expected a histogram" in outline.words
+    assert "Gate of epoch 3: expected a mixture" in outline.words
+
+
+def test_pseudo_labels_have_curves(tmp_path):
+    names = ("trusted", "corrected", "relabeled", "accuracy", "confidence")
+    stats = dict(zip(names, (0.5, 0.25, 0.125, 0.75, 0.9)))
+    write_log(tmp_path, [record(1, **stats), record(2, **stats)])
+    text, outline = render(tmp_path)
+    # loss, lr, EER, spread; shares in one, accuracy, confidence
+    assert outline.tags.count("svg") == 7
+    assert "corrected: share that learnt instead" in outline.words
+    assert "trusted: share of utterances whose" in outline.words
 
 
 def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):

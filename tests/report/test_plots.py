@@ -205,6 +205,94 @@ def test_names_with_formulas_or_markup_are_shown_as_they_are():
     assert "$\\bad_{$ &lt;b&gt;" in plots.svg(figure, "p")
 
 
+def gate_record(**changes):
+    """An epoch of two groups of log-losses."""
+    rng = np.random.default_rng(0)
+    groups = rng.normal(-4, 1.0, 7000), rng.normal(1, 0.5, 3000)
+    counts, edges = np.histogram(np.concatenate(groups), 60)
+    return {
+        "epoch": 5,
+        "threshold": -0.75,
+        "accepted": True,
+        "reason": "two groups of losses meet at -0.7500",
+        "mixture": [[0.7, 0.3], [-4.0, 1.0], [1.0, 0.5]],
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "trusted": 0.6512,
+        "corrected": 0.1,
+        **changes,
+    }
+
+
+def test_gate_plot_has_one_scale_for_losses_and_mixture():
+    axes = plots.gate_plot(gate_record()).axes[0]
+    heights, edges, _ = axes.patches[0].get_data()
+    assert (heights * np.diff(edges)).sum() == pytest.approx(1)
+    first, second, line = axes.lines
+    middle = (edges[1:] + edges[:-1]) / 2
+    total = sum(
+        np.interp(middle, *gauss.get_data()) for gauss in (first, second)
+    )
+    assert np.abs(total - heights).max() < 0.05
+    assert first.get_xdata()[first.get_ydata().argmax()] < -3
+    assert set(line.get_xdata()) == {-0.75}
+    assert first.get_linestyle() == "-"
+
+
+def test_gate_plot_says_epoch_share_and_reason():
+    figure = plots.gate_plot(gate_record())
+    assert figure.axes[0].get_title() == "epoch 5: 65.1 % trusted"
+    assert "two groups of losses meet at -0.7500" in legend_texts(figure)
+    assert "threshold -0.750" in legend_texts(figure)
+    assert "70 % at -4.00" in legend_texts(figure)
+
+
+def test_gate_plot_without_a_gate():
+    record = gate_record(threshold=None, mixture=None, trusted=None)
+    figure = plots.gate_plot(record)
+    assert not figure.axes[0].lines
+    assert legend_texts(figure) == "two groups of losses meet at -0.7500"
+    assert figure.axes[0].get_title() == "epoch 5"
+
+
+def test_a_refused_mixture_is_dotted_and_may_be_narrow():
+    narrow = [[0.5, 0.5], [-4.0, 1.0], [1e-6, 0.5]]
+    record = gate_record(accepted=False, mixture=narrow)
+    axes = plots.gate_plot(record).axes[0]
+    assert {line.get_linestyle() for line in axes.lines[:2]} == {":"}
+    assert axes.get_ylim()[1] < 1
+
+
+def test_gate_plot_of_no_losses_says_so(tmp_path):
+    for edges, counts in ([], []), ([0.0, 1.0], [0]):
+        found = {"edges": edges, "counts": counts}
+        figure = plots.gate_plot(gate_record(histogram=found))
+        assert figure.axes[0].texts[0].get_text() == "no finite loss"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"histogram": None}, "expected a histogram .* None"),
+        ({"histogram": {"edges": [0, 1], "counts": [1, 2]}}, "n \\+ 1 asc"),
+        ({"histogram": {"edges": [1, 0], "counts": [1]}}, "ascending"),
+        ({"histogram": {"edges": ["a", 1], "counts": [1]}}, "histogram"),
+        ({"mixture": [[1, 0], [0, 1], [1, 0]]}, "positive deviations"),
+        ({"mixture": [0.5, 0.5]}, "expected a mixture"),
+    ],
+)
+def test_a_gate_of_other_form_is_an_error_that_names_the_epoch(
+    changes, message
+):
+    with pytest.raises(ValueError, match=f"epoch 5: .*{message}"):
+        plots.gate_plot(gate_record(**changes))
+
+
+def test_gate_plot_is_saved(tmp_path):
+    path = tmp_path / "gate" / "epoch_05.png"
+    plots.gate_plot(gate_record(), path=path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_figure_is_saved_whole_in_the_format_of_its_name(tmp_path):
     targets, scores = scored_trials(trials=100)
     path = tmp_path / "scores.png"

@@ -16,10 +16,21 @@ or by several GPUs of one: ``torchrun --standalone --nproc_per_node=4
 make_pseudo_labels.py ...``. After a kill, the same command goes on.
 
 ``<output_folder>`` gets ``embeddings/``, ``pseudo_labels.csv`` (the training
-CSV with ``spk_id``) and ``report.json``. True speakers, if given as ``truth``,
-are read at the very end and only for the report.
+CSV with ``spk_id``), ``report.json`` and ``clusters.html``, a page to listen
+to. What one hears there goes into ``edits.csv`` in the same folder; then the
+same command with two more options corrects these labels::
+
+    > python make_pseudo_labels.py hparams/pseudo_labels.yaml \
+        --model_folder results/simclr/1/model --data_folder /audio \
+        --edits results/pseudo_labels/edits.csv \
+        --output_folder results/corrected_labels
+
+True speakers, if given as ``truth``, are read at the very end and only for the
+report.
 """
 
+import contextlib
+import json
 import logging
 import os
 import sys
@@ -35,20 +46,23 @@ from speechbrain_ssl.inference import load_encoder
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.pseudo_labels import quality
 from speechbrain_ssl.pseudo_labels.clustering import tidy
-from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract
+from speechbrain_ssl.pseudo_labels.edits import apply_edits, read_edits
+from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract, load
 from speechbrain_ssl.pseudo_labels.labels import (
     CSV_NAME,
+    REPORT_NAME,
     labels_of,
     read_labels,
     read_truth,
     write_labels,
 )
+from speechbrain_ssl.report.clusters import PAGE_NAME, write_clusters
 
 logger = logging.getLogger(__name__)
 
 
-def check_files(hparams):
-    """Finds missing files before anything is computed.
+def check_settings(hparams):
+    """Finds what is wrong before anything is computed.
 
     Arguments
     ---------
@@ -59,11 +73,59 @@ def check_files(hparams):
     ------
     FileNotFoundError
         If a file that was named is not there.
+    ValueError
+        If a setting or the file of corrections is wrong.
     """
-    for key in ("train_annotation", "previous", "truth"):
+    for key in ("train_annotation", "previous", "truth", "edits"):
         path = hparams[key]
         if path is not None and not os.path.isfile(path):
             raise FileNotFoundError(f"There is no file {path} ({key}).")
+    listen = hparams["listen"]
+    if not isinstance(listen, int) or listen < 0:
+        raise ValueError(
+            "listen must be a number of clusters, 0 for no page, not "
+            f"{listen!r}."
+        )
+    if hparams["edits"] is None:
+        return
+    read_edits(hparams["edits"])
+    folder = os.path.dirname(os.path.abspath(hparams["edits"]))
+    if not os.path.isfile(os.path.join(folder, CSV_NAME)):
+        raise FileNotFoundError(
+            f"There is no {CSV_NAME} in {folder}. Corrections must lie beside "
+            "the labels that they correct."
+        )
+    if os.path.realpath(folder) == os.path.realpath(hparams["output_folder"]):
+        raise ValueError(
+            f"output_folder is {folder}, whose labels are to be corrected. "
+            "Name another one for the corrected labels."
+        )
+
+
+def find_embeddings_folder(hparams):
+    """Where the embeddings are, or shall be.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    str
+        ``embeddings_folder`` if it is set. Else that of the labels that are
+        corrected, which their report says, or ``embeddings`` in
+        ``output_folder``.
+    """
+    folder, name = hparams["output_folder"], "embeddings"
+    if hparams["embeddings_folder"] is not None:
+        return hparams["embeddings_folder"]
+    if hparams["edits"] is not None:
+        folder = os.path.dirname(os.path.abspath(hparams["edits"]))
+        path = os.path.join(folder, REPORT_NAME)
+        with open(path, encoding="utf-8") as file:
+            name = json.load(file).get("embeddings_folder", name)
+    return os.path.normpath(os.path.join(folder, name))
 
 
 def find_utterances(hparams):
@@ -115,7 +177,7 @@ def embed(hparams, run_opts, utterances):
     return extract(
         model.encode_batch,
         utterances,
-        hparams["embeddings_folder"],
+        find_embeddings_folder(hparams),
         sample_rate=model.audio_normalizer.sample_rate,
         encoder=encoder_hash(hparams["model_folder"]),
         max_seconds=hparams["max_seconds"],
@@ -153,11 +215,93 @@ def cluster(hparams, embeddings):
         points /= np.maximum(norms, 1e-12)
     raw = clusterer.fit_predict(points)
     labels, tidied = tidy(raw, hparams["min_size"], hparams["max_size"])
-    found = quality.describe(embeddings.matrix, labels)
-    found["stability"] = None
+    report = measure(hparams, embeddings, labels)
     if hparams["ask_stability"]:
-        found["stability"] = quality.stability(clusterer, points, raw)
-    found["previous"] = None
+        report["quality"]["stability"] = quality.stability(
+            clusterer, points, raw
+        )
+    clustering = {
+        "clusterer": type(clusterer).__name__,
+        "seed": hparams["seed"],
+        "empty_clusters": getattr(clusterer, "n_empty_", None),
+        "failed": len(embeddings.failed),
+        **tidied,
+    }
+    return labels, {"clustering": clustering, **report}
+
+
+def correct(hparams):
+    """Corrects finished labels by what somebody heard.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    before : Labels
+        The labels that were corrected.
+    embeddings : Embeddings
+        That they come from.
+    labels : np.ndarray
+        Corrected class of each embedding, -1 for none [rows].
+    report : dict
+        ``clustering`` of the labels before, ``edits``, ``quality`` and, with
+        true speakers, ``oracle``.
+
+    Raises
+    ------
+    ValueError
+        If the labels were made of other embeddings, or a correction cannot be
+        followed.
+    """
+    edits = read_edits(hparams["edits"])
+    csv_path = os.path.join(os.path.dirname(hparams["edits"]), CSV_NAME)
+    embeddings = load(find_embeddings_folder(hparams))
+    before = read_labels(
+        csv_path,
+        data_root=hparams["data_folder"],
+        embeddings=embeddings.meta["made"]["embeddings"],
+    )
+    classes = labels_of(before, embeddings.ids)
+    if (classes >= 0).sum() < len(before.utterances):
+        raise ValueError(
+            f"{csv_path} has utterances without an embedding. Make the labels "
+            "again."
+        )
+    # the numbers that the file has, which corrections name
+    labels = np.where(classes >= 0, before.names[classes], -1)
+    edited = apply_edits(
+        edits, labels, embeddings.ids, embeddings.matrix, hparams["seed"]
+    )
+    report = {
+        "clustering": before.report.get("clustering"),
+        "edits": edited.report,
+        **measure(hparams, embeddings, edited.labels),
+    }
+    return before, embeddings, edited.labels, report
+
+
+def measure(hparams, embeddings, labels):
+    """Says how good labels seem, and with true speakers, how good they are.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    embeddings : Embeddings
+        That they come from.
+    labels : np.ndarray
+        Class of each embedding, -1 for none [rows].
+
+    Returns
+    -------
+    dict
+        ``quality`` and, with true speakers, ``oracle``.
+    """
+    found = quality.describe(embeddings.matrix, labels)
+    found["stability"] = found["previous"] = None
     if hparams["previous"] is not None:
         before = read_labels(
             hparams["previous"], data_root=hparams["data_folder"]
@@ -165,20 +309,11 @@ def cluster(hparams, embeddings):
         found["previous"] = quality.agreement(
             labels, labels_of(before, embeddings.ids)
         )
-    report = {
-        "clustering": {
-            "clusterer": type(clusterer).__name__,
-            "seed": hparams["seed"],
-            "empty_clusters": getattr(clusterer, "n_empty_", None),
-            "failed": len(embeddings.failed),
-            **tidied,
-        },
-        "quality": found,
-    }
+    report = {"quality": found}
     if hparams["truth"] is not None:
         truth = read_truth(hparams["truth"], embeddings.ids)
         report["oracle"] = quality.oracle(labels, truth)
-    return labels, report
+    return report
 
 
 def describe(report):
@@ -194,14 +329,22 @@ def describe(report):
     str
         The lines.
     """
-    made, found = report["clustering"], report["quality"]
+    found = report["quality"]
     lines = [
         f"{found['labelled']} of {found['utterances']} utterances in "
         f"{found['clusters']} clusters of {found['size']['min']} to "
-        f"{found['size']['max']}; without label: {made['noise']} noise, "
-        f"{made['tiny']} in tiny and {made['giant']} in giant clusters; "
-        f"{made['failed']} more could not be embedded"
+        f"{found['size']['max']}"
     ]
+    if report["clustering"] is not None:
+        made = report["clustering"]
+        lines.append(
+            f"clustering gave no label to {made['noise']} utterances as noise, "
+            f"{made['tiny']} in tiny and {made['giant']} in giant clusters; "
+            f"{made['failed']} more could not be embedded"
+        )
+    if "edits" in report:
+        counts = (f"{n} {name}" for name, n in report["edits"].items())
+        lines.append(f"corrections: {', '.join(counts)}".replace("_", " "))
     if found["margin"]["mean"] is not None:
         lines.append(
             f"cosine to the own centroid {found['own_cosine']['mean']:.3f}, "
@@ -228,11 +371,69 @@ def describe(report):
     return "\n".join(lines)
 
 
+def write(hparams, utterances, embeddings, labels, report, count=None):
+    """Writes labels, report and the page to listen to.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    utterances : Utterances
+        The training set, or what of it had a label.
+    embeddings : Embeddings
+        That the labels come from.
+    labels : np.ndarray
+        Class of each embedding, -1 for none [rows].
+    report : dict
+        For report.json.
+    count : int
+        Size of the training set, if ``utterances`` are only a part of it.
+
+    Returns
+    -------
+    dict
+        What stands in report.json.
+    """
+    folder = hparams["output_folder"]
+    page = os.path.join(folder, PAGE_NAME)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(page)  # it would speak of other labels
+    place = os.path.relpath(find_embeddings_folder(hparams), folder)
+    report = write_labels(
+        folder,
+        utterances,
+        embeddings.ids,
+        labels,
+        embeddings.meta["made"]["embeddings"],
+        {"embeddings_folder": place, **report},
+        count,
+    )
+    print(describe(report))
+    print(os.path.join(folder, CSV_NAME))
+    if hparams["listen"]:
+        write_clusters(
+            folder,
+            utterances,
+            embeddings.ids,
+            labels,
+            embeddings.matrix,
+            hparams["listen"],
+        )
+        print(page)
+    return report
+
+
 def main(argv):
     """Extracts, clusters, writes; returns the report, if it came to that."""
     _, run_opts, hparams, _ = load_experiment(argv)
-    check_files(hparams)
+    check_settings(hparams)
     sb.utils.distributed.ddp_init_group(run_opts)
+    if hparams["edits"] is not None:
+        if distributed.rank() > 0:
+            return None
+        before, *corrected = correct(hparams)
+        count = before.report["labels"]["utterances"]
+        return write(hparams, before.utterances, *corrected, count)
     utterances = find_utterances(hparams)
     embeddings = embed(hparams, run_opts, utterances)
     if embeddings is None:
@@ -243,18 +444,7 @@ def main(argv):
         return None
     if distributed.rank() > 0:
         return None
-    labels, report = cluster(hparams, embeddings)
-    report = write_labels(
-        hparams["output_folder"],
-        utterances,
-        embeddings.ids,
-        labels,
-        embeddings.meta["made"]["embeddings"],
-        report,
-    )
-    print(describe(report))
-    print(os.path.join(hparams["output_folder"], CSV_NAME))
-    return report
+    return write(hparams, utterances, embeddings, *cluster(hparams, embeddings))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,313 @@
+"""Corrections of pseudo-labels by somebody who listened to them.
+
+``edits.csv`` has the columns ``action,cluster,value``::
+
+    merge,12,57    cluster 57 joins cluster 12
+    split,12,3     cluster 12 is parted into 3, by k-means on its embeddings
+    drop,12,       no utterance of cluster 12 gets a label
+    drop,,ID       nor does this one
+
+Clusters have the numbers of ``spk_id`` in the ``pseudo_labels.csv`` that is
+corrected. Lines count in their order: a cluster that joined another one stands
+for both from then on, and one that was dropped or split cannot be named again.
+What is asked for twice happens once.
+"""
+
+import csv
+from typing import NamedTuple
+
+import numpy as np
+
+from speechbrain_ssl.pseudo_labels.clustering import KMeans, tidy
+
+COLUMNS = ("action", "cluster", "value")
+ACTIONS = ("merge", "split", "drop")
+DROPPED, SPLIT = -1, -2
+STARTS = 5
+
+
+class Edit(NamedTuple):
+    """One line of ``edits.csv``.
+
+    Arguments
+    ---------
+    place : str
+        File and line, for errors.
+    action : str
+        ``merge``, ``split``, ``drop`` (a cluster) or ``drop_utterance``.
+    cluster : int
+        The cluster; None for ``drop_utterance``.
+    value : int or str
+        The cluster that joins, the number of parts, or the ID; None for
+        ``drop``.
+    """
+
+    place: str
+    action: str
+    cluster: int
+    value: object
+
+
+class Edited(NamedTuple):
+    """Corrected labels.
+
+    Arguments
+    ---------
+    labels : np.ndarray
+        int64 cluster of each utterance, from 0 without gaps, -1 for none [n].
+    report : dict
+        How many lines of each action were followed, how many asked for what
+        was done already (``repeated``), and how many utterances lost their
+        label (``utterances_dropped``).
+    """
+
+    labels: np.ndarray
+    report: dict
+
+
+def read_edits(csv_path):
+    """Reads and checks corrections, as far as that goes without labels.
+
+    Arguments
+    ---------
+    csv_path : str
+        The file.
+
+    Returns
+    -------
+    list of Edit
+        In the order of the lines.
+
+    Raises
+    ------
+    ValueError
+        If a line is wrong; the message names it.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "edits.csv"
+    >>> _ = path.write_text("action,cluster,value\\nmerge,12,57\\n")
+    >>> read_edits(path)[0][1:]
+    ('merge', 12, 57)
+    """
+    with open(csv_path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        try:
+            rows = [(reader.line_num, row) for row in reader if any(row)]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{csv_path} is no UTF-8 CSV: {error}") from error
+    header = [name.strip() for name in rows[0][1]] if rows else []
+    if header != list(COLUMNS):
+        raise ValueError(
+            f"{csv_path}: the first line must be {','.join(COLUMNS)}, but is "
+            f"{','.join(header)!r}."
+        )
+    if len(rows) < 2:
+        raise ValueError(f"{csv_path} has no line below its header.")
+    return [
+        _parse(row, f"{csv_path}, line {line_num}")
+        for line_num, row in rows[1:]
+    ]
+
+
+def apply_edits(edits, labels, ids, matrix, seed=0):
+    """Corrects labels.
+
+    Arguments
+    ---------
+    edits : list of Edit
+        What ``read_edits`` gave.
+    labels : np.ndarray
+        Cluster of each utterance, numbered as in the edits, negative for none
+        [n].
+    ids : list of str
+        IDs of the utterances [n].
+    matrix : np.ndarray
+        Their embeddings; may be memory-mapped [n, emb_dim].
+    seed : int
+        Of k-means.
+
+    Returns
+    -------
+    Edited
+        Labels and report.
+
+    Raises
+    ------
+    ValueError
+        If an edit cannot be followed; the message names its line.
+
+    Example
+    -------
+    >>> edit = Edit("edits.csv, line 2", "merge", 7, 9)
+    >>> apply_edits([edit], [3, 7, 9], ["a", "b", "c"], np.eye(3)).labels
+    array([0, 1, 1])
+    """
+    state = _State(labels, ids, matrix, seed)
+    follow = {
+        "merge": _merge,
+        "split": _split,
+        "drop": _drop,
+        "drop_utterance": _drop_utterance,
+    }
+    report = {**dict.fromkeys(follow, 0), "repeated": 0}
+    for edit in edits:
+        done = follow[edit.action](state, edit)
+        report[edit.action if done else "repeated"] += 1
+    found = state.labels()
+    before = int((np.asarray(labels) >= 0).sum())
+    report["utterances_dropped"] = before - int((found >= 0).sum())
+    return Edited(tidy(found).labels, report)
+
+
+class _State:
+    """Labels on the way from one edit to the next.
+
+    Arguments
+    ---------
+    labels, ids, matrix, seed
+        As for ``apply_edits``.
+    """
+
+    def __init__(self, labels, ids, matrix, seed):
+        labels = np.asarray(labels)
+        self.numbers, place = np.unique(labels, return_inverse=True)
+        # a row of the table "home" for each cluster, and where it went
+        self.place = np.where(labels >= 0, place, -1)
+        self.home = np.arange(len(self.numbers))
+        self.ids, self.matrix, self.seed = ids, matrix, seed
+        self.rows = None
+
+    def labels(self):
+        """Where each utterance's cluster went, negative for nowhere [n]."""
+        return np.where(self.place >= 0, self.home[self.place], -1)
+
+    def find(self, number, place):
+        """Where a cluster went; DROPPED or SPLIT if it is no more."""
+        row = np.searchsorted(self.numbers, number)
+        known = row < len(self.numbers) and self.numbers[row] == number
+        if not known or number < 0:
+            raise ValueError(
+                f"{place}: there is no cluster {number} in the labels. "
+                "Clusters have the numbers of spk_id in pseudo_labels.csv."
+            )
+        if self.home[row] == SPLIT:
+            raise ValueError(
+                f"{place}: cluster {number} was split by a line above, and its "
+                "parts have no numbers yet. Put this line before that one, or "
+                "correct the new labels."
+            )
+        return self.home[row]
+
+    def find_there(self, number, place):
+        """The same, but the cluster must not have been dropped."""
+        found = self.find(number, place)
+        if found == DROPPED:
+            raise ValueError(
+                f"{place}: cluster {number} was dropped by a line above. "
+                "Delete one of the two lines."
+            )
+        return found
+
+    def row_of(self, name, place):
+        """The row of an utterance that had a label."""
+        if self.rows is None:
+            self.rows = {name: row for row, name in enumerate(self.ids)}
+        row = self.rows.get(name)
+        if row is None:
+            raise ValueError(f"{place}: there is no utterance {name!r}.")
+        return row
+
+
+def _merge(state, edit):
+    """All of one cluster joins another one."""
+    into = state.find_there(edit.cluster, edit.place)
+    joins = state.find_there(edit.value, edit.place)
+    state.home[state.home == joins] = into
+    return into != joins
+
+
+def _drop(state, edit):
+    """A cluster goes."""
+    gone = state.find(edit.cluster, edit.place)
+    if gone == DROPPED:
+        return False
+    state.home[state.home == gone] = DROPPED
+    return True
+
+
+def _drop_utterance(state, edit):
+    """One utterance goes."""
+    row = state.row_of(edit.value, edit.place)
+    there = state.place[row] >= 0 and state.home[state.place[row]] >= 0
+    state.place[row] = -1
+    return bool(there)
+
+
+def _split(state, edit):
+    """A cluster falls into parts, which get new rows of the table."""
+    cluster = state.find_there(edit.cluster, edit.place)
+    rows = np.flatnonzero(state.labels() == cluster)
+    if edit.value > len(rows):
+        raise ValueError(
+            f"{edit.place}: cluster {edit.cluster} has {len(rows)} utterances "
+            f"and cannot be split into {edit.value}."
+        )
+    clusterer = KMeans(edit.value, n_init=STARTS, random_state=state.seed)
+    parts = clusterer.fit_predict(state.matrix[rows])
+    names, parts = np.unique(parts, return_inverse=True)
+    if len(names) < edit.value:
+        raise ValueError(
+            f"{edit.place}: k-means found only {len(names)} of {edit.value} "
+            f"parts of cluster {edit.cluster}. Ask for fewer."
+        )
+    first = len(state.home)
+    state.home[state.home == cluster] = SPLIT
+    state.home = np.append(state.home, first + np.arange(edit.value))
+    state.place[rows] = first + parts
+    return True
+
+
+def _parse(row, place):
+    """A line of the file as an edit."""
+    if len(row) > len(COLUMNS):
+        raise ValueError(
+            f"{place}: expected {','.join(COLUMNS)}, found {','.join(row)!r}."
+        )
+    action, cluster, value = [*row, "", ""][: len(COLUMNS)]
+    action = action.strip()
+    if action not in ACTIONS:
+        raise ValueError(
+            f"{place}: the action must be one of {', '.join(ACTIONS)}, not "
+            f"{action!r}."
+        )
+    if action == "drop":
+        return _parse_drop(cluster, value, place)
+    cluster = _number(cluster, "cluster", 0, place)
+    value = _number(value, "value", 2 if action == "split" else 0, place)
+    if action == "merge" and cluster == value:
+        raise ValueError(f"{place}: cluster {cluster} cannot join itself.")
+    return Edit(place, action, cluster, value)
+
+
+def _parse_drop(cluster, value, place):
+    """A line that drops a cluster or an utterance."""
+    if bool(cluster.strip()) == bool(value):
+        raise ValueError(
+            f"{place}: expected drop,CLUSTER, or drop,,ID, found "
+            f"'drop,{cluster},{value}'."
+        )
+    if value:
+        return Edit(place, "drop_utterance", None, value)
+    return Edit(place, "drop", _number(cluster, "cluster", 0, place), None)
+
+
+def _number(text, column, least, place):
+    """A whole number from ``least`` on."""
+    text = text.strip()
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise ValueError(
+            f"{place}: {column} must be a whole number from {least}, not "
+            f"{text!r}."
+        )
+    return int(text)

@@ -1,0 +1,89 @@
+"""A run folder is read as far as it can be, and the rest becomes a note."""
+
+import json
+
+import numpy as np
+import pytest
+
+from speechbrain_ssl.report import run
+
+
+def test_log_keeps_the_later_record_of_an_epoch_and_whole_lines(tmp_path):
+    path = tmp_path / "train_log.jsonl"
+    path.write_text(
+        '{"epoch": 2, "loss": 4.0}\n{"epoch": 1, "loss": 5.0}\n\n'
+        '{"epoch": 2, "loss": 0.5}\n{"epoch": 3, "lo'
+    )
+    records, broken = run.read_log(path)
+    assert [r["loss"] for r in records] == [5.0, 0.5]
+    assert len(broken) == 1 and "line 5" in broken[0]
+
+
+def test_tags_are_in_order_of_time(tmp_path):
+    for tag in ("after", "epoch_10", "epoch_9", "before"):
+        place = tmp_path / "verification" / tag / "test"
+        place.mkdir(parents=True)
+        (place / "metrics.json").write_text("{}")
+    found = run.read_verification(tmp_path, [])
+    order = ["before", "epoch_9", "epoch_10", "after"]
+    assert list(found["test"]) == order
+
+
+def test_scores_with_tabs_may_have_spaces_in_names(tmp_path):
+    path = tmp_path / "scores.txt"
+    path.write_text("1\ta b\tc\t0.5\n0\td\te f\tnan\n0\td\te\t-1\n")
+    trials = run.read_scores(path)
+    assert trials.enrol == ["a b", "d"] and trials.test == ["c", "e"]
+    assert trials.targets.tolist() == [True, False]
+    assert trials.scores.tolist() == [0.5, -1.0]
+    assert trials.dropped == 1
+
+
+@pytest.mark.parametrize("line", ["1 a b", "2 a b 0.5", "1 a b c", "0.5"])
+def test_broken_score_line_is_named(tmp_path, line):
+    path = tmp_path / "scores.txt"
+    path.write_text(f"1 a b 0.5\n{line}\n")
+    with pytest.raises(ValueError, match="scores.txt, line 2: expected"):
+        run.read_scores(path)
+
+
+def test_a_missing_gate_is_nothing_to_note(tmp_path):
+    found = run.read_run(tmp_path)
+    assert found.gate == []
+    assert not [note for note in found.notes if "gate.jsonl" in note]
+
+
+def test_the_gate_is_read_and_its_broken_lines_are_noted(tmp_path):
+    lines = [json.dumps({"epoch": epoch}) for epoch in (2, 1)]
+    (tmp_path / "gate.jsonl").write_text("\n".join([*lines, '{"epoch"']))
+    found = run.read_run(tmp_path)
+    assert [record["epoch"] for record in found.gate] == [1, 2]
+    assert any("gate.jsonl, line 3" in note for note in found.notes)
+
+
+def test_long_texts_are_cut(tmp_path):
+    path = tmp_path / "hyperparams.yaml"
+    path.write_text("x" * 200_001)
+    assert run.read_text(path).endswith("x\n... (cut here)")
+    assert len(run.read_text(path)) < 200_100
+
+
+def test_embeddings_that_are_empty_are_named(tmp_path):
+    np.save(tmp_path / "embeddings.npy", np.eye(2))
+    (tmp_path / "embeddings_ids.txt").write_text("a\nb\n")
+    matrix, ids = run.read_embeddings(tmp_path)
+    assert matrix.tolist() == np.eye(2).tolist() and ids == ["a", "b"]
+    (tmp_path / "embeddings.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="embeddings.npy: the file is empty"):
+        run.read_embeddings(tmp_path)
+
+
+def test_what_fails_becomes_a_note_and_the_default():
+    notes = []
+
+    def fail(text):
+        raise ValueError(text)
+
+    assert run.attempt(notes, fail, "why", default=3) == 3
+    assert run.attempt(notes, int, "4") == 4
+    assert notes == ["why"]
