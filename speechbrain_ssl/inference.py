@@ -203,9 +203,8 @@ def export_run(run_folder, folder=None):
     checkpoint = hparams["checkpointer"].recover_if_possible()
     if checkpoint is None:
         raise FileNotFoundError(f"{run_folder} has no checkpoint yet")
-    branch = hparams["student"]
-    if hparams["extract_from"] == "teacher":
-        branch = hparams["teacher"].network
+    branch = hparams[hparams.get("extract_from", "encoder")]
+    branch = getattr(branch, "network", branch)  # of a teacher
     return export(
         branch,
         text,
@@ -273,6 +272,43 @@ def load_encoder(folder, device="cpu"):
     )
     classifier.eval()
     return classifier
+
+
+def start_from(branch, source):
+    """Gives an encoder the weights of an earlier training, all of them.
+
+    Arguments
+    ---------
+    branch : speechbrain_ssl.nnet.branch.Branch
+        Whose ``embedding_model`` gets the weights.
+    source : str
+        An exported folder, or a file of a checkpoint: ``student.ckpt``,
+        ``teacher.ckpt`` or ``encoder.ckpt``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder or file.
+    ValueError
+        If names or shapes of its weights are not those of the encoder.
+    """
+    path = source
+    if os.path.isdir(source):
+        load_encoder(source)  # says what is wrong with a folder
+        path = os.path.join(source, "embedding_model.ckpt")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no model {source} to start from.")
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    part = "embedding_model."
+    # a branch has its encoder under that name, a teacher has a branch
+    kept = {k.split(part, 1)[1]: v for k, v in weights.items() if part in k}
+    try:
+        branch.embedding_model.load_state_dict(kept or weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights of {source} are not of this encoder. Give the YAML "
+            f"the encoder they were trained in. {error}"
+        ) from error
 
 
 def _is_export(folder):

@@ -13,9 +13,11 @@ from speechbrain_ssl.inference import (
     export,
     export_run,
     load_encoder,
+    start_from,
     suggest_threshold,
 )
 from speechbrain_ssl.nnet.branch import Branch
+from speechbrain_ssl.nnet.teacher import EMATeacher
 
 RUN = """\
 # of the run, not of the model
@@ -228,3 +230,33 @@ prepare: !name:module_of_a_recipe.that_is_not_here
         wanted = branch.embed(wavs)
     found = encoder.encode_batch(wavs)[:, 0]
     assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["exported", "student", "teacher"])
+def test_an_encoder_starts_from_an_earlier_training(exported, tmp_path, kind):
+    branch, folder = exported
+    source = str(tmp_path / f"{kind}.ckpt")
+    if kind == "exported":
+        source = folder
+    elif kind == "student":
+        torch.save(branch.state_dict(), source)
+    else:
+        torch.save(EMATeacher(branch, momentum=0.9).state_dict(), source)
+    fresh = branch_of()
+    for parameter in fresh.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    start_from(fresh, source)
+    for name, value in branch.embedding_model.state_dict().items():
+        assert torch.equal(fresh.embedding_model.state_dict()[name], value)
+
+
+def test_weights_of_another_encoder_are_refused(exported):
+    branch, folder = exported
+    branch.embedding_model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="(?s)not of this encoder.*extra"):
+        start_from(branch, folder)
+
+
+def test_a_start_that_is_not_there_is_named(exported, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.ckpt"):
+        start_from(exported[0], str(tmp_path / "nothing.ckpt"))

@@ -11,11 +11,16 @@ import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.checkpoints import RandomStates
+from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.nnet.parameters import clip_gradients, parameter_groups
 from speechbrain_ssl.nnet.schedules import at
 
 logger = logging.getLogger(__name__)
+
+# steps without anything to learn from, after which it is said
+PATIENCE = 20
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
@@ -30,11 +35,19 @@ class SpeakerBrain(sb.Brain):
     process draws its own random numbers; BatchNorm works in processes without
     GPUs.
 
+    A subclass has ``evaluated`` (the Branch that is verified and exported),
+    sets ``views_per_step``, hands embeddings to ``collapse`` after each batch,
+    and may set ``nothing_to_learn`` where it computes the loss: a window of
+    such batches makes no step.
+
     Hyperparameters: ``seed``, ``output_folder``, ``epoch_counter``,
     ``lr_schedule`` (factor of the learning rate, a number or a schedule),
-    ``frozen_epochs`` (list of [module, epoch at which it starts to move]),
-    ``clip_each_tensor``, ``checkpoints_to_keep``, ``select_by`` (None, or the
-    statistic of a labelled list that chooses the checkpoint to keep),
+    ``learning_rates`` (list of [module, rate]; others have that of the
+    optimiser; may be left out), ``frozen_epochs`` (list of [module, epoch at
+    which it starts to move]), ``clip_each_tensor``, ``checkpoints_to_keep``,
+    ``select_by`` (None, or the statistic of a labelled list that chooses the
+    checkpoint to keep), ``dev_trials`` and ``dev_every`` (a labelled list to
+    report error rates on every so many epochs; null for none),
     ``train_loggers``.
     """
 
@@ -47,6 +60,9 @@ class SpeakerBrain(sb.Brain):
             )
         self.random_states = RandomStates()
         self.window_is_finite = True
+        self.window_teaches = False
+        self.nothing_to_learn = False
+        self.steps_without = 0
         self.batch_is_finite = True
         self.batch_stats = {}
         self.training_seconds = 0.0
@@ -112,7 +128,8 @@ class SpeakerBrain(sb.Brain):
 
     def init_optimizers(self):
         """Makes the optimiser, without weight decay for vectors."""
-        self.optimizer = self.opt_class(parameter_groups(self.modules))
+        rates = getattr(self.hparams, "learning_rates", [])
+        self.optimizer = self.opt_class(parameter_groups(self.modules, rates))
         self.optimizers_dict = {"opt_class": self.optimizer}
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -154,12 +171,14 @@ class SpeakerBrain(sb.Brain):
                 self.scaler.scale(loss / len(window)).backward()
         if self.batch_is_finite:
             self.note({"loss": loss, **self.batch_stats})
-        stepped = should_step and self.window_is_finite
+        self.window_teaches |= not self.nothing_to_learn
+        stepped = should_step and self.window_is_finite and self.window_teaches
         if stepped:
             self.optimizers_step()
         if should_step:
+            self._count_steps_without()
             self.zero_grad(set_to_none=True)
-            self.window_is_finite = True
+            self.window_is_finite, self.window_teaches = True, False
         self.on_fit_batch_end(batch, outputs, loss, stepped)
         loss = loss.detach().cpu()
         now = time.monotonic()
@@ -198,6 +217,17 @@ class SpeakerBrain(sb.Brain):
                 f"The loss was not finite {self.nonfinite_count} times in one "
                 "epoch (nonfinite_patience). Look at the utterances named in "
                 "the log, or lower the learning rate."
+            )
+
+    def _count_steps_without(self):
+        """Warns of windows in a row that had nothing to learn from."""
+        self.steps_without += 1
+        if self.window_teaches:
+            self.steps_without = 0
+        if self.steps_without == PATIENCE:
+            logger.warning(
+                "For %d steps in a row there was nothing to learn from.",
+                PATIENCE,
             )
 
     def on_fit_batch_start(self, batch, should_step):
@@ -250,6 +280,7 @@ class SpeakerBrain(sb.Brain):
         """Empties the statistics."""
         self.random_states.restore_pending(starting_epoch=True)
         self.sums = {}
+        self.collapse = CollapseStats()
         self.wait_seconds = 0.0
         self.seconds_before = self.training_seconds
         self.clock = time.monotonic()
@@ -274,7 +305,7 @@ class SpeakerBrain(sb.Brain):
             self._keep(epoch, valid_stats)
 
     def describe_epoch(self, seconds):
-        """Completes ``train_stats``.
+        """Adds speed and signs of collapse to ``train_stats``.
 
         Arguments
         ---------
@@ -286,10 +317,16 @@ class SpeakerBrain(sb.Brain):
         list of str
             Warnings for the log.
         """
-        return []
+        summary = self.collapse.summarize()
+        self.train_stats.update(summary)
+        # a resumed epoch has fewer steps
+        steps = self.sums["loss"][1] if "loss" in self.sums else 0
+        views = steps * self.views_per_step * distributed.world_size()
+        self.train_stats["views_per_second"] = views / seconds
+        return self.collapse.warnings(summary)
 
     def verify_epoch(self, epoch):
-        """Error rates of the epoch, if the run declares a list for them.
+        """EER on the declared development list, if there is one.
 
         Arguments
         ---------
@@ -299,9 +336,21 @@ class SpeakerBrain(sb.Brain):
         Returns
         -------
         dict of str to float
-            For log and checkpoint; empty by default.
+            For log and checkpoint; empty if nothing was due.
         """
-        return {}
+        due = epoch % self.hparams.dev_every == 0
+        if not self.hparams.dev_trials or not due:
+            return {}
+        if not sb.utils.distributed.if_main_process():
+            return {}
+        branch = self.evaluated
+        was_training = branch.training
+        branch.eval()
+        summary = verify(
+            branch.embed, self.hparams.dev_trials, device=self.device
+        )
+        branch.train(was_training)
+        return {name: summary[name] for name in ("EER", "minDCF_0.01")}
 
     def _keep(self, epoch, valid_stats):
         """Saves; keeps the newest, or the best by a declared labelled list."""
@@ -330,7 +379,10 @@ class SpeakerBrain(sb.Brain):
         if sb.utils.distributed.if_main_process():
             for warning in warnings:
                 logger.warning(warning)
-            _append_epoch(self.hparams.output_folder, record)
+            write_epoch(
+                os.path.join(self.hparams.output_folder, "train_log.jsonl"),
+                record,
+            )
 
     @sb.utils.checkpoints.mark_as_saver
     def _save(self, path):
@@ -347,9 +399,16 @@ class SpeakerBrain(sb.Brain):
             self.training_seconds = yaml.safe_load(file)["training_seconds"]
 
 
-def _append_epoch(folder, record):
-    """Adds a line to train_log.jsonl, replacing epochs that are done again."""
-    path = os.path.join(folder, "train_log.jsonl")
+def write_epoch(path, record):
+    """Adds a line of JSON to a log, replacing epochs that are done again.
+
+    Arguments
+    ---------
+    path : str
+        The log; made if it is not there.
+    record : dict
+        With ``epoch``.
+    """
     lines = []
     if os.path.exists(path):
         with open(path, encoding="utf-8") as log:

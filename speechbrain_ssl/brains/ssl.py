@@ -2,14 +2,10 @@
 
 import time
 
-import speechbrain as sb
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain
-from speechbrain_ssl.brains.collapse import CollapseStats
-from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 
 
@@ -22,10 +18,8 @@ class SSLBrain(SpeakerBrain):
     Hyperparameters beside those of SpeakerBrain: ``view_sampler``;
     ``student_sees_global`` (False for methods whose student gets the local
     crops only); ``extract_from`` (``student`` or ``teacher``: which of them
-    is verified and exported); ``dev_trials`` and ``dev_every`` (a labelled
-    list to report error rates on every so many epochs; null for none);
-    ``cluster_tables`` (list of ClusterTables, refreshed from the embeddings of
-    that branch).
+    is verified and exported); ``cluster_tables`` (list of ClusterTables,
+    refreshed from the embeddings of that branch).
 
     An objective may have ``warnings(stats)``: mean statistics of an epoch to
     sentences for the log.
@@ -121,7 +115,6 @@ class SSLBrain(SpeakerBrain):
     def on_stage_start(self, stage, epoch=None):
         """Empties the statistics, and clusters where it is time to."""
         super().on_stage_start(stage, epoch)
-        self.collapse = CollapseStats()
         self.cluster_stats = {}
         due = [t for t in self.hparams.cluster_tables if t.due(epoch - 1)]
         if due:
@@ -147,33 +140,11 @@ class SSLBrain(SpeakerBrain):
         self.clock = now
 
     def describe_epoch(self, seconds):
-        """Adds speed and signs of collapse to the statistics."""
-        summary = self.collapse.summarize()
-        self.train_stats.update(summary)
-        # a resumed epoch has fewer steps
-        steps = self.sums["loss"][1] if "loss" in self.sums else 0
-        views = steps * self.views_per_step * distributed.world_size()
-        self.train_stats["views_per_second"] = views / seconds
+        """Adds clusters and what the objective has to say."""
+        warnings = super().describe_epoch(seconds)
         self.train_stats.update(self.cluster_stats)
-        objective = self.module("objective")
-        warnings = getattr(objective, "warnings", lambda stats: [])
-        return self.collapse.warnings(summary) + warnings(self.train_stats)
-
-    def verify_epoch(self, epoch):
-        """EER on the declared development list, if there is one."""
-        due = epoch % self.hparams.dev_every == 0
-        if not self.hparams.dev_trials or not due:
-            return {}
-        if not sb.utils.distributed.if_main_process():
-            return {}
-        branch = self.evaluated
-        was_training = branch.training
-        branch.eval()
-        summary = verify(
-            branch.embed, self.hparams.dev_trials, device=self.device
-        )
-        branch.train(was_training)
-        return {name: summary[name] for name in ("EER", "minDCF_0.01")}
+        ask = getattr(self.module("objective"), "warnings", lambda stats: [])
+        return warnings + ask(self.train_stats)
 
     @property
     def evaluated(self):

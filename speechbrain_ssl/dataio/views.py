@@ -33,6 +33,8 @@ class ViewSampler:
         What is done to the views; None leaves them clean.
     clean_global : bool
         Whether global views stay clean.
+    clean_twins : bool
+        Whether each global view comes again, uncorrupted, after all of them.
     min_gap : float
         Seconds to leave between two views of equal kind (0 forbids that they
         overlap); None lets them fall anywhere. In an utterance too short for
@@ -64,6 +66,7 @@ class ViewSampler:
         local_seconds=1.0,
         corruption=None,
         clean_global=False,
+        clean_twins=False,
         min_gap=None,
         speeds=(1.0,),
         corrupt_on="workers",
@@ -84,6 +87,7 @@ class ViewSampler:
         )
         self.corruption = corruption
         self.clean_global = clean_global
+        self.clean_twins = clean_twins
         self.min_gap = min_gap
         self.speeds = tuple(speeds)
         self.corrupt_on = corrupt_on
@@ -155,13 +159,14 @@ class ViewSampler:
         Returns
         -------
         global_crops, local_crops : list of torch.Tensor
-            Each view [batch, time of the view].
+            Each view [batch, time of the view]; clean twins are global crops.
         """
-        sizes = [n * frames for n, frames in zip(self.counts, self.frames)]
+        counts = (self.counts[0] * (1 + self.clean_twins), self.counts[1])
+        sizes = [n * frames for n, frames in zip(counts, self.frames)]
         parts = batch.split(sizes, dim=1)
         return tuple(
             list(part.unflatten(1, (n, -1)).unbind(1)) if n else []
-            for n, part in zip(self.counts, parts)
+            for n, part in zip(counts, parts)
         )
 
     def corrupt(self, views, draws):
@@ -178,18 +183,20 @@ class ViewSampler:
         Returns
         -------
         list of torch.Tensor
-            The same shapes.
+            The same shapes; clean twins make more global views.
         """
-        if self.corruption is None:
-            return views
         corrupted, done = [], 0
         kinds = [bool(n) for n in self.counts]
         for is_local, view in zip(np.flatnonzero(kinds), views):
             count = self.counts[is_local]
             mine = draws[:, done : done + count].flatten(0, 1)
             done += count
-            if is_local or not self.clean_global:
+            clean = view
+            if self.corruption and (is_local or not self.clean_global):
                 view = self.corruption(view, mine)
+            if self.clean_twins and not is_local:
+                both = [v.unflatten(0, (-1, count)) for v in (view, clean)]
+                view = torch.cat(both, dim=1).flatten(0, 1)
             corrupted.append(view)
         return corrupted
 

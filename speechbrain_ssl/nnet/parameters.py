@@ -3,8 +3,8 @@
 import torch
 
 
-def parameter_groups(module):
-    """Splits parameters into those with and those without weight decay.
+def parameter_groups(module, learning_rates=()):
+    """Splits parameters by learning rate, and by whether they are decayed.
 
     Biases, gains and other vectors are not decayed, as in DINO.
 
@@ -12,21 +12,52 @@ def parameter_groups(module):
     ---------
     module : torch.nn.Module
         Anything with parameters; frozen ones are left out.
+    learning_rates : list of [torch.nn.Module, float]
+        Parts with a rate of their own; the first one that has a parameter
+        counts. Other parameters have the optimiser's.
 
     Returns
     -------
     list of dict
         Groups for a torch optimiser; empty groups are left out.
 
+    Raises
+    ------
+    ValueError
+        If a part has no parameter in ``module``, or a rate is negative.
+
     Example
     -------
-    >>> [len(g["params"]) for g in parameter_groups(torch.nn.Linear(2, 2))]
-    [1, 1]
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    >>> groups = parameter_groups(net, [[net[0], 0.1]])
+    >>> [(len(group["params"]), group.get("lr")) for group in groups]
+    [(1, 0.1), (1, 0.1), (1, None), (1, None)]
     """
-    moving = [p for p in module.parameters() if p.requires_grad]
+    left = {id(p): p for p in module.parameters() if p.requires_grad}
+    known = {id(p) for p in module.parameters()}
+    groups = []
+    for part, rate in learning_rates:
+        names = {id(p) for p in part.parameters()}
+        if not names & known or not rate >= 0:
+            raise ValueError(
+                "learning_rates must be a list of [module, rate from 0] with "
+                f"modules that are trained; {type(part).__name__} with rate "
+                f"{rate} is not."
+            )
+        mine = [left.pop(name) for name in list(left) if name in names]
+        groups += [{**g, "lr": rate} for g in _by_decay(mine)]
+    return groups + _by_decay(left.values())
+
+
+def _by_decay(parameters):
+    """Groups of matrices and of vectors, if there are any."""
+    parameters = list(parameters)
     groups = [
-        {"params": [p for p in moving if p.ndim > 1]},
-        {"params": [p for p in moving if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {
+            "params": [p for p in parameters if p.ndim <= 1],
+            "weight_decay": 0.0,
+        },
     ]
     return [group for group in groups if group["params"]]
 

@@ -9,6 +9,7 @@ loss-gate and label correction", Interspeech 2022
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,27 @@ from speechbrain_ssl.nnet.schedules import at
 TINY = -15.0
 # a sine has no gradient at the ends of the cosine
 END = 1e-7
+
+
+class Learnt(NamedTuple):
+    """What was learnt of each utterance of a batch.
+
+    Arguments
+    ---------
+    log_loss : torch.Tensor
+        Logarithm of the loss of the label given, for the gate [batch].
+    trusted : torch.Tensor
+        bool, whether the label given was learnt [batch].
+    corrected : torch.Tensor
+        bool, whether the class of the clean twin was learnt [batch].
+    label : torch.Tensor
+        int64 label that was learnt; the one given if none was [batch].
+    """
+
+    log_loss: torch.Tensor
+    trusted: torch.Tensor
+    corrected: torch.Tensor
+    label: torch.Tensor
 
 
 def cross_entropy_per_utterance(logits, labels):
@@ -233,8 +255,8 @@ class GatedLoss(torch.nn.Module):
         loss : torch.Tensor
             Its mean over processes is that of one process with all their
             utterances: 0 if none is selected, not finite if one of all is not.
-        log_losses : torch.Tensor
-            Of the labels given, for the gate [batch].
+        learnt : Learnt
+            What happened to each utterance.
         stats : dict of torch.Tensor
             Shares of utterances ``trusted``, ``corrected`` and ``relabeled``
             (corrected to another label); ``accuracy`` without margin; mean
@@ -251,7 +273,7 @@ class GatedLoss(torch.nn.Module):
         log_losses = log_losses.detach()
         trusted = trusted(log_losses) if callable(trusted) else trusted
         trusted = trusted | (epoch < self.gate_from)
-        corrected = relabeled = torch.zeros_like(trusted)
+        corrected, learnt = torch.zeros_like(trusted), labels
         confidence = torch.zeros_like(log_losses)
         # a product, not a choice: NaN must show in it as in its gradient
         used = loss * trusted
@@ -264,7 +286,7 @@ class GatedLoss(torch.nn.Module):
                 )
             probability, confidence, new = self.predict(clean_cosines, epoch)
             corrected = ~trusted & (confidence > self.threshold)
-            relabeled = corrected & (new != labels)
+            learnt = torch.where(corrected, new, labels)
             logit = self.aam(cosines, new, epoch)
             again, _ = cross_entropy_per_utterance(logit, new)
             if self.target == "soft":
@@ -277,13 +299,14 @@ class GatedLoss(torch.nn.Module):
             stats = {
                 "trusted": trusted.float().mean(),
                 "corrected": corrected.float().mean(),
-                "relabeled": relabeled.float().mean(),
+                "relabeled": (learnt != labels).float().mean(),
                 "accuracy": found.float().mean(),
                 "label_loss": loss.detach().mean(),
                 "confidence": confidence.mean(),
                 "nothing_selected": (count == 0).float(),
             }
-        return used.sum() / count.masked_fill(count == 0, 1), log_losses, stats
+        loss = used.sum() / count.masked_fill(count == 0, 1)
+        return loss, Learnt(log_losses, trusted, corrected, learnt), stats
 
 
 def _turned(cosine, angle):

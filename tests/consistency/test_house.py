@@ -18,6 +18,7 @@ FLOORS = [
     ("options", 1),
     ("runtime", 0),
     ("evaluation/verification", 3),
+    ("stages", 3),
     ("evaluation", 2),
     ("nnet", 2),
     ("dataio", 2),

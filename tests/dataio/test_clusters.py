@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sklearn.cluster import AgglomerativeClustering
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.checkpoints import Checkpointer
 
@@ -18,7 +19,7 @@ from speechbrain_ssl.dataio.annotations import (
 )
 from speechbrain_ssl.dataio.clusters import ClusterPartners, ClusterTable
 from speechbrain_ssl.dataio.views import ViewSampler
-from speechbrain_ssl.pseudo_labels.clustering import KMeans
+from speechbrain_ssl.pseudo_labels.clustering import KMeans, TwoStage
 
 
 class Given:
@@ -87,7 +88,91 @@ def test_a_clustering_that_is_not_stable_is_not_taken_over():
     assert report["cluster_accepted"] == report["cluster_agreement"] == 1.0
     table, report = table_of(stable, [0, 1, 0, 1, 0, 1], min_agreement=0.5)
     assert report["cluster_accepted"] == 0.0
+    assert report["cluster_agreement"] < 0.0  # chance keeps more
     assert members(table) == [[row] for row in range(6)]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"min_size": 4}, {"max_size": 4}])
+def test_agreement_is_the_share_of_partners_kept_beyond_chance(sizes):
+    rng = np.random.default_rng(1)
+    labels, other = rng.integers(-1, 15, (2, 60))
+    other = np.where(rng.random(60) < 0.5, labels, other)
+    low, high = sizes.get("min_size", 2), sizes.get("max_size", 500)
+    kept, chance = [], []
+    for row in range(60):
+        mates = np.flatnonzero(labels == labels[row])
+        mates = mates[mates != row]
+        rest = np.delete(other, row)
+        if labels[row] >= 0 and low <= len(mates) + 1 <= high and len(mates):
+            clustered = other[row] >= 0
+            kept.append(clustered * np.mean(other[mates] == other[row]))
+            chance.append(clustered * np.mean(rest == other[row]))
+    wanted = (np.mean(kept) - np.mean(chance)) / (1 - np.mean(chance))
+    given = labels.tolist(), other.tolist()
+    _, report = table_of(*given, min_agreement=0.01, **sizes)
+    assert report["cluster_agreement"] == pytest.approx(wanted)
+    assert 0.1 < wanted < 0.5
+
+
+def test_giant_clusters_agree_in_nothing():
+    labels = [0] * 30 + [1] * 30
+    table, report = table_of(labels, [0] * 60, min_agreement=0.1)
+    assert report["cluster_agreement"] == report["cluster_accepted"] == 0.0
+    chance = np.random.default_rng(0).permutation(labels).tolist()
+    table, report = table_of(labels, chance, min_agreement=0.1)
+    assert abs(report["cluster_agreement"]) < 0.1
+
+
+def test_clusters_without_partners_agree_in_nothing():
+    alone = list(range(6))
+    table, report = table_of(alone, alone, min_agreement=0.5)
+    assert report["cluster_agreement"] == report["cluster_accepted"] == 0.0
+    table, report = table_of(alone, alone)
+    assert report["cluster_accepted"] == 1.0
+
+
+AVERAGE = {"linkage": "average"}
+CLUSTERERS = {
+    "deterministic": functools.partial(
+        AgglomerativeClustering, metric="cosine", **AVERAGE
+    ),
+    "neighbors": functools.partial(TwoStage, fine_clusters=None, **AVERAGE),
+    "random": functools.partial(KMeans, n_init=20),
+}
+
+
+@pytest.mark.parametrize("kind", CLUSTERERS)
+def test_embeddings_that_tell_little_apart_are_refused(kind):
+    """The same pairs, wide apart and in a narrow cone."""
+    torch.manual_seed(0)
+    speaker = torch.nn.functional.normalize(torch.randn(20, 128), dim=-1)
+    points = speaker.repeat(2, 1) + 0.02 * torch.randn(40, 128)
+    cone = torch.ones(128) + 0.02 * points
+    for embeddings, accepted in (points, 1.0), (cone, 0.0):
+        table = ClusterTable(CLUSTERERS[kind], 20, min_agreement=0.5)
+        table.prepare(40)
+        report = table.refresh(embeddings, epoch=0)
+        # a clusterer that finds the pairs in both is not to blame
+        if kind != "random":
+            assert table._cluster(embeddings, 20, 0).bincount().max() == 2
+        assert report["cluster_accepted"] == accepted
+        assert report["cluster_agreement"] > 0.7 or not accepted
+        assert (len(table.members(3)) > 1) == bool(accepted)
+
+
+def test_the_gate_repeats_for_a_seed_and_sees_it():
+    torch.manual_seed(0)
+    points = torch.randn(60, 16)
+    found = []
+    for seed in (0, 0, 1):
+        table = ClusterTable(
+            CLUSTERERS["neighbors"], 0.5, min_agreement=0.01, seed=seed
+        )
+        table.prepare(60)
+        report = table.refresh(points, epoch=0)
+        found.append(report["cluster_agreement"])
+    assert found[0] == found[1] != found[2]
+    assert 0 < found[0] < 1
 
 
 def test_noise_everywhere_changes_nothing():

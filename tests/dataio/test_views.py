@@ -150,3 +150,26 @@ def test_wrong_settings_are_refused():
         ViewSampler(RATE, 0, 1.0)
     with pytest.raises(ValueError, match="corrupt_on"):
         ViewSampler(RATE, 1, 1.0, corrupt_on="gpu")
+
+
+@pytest.mark.parametrize("corrupt_on", ["workers", "device"])
+def test_clean_twins_are_the_same_segments_uncorrupted(
+    ramp, corruption, corrupt_on
+):
+    settings = (RATE, 2, 1.0, 1, 0.5)
+    sampler = ViewSampler(
+        *settings, corruption, clean_twins=True, corrupt_on=corrupt_on
+    )
+    made = [sampler((0, row), ramp, 0, 3 * RATE) for row in range(3)]
+    batch, draws = (torch.stack(parts) for parts in zip(*made))
+    if corrupt_on == "device":
+        batch = sampler.corrupt_batch(batch, draws)
+    globals_, locals_ = sampler.split(batch)
+    assert len(globals_) == 4 and len(locals_) == 1
+    plain = ViewSampler(*settings)
+    made = [plain((0, row), ramp, 0, 3 * RATE)[0] for row in range(3)]
+    wanted, local = plain.split(torch.stack(made))
+    for twin, clean in zip(globals_[2:], wanted):
+        assert torch.equal(twin, clean)
+    assert not torch.equal(globals_[0], wanted[0])
+    assert not torch.equal(locals_[0], local[0])

@@ -56,3 +56,29 @@ def test_vectors_do_not_decay_and_frozen_tensors_are_left_out():
     assert [p.ndim for p in matrices["params"]] == [2]
     assert [p.ndim for p in vectors["params"]] == [1, 1]
     assert vectors["weight_decay"] == 0.0 and "weight_decay" not in matrices
+
+
+def test_parts_have_learning_rates_of_their_own():
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(3)))
+    inner = torch.nn.Sequential(net[0], net[1])
+    groups = parameter_groups(net, [[net[1], 0.5], [inner, 0.1]])
+    rates = {
+        id(p): group.get("lr") for group in groups for p in group["params"]
+    }
+    # net[1] is in both parts: the first one counts
+    found = [[rates.pop(id(p)) for p in layer.parameters()] for layer in net]
+    assert found == [[0.1, 0.1], [0.5, 0.5], [None, None]] and not rates
+    decays = [group.get("weight_decay") for group in groups]
+    assert decays == [None, 0.0] * 3
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan")])
+def test_a_rate_must_not_be_negative(rate):
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="rate from 0"):
+        parameter_groups(net, [[net, rate]])
+
+
+def test_a_rate_of_what_is_not_trained_is_refused():
+    with pytest.raises(ValueError, match="modules that are trained"):
+        parameter_groups(torch.nn.Linear(2, 2), [[torch.nn.Linear(2, 2), 1.0]])

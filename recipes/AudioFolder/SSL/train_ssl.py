@@ -61,7 +61,8 @@ def check_settings(hparams):
     branch = hparams["extract_from"]
     has_teacher = "teacher" in hparams["modules"]
     has_locals = hparams["view_sampler"].counts[1] > 0
-    rules = [
+    check_rules(
+        hparams,
         (
             branch == "student" or (branch == "teacher" and has_teacher),
             f"extract_from is {branch!r}; it must be student, or teacher where "
@@ -72,6 +73,29 @@ def check_settings(hparams):
             "student_sees_global is False and there are no local crops: the "
             "student would see nothing",
         ),
+        (
+            isinstance(hparams["cluster_tables"], list),
+            "cluster_tables must be a list",
+        ),
+    )
+
+
+def check_rules(hparams, *rules):
+    """Checks settings of one stage, and those that all trainings share.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    *rules : tuple of (bool, str)
+        Whether a rule holds, and what to say if not.
+
+    Raises
+    ------
+    OptionsError
+        Of the first rule that does not hold.
+    """
+    shared = [
         (
             hparams["dev_trials"] or not hparams["select_by"],
             "select_by chooses checkpoints by a labelled list; name it as "
@@ -100,15 +124,11 @@ def check_settings(hparams):
             "lr_schedule must not be negative",
         ),
         (
-            isinstance(hparams["cluster_tables"], list),
-            "cluster_tables must be a list",
-        ),
-        (
             isinstance(hparams["train_loggers"], list),
             "train_loggers must be a list",
         ),
     ]
-    for holds, message in rules:
+    for holds, message in (*rules, *shared):
         if not holds:
             raise OptionsError(message)
 
@@ -129,7 +149,24 @@ def dataio_prepare(hparams):
     utterances = read_annotation(
         hparams["train_annotation"], data_root=hparams["data_folder"]
     )
-    view_sampler = hparams["view_sampler"]
+    return views_of(utterances, hparams["view_sampler"])
+
+
+def views_of(utterances, view_sampler):
+    """A data set of views.
+
+    Arguments
+    ---------
+    utterances : Utterances
+        Rows of the training CSV.
+    view_sampler : ViewSampler
+        Cuts and corrupts.
+
+    Returns
+    -------
+    UtteranceDataset
+        Gives ``id``, ``index``, ``views`` and ``draws``.
+    """
     view_sampler.prepare(utterances)
 
     @sb.utils.data_pipeline.takes("key", "wav", "start", "stop")
@@ -151,7 +188,7 @@ def export_model(brain, hparams):
 
     Arguments
     ---------
-    brain : SSLBrain
+    brain : SpeakerBrain
         After training.
     hparams : dict
         The loaded hparams file.
@@ -162,12 +199,10 @@ def export_model(brain, hparams):
         The folder that SpeechBrain loads.
     """
     if hparams["average_last"] > 1:
-        module = brain.module(hparams["extract_from"])
-        module.load_state_dict(
+        name = hparams.get("extract_from", "encoder")
+        brain.module(name).load_state_dict(
             average_of_last(
-                hparams["checkpointer"],
-                hparams["extract_from"],
-                hparams["average_last"],
+                hparams["checkpointer"], name, hparams["average_last"]
             )
         )
     settings = os.path.join(hparams["output_folder"], "hyperparams.yaml")

@@ -1,0 +1,1 @@
+../../AudioFolder/SSL/train_pseudo_labels.py

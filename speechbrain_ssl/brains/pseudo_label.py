@@ -1,0 +1,171 @@
+"""Stage two: classification of pseudo-labels, trusted by a gate."""
+
+import math
+import os
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.brains.base import SpeakerBrain, write_epoch
+from speechbrain_ssl.pseudo_labels.decisions import Decisions
+from speechbrain_ssl.pseudo_labels.extract import embed_utterances
+
+
+class PseudoLabelBrain(SpeakerBrain):
+    """Trains an encoder on the classes of a label file.
+
+    Modules: ``encoder`` (a Branch without head) and ``classifier``.
+
+    Hyperparameters beside those of SpeakerBrain: ``view_sampler`` (of one
+    global crop, with its clean twin where labels are corrected); ``loss`` (a
+    GatedLoss); ``gate``, fitted at the end of each epoch to the log-losses of
+    all utterances; ``centroid_start`` (whether the classifier starts from the
+    classes' mean embeddings).
+
+    Arguments
+    ---------
+    labels : Labels
+        Utterances and their classes.
+    """
+
+    def __init__(self, labels, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.labels = labels
+        self.decisions = Decisions(torch.from_numpy(labels.classes))
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("decisions", self.decisions)
+
+    @property
+    def evaluated(self):
+        """The branch that is verified and exported."""
+        return self.module("encoder")
+
+    def on_fit_start(self):
+        """Starts the classifier where the encoder puts the classes."""
+        sampler = self.hparams.view_sampler
+        if sampler.corrupt_on == "device" and sampler.corruption is not None:
+            sampler.corruption.to(self.device)
+        resumed = self.checkpointer and self.checkpointer.list_checkpoints()
+        if self.hparams.centroid_start and not resumed:
+            self._start_from_centroids()
+        super().on_fit_start()
+
+    def _start_from_centroids(self):
+        """Gives each class's centers the mean of its unit embeddings."""
+        encoder = self.evaluated.eval()
+        points = embed_utterances(
+            encoder.embed,
+            self.labels.utterances,
+            self.hparams.view_sampler.sample_rate,
+            device=self.device,
+        )
+        encoder.train()
+        weight = self.module("classifier").weight
+        total = torch.zeros(self.labels.count, points.shape[1])
+        total.index_add_(0, self.decisions.labels, F.normalize(points, dim=-1))
+        subcenters = len(weight) // len(total)
+        # twins would stay twins: noise tells sub-centers apart
+        start = F.normalize(total, dim=-1).repeat_interleave(subcenters, 0)
+        if subcenters > 1:
+            start = start + 0.1 * torch.randn_like(start) / len(start[0]) ** 0.5
+        with torch.no_grad():
+            weight.copy_(distributed.from_first(start))
+
+    def compute_forward(self, batch, stage):
+        """Views of a batch to cosines.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            With ``views``, ``draws`` and ``index``.
+        stage : sb.Stage
+            Always TRAIN.
+
+        Returns
+        -------
+        embedding : torch.Tensor
+            Of the corrupted crop [batch, emb_dim].
+        cosines, clean_cosines : torch.Tensor
+            Of it and of its clean twin to all centers [batch, centers]; the
+            latter None before labels are corrected.
+        """
+        batch = batch.to(self.device)
+        sampler = self.hparams.view_sampler
+        wavs = batch.views.data
+        if sampler.corrupt_on == "device":
+            wavs = sampler.corrupt_batch(wavs, batch.draws.data)
+        crops, _ = sampler.split(wavs)
+        self.views_per_step = len(wavs)
+        embedding = self.modules.encoder(crops[:1]).embedding[0]
+        cosines = self.modules.classifier(embedding)
+        if self.epoch < self.hparams.loss.correct_from:
+            return embedding, cosines, None
+        return embedding, cosines, self._clean_cosines(crops[1])
+
+    @torch.no_grad()
+    def _clean_cosines(self, crop):
+        """What the model would say: no dropout, no statistics of a batch."""
+        encoder = self.module("encoder").eval()
+        embedding = encoder.embed(crop)
+        encoder.train()
+        return self.module("classifier")(embedding)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The gated loss; notes what was learnt of each utterance."""
+        _, cosines, clean_cosines = predictions
+        index = torch.as_tensor(batch.index)
+        labels = self.decisions.labels[index].to(self.device)
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            loss, learnt, self.batch_stats = self.hparams.loss(
+                cosines, labels, clean_cosines, self.hparams.gate, self.epoch
+            )
+        nothing = self.batch_stats["nothing_selected"]
+        self.nothing_to_learn = bool(nothing)
+        self.learnt = index.to(self.device), learnt
+        return loss
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Keeps the decisions for the gate."""
+        if self.batch_is_finite:
+            self.collapse.append(outputs[0][None])
+            self.decisions.write(*self.learnt)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empties the statistics, unless an epoch is resumed half-way."""
+        super().on_stage_start(stage, epoch)
+        if self.step == 0:
+            self.decisions.clear()
+
+    def describe_epoch(self, seconds):
+        """Fits the gate, and writes down what it says."""
+        warnings = super().describe_epoch(seconds)
+        decision = self.hparams.gate.fit(self.decisions.log_losses())
+        silent = self.decisions.silent_classes()
+        self.train_stats["silent_classes"] = silent / self.labels.count
+        if math.isfinite(decision.threshold):
+            self.train_stats["gate_log_loss"] = decision.threshold
+        epoch = self.hparams.epoch_counter.current
+        gated = epoch >= self.hparams.loss.gate_from
+        if gated and not decision.accepted:
+            warnings.append(f"Gate: {decision.reason}")
+        if distributed.rank() == 0:
+            self._write_decisions(epoch, decision)
+        return warnings
+
+    def _write_decisions(self, epoch, decision):
+        """Writes the gate of this epoch, and its decisions, for reports."""
+        folder = self.hparams.output_folder
+        threshold = decision.threshold
+        record = {
+            "epoch": epoch,
+            **decision._asdict(),
+            # JSON has no infinity: null is no gate
+            "threshold": threshold if math.isfinite(threshold) else None,
+            "histogram": self.decisions.histogram(),
+            **self.decisions.shares(),
+        }
+        write_epoch(os.path.join(folder, "gate.jsonl"), record)
+        self.decisions.write_csv(
+            os.path.join(folder, "decisions.csv"), self.labels.utterances.ids()
+        )
