@@ -1,0 +1,299 @@
+"""Labels from an encoder, training on them, labels from what came out, ...
+
+To run this recipe::
+
+    > python run_rounds.py hparams/rounds.yaml --data_folder /audio \
+        --model_folder results/dino/1/model
+
+Each stage is a command with a folder of its own: ``start/verify``,
+``round1/labels``, ``round1/train``, ``round1/verify``, ``round2/labels`` ...
+After a kill the same command goes on: what is done (``stage.json`` says so)
+is skipped, and the stage that was interrupted goes on from its own files. One
+that was begun with other settings or inputs is refused.
+
+``summary.json`` and ``rounds.html`` are written after each stage. Labels of
+speakers or trials, if given, are read for these alone. Run options
+(``--device`` ...) are handed on to all stages.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from typing import NamedTuple
+
+from audio_folder_prepare import prepare_audio_folder
+
+from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.options import load_experiment, run_option_types
+from speechbrain_ssl.pseudo_labels import labels
+from speechbrain_ssl.pseudo_labels.extract import encoder_hash, file_hash
+from speechbrain_ssl.report import rounds
+from speechbrain_ssl.stages import only_job, run_command, run_stage, settings_of
+
+logger = logging.getLogger(__name__)
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+# a link to this file in another recipe has that recipe's preparation beside it
+sys.path.insert(0, HERE)
+# of these settings not the path counts, but what is there
+FILES = ("train_annotation", "previous", "pseudo_labels")
+MODELS = ("model_folder", "init_from")
+# what a stage is run for
+WEIGHTS = os.path.join("model", "embedding_model.ckpt")
+RESULTS = {"ssl": WEIGHTS, "labels": labels.REPORT_NAME, "train": WEIGHTS}
+# what the report repeats
+SETTINGS = ["data_folder", "seed", "rounds", "init", "processes", "labels"]
+SETTINGS += ["train", "stop_agreement", "stop_growth"]
+
+
+class Stage(NamedTuple):
+    """A command, and where its results go.
+
+    Arguments
+    ---------
+    number : int
+        Round, from 1; 0 is before.
+    name : str
+        ssl, labels, train or verify.
+    folder : str
+        Its output_folder.
+    spec : dict
+        Its script, hparams and changes of these.
+    flags : dict
+        Settings that come from here.
+    """
+
+    number: int
+    name: str
+    folder: str
+    spec: dict
+    flags: dict
+
+    @property
+    def hparams_file(self):
+        """Its YAML, whose path starts in the recipe's folder."""
+        return os.path.join(HERE, self.spec["hparams"])
+
+
+def check_settings(hparams):
+    """Finds mistakes in the settings before anything runs."""
+    for key in ("rounds", "processes"):
+        if not (isinstance(hparams[key], int) and hparams[key] >= 1):
+            raise ValueError(f"{key} must be a whole number from 1")
+    if hparams["init"] not in ("start", "previous"):
+        raise ValueError(
+            "init must be start (each round trains on from the first encoder) "
+            f"or previous (from the last one), not {hparams['init']!r}"
+        )
+    if not isinstance(hparams["trials"], list):
+        raise ValueError("trials must be a list, such as [trials.txt]")
+    keys = ("data_folder", "model_folder", "train_annotation", "truth")
+    for path in [*map(hparams.get, keys), *hparams["trials"]]:
+        if path is not None and not os.path.exists(path):
+            raise FileNotFoundError(f"There is no {path}")
+
+
+def check_stages(stages, hparams):
+    """Finds settings that the hparams files do not have."""
+    for stage in stages:
+        check_stage(stage)
+    for key in hparams["shared"]:
+        if not any(key in {**s.flags, **s.spec["changes"]} for s in stages):
+            raise ValueError(f"shared: no stage has a key {key!r}")
+
+
+def check_stage(stage):
+    """Finds settings that the hparams file of a stage does not have."""
+    changes = stage.spec["changes"]
+    known = {*settings_of(stage.hparams_file), *run_option_types()}
+    if unknown := {*stage.flags, *changes} - known:
+        raise ValueError(f"{stage.hparams_file} has no key {min(unknown)!r}")
+    if both := stage.flags.keys() & changes:
+        raise ValueError(
+            f"{stage.name}: {min(both)} is set by run_rounds.py; leave it out "
+            "of the changes"
+        )
+    try:
+        json.dumps(changes, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{stage.name}: the changes must be plain values ({error}). For "
+            f"others make a copy of {stage.hparams_file}"
+        ) from error
+
+
+def plan(hparams):
+    """All stages in order, if nothing stops the rounds."""
+    data = {"data_folder": hparams["data_folder"], "seed": hparams["seed"]}
+    listed = {**data, "train_annotation": hparams["train_annotation"]}
+    stages = []
+
+    def add(number, name, spec, **flags):
+        place = f"round{number}" if number else "start"
+        folder = os.path.join(hparams["output_folder"], place, name)
+        flags["output_folder"] = folder
+        stage = Stage(number, name, folder, spec, flags)
+        wanted = settings_of(stage.hparams_file).keys() - spec["changes"]
+        offered = {**hparams["shared"], "round_index": number - 1}
+        flags.update({k: v for k, v in offered.items() if k in wanted})
+        stages.append(stage)
+        return folder
+
+    def add_model(number, model):
+        inputs = {"model_folder": model, "trials": hparams["trials"]}
+        if hparams["trials"]:
+            add(number, "verify", hparams["verify"], **inputs)
+        return model
+
+    start = hparams["model_folder"]
+    if start is None:
+        folder = add(0, "ssl", hparams["ssl"], **listed, skip_prep=True)
+        start = os.path.join(folder, "model")
+    model = add_model(0, start)
+    previous = {}
+    for number in range(1, hparams["rounds"] + 1):
+        inputs = {**listed, **previous, "model_folder": model}
+        folder = add(number, "labels", hparams["labels"], **inputs)
+        previous = {"previous": os.path.join(folder, labels.CSV_NAME)}
+        inputs = {**listed, "pseudo_labels": previous["previous"]}
+        inputs["init_from"] = start if hparams["init"] == "start" else model
+        folder = add(number, "train", hparams["train"], **inputs)
+        model = add_model(number, os.path.join(folder, "model"))
+    return stages
+
+
+def list_audio(hparams):
+    """Lists the folder of audio once, for all rounds."""
+    prepare = prepare_audio_folder
+    if hparams.get("prepare"):  # of a recipe that knows its corpus
+        prepare = hparams["prepare"]
+    settings = {
+        "data_folder": hparams["data_folder"],
+        "min_seconds": hparams["min_seconds"],
+    }
+    inputs = {**settings, **getattr(prepare, "keywords", {})}
+    path = hparams["train_annotation"]
+
+    def work():
+        prepare(save_csv=path, **settings)
+
+    run_stage(os.path.dirname(path), inputs, work)
+
+
+def inputs_of(stage, processes):
+    """All that decides what a stage makes, to tell if it has changed."""
+    inputs = {**stage.spec, "processes": processes}
+    for key, value in settings_of(stage.hparams_file).items():
+        inputs[f"hparams: {key}"] = value
+    for key, value in stage.flags.items():
+        if key in FILES:
+            value = f"SHA-256 {file_hash(value)}"
+        elif key in MODELS:
+            value = f"SHA-256 {encoder_hash(value)}"
+        if key != "output_folder":
+            inputs[f"--{key}"] = value
+    return inputs
+
+
+def command_of(stage, processes, options):
+    """The command line of a stage."""
+    launcher = [sys.executable]
+    if processes > 1 and stage.name != "verify":
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc_per_node={processes}"]
+    script = os.path.join(HERE, stage.spec["script"])
+    flags = {**options, **stage.flags, **stage.spec["changes"]}
+    command = [*launcher, script, stage.hparams_file]
+    for key, value in flags.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        command.append(f"--{key}={text}")
+    return command
+
+
+def run(stage, processes, options, lock):
+    """Runs a stage if it is not done; says whether it was run."""
+    command = command_of(stage, processes, options)
+    inputs = inputs_of(stage, processes)
+
+    def work():
+        print(f"*** {stage.folder}", flush=True)
+        code = run_command(command, stage.folder, lock)
+        result = os.path.join(stage.folder, RESULTS.get(stage.name, ""))
+        if code == 0 and not os.path.exists(result):
+            raise FileNotFoundError(f"{stage.folder} did not make {result}")
+        return code
+
+    return run_stage(stage.folder, inputs, work, command)
+
+
+def run_all(stages, hparams, options, lock):
+    """Runs the stages until the rounds are over; reports after each."""
+    limits = hparams["stop_agreement"], hparams["stop_growth"]
+    truth, data_folder = hparams["truth"], hparams["data_folder"]
+    rows, model, outcome = [], hparams["model_folder"], None
+    for stage in stages:
+        if stage.name in ("labels", "train"):
+            outcome = rounds.why_stop(rows, *limits)
+        if outcome:
+            break
+        is_new = run(stage, hparams["processes"], options, lock)
+        place = (stage.folder, stage.number, stage.name)
+        rows.append(rounds.read_stage(*place, truth, data_folder))
+        if stage.name in ("ssl", "train"):
+            model = os.path.join(stage.folder, "model")
+        report(hparams, rows, model, f"{stage.folder} is done.", False)
+        if is_new:
+            print(rounds.text(rows), flush=True)
+    outcome = outcome or f"All rounds are done: {hparams['rounds']}."
+    page = report(hparams, rows, model, outcome, True)
+    print(f"{rounds.text(rows)}\n{outcome}\nModel: {model}\nReport: {page}")
+    return rows
+
+
+def report(hparams, rows, model, outcome, finished):
+    """Writes summary.json and rounds.html; returns the latter's path."""
+    summary = {
+        "title": "Rounds of pseudo-labels",
+        "outcome": outcome,
+        "finished": finished,
+        "model": model,
+        "settings": {key: hparams[key] for key in SETTINGS},
+        "stages": rows,
+    }
+    return rounds.write_rounds(hparams["output_folder"], summary)
+
+
+def main(argv):
+    """Checks, lists the audio, runs the rounds; returns a row per stage."""
+    _, run_opts, hparams, _ = load_experiment(argv)
+    typed = {word.partition("=")[0] for word in argv}
+    options = [name for name in run_option_types() if f"--{name}" in typed]
+    options = {name: getattr(run_opts, name) for name in options}
+    check_settings(hparams)
+    for key in ("data_folder", "output_folder"):
+        hparams[key] = os.path.abspath(hparams[key])
+    data_folder, root = hparams["data_folder"], hparams["output_folder"]
+    is_listed = hparams["train_annotation"] is not None
+    if not is_listed:
+        hparams["train_annotation"] = os.path.join(root, "data", "train.csv")
+    stages = plan(hparams)
+    check_stages(stages, hparams)
+    with only_job(root) as lock:
+        if not is_listed:
+            list_audio(hparams)
+        if hparams["truth"] is not None:  # a wrong file is found out now
+            rows = read_annotation(hparams["train_annotation"], data_folder)
+            labels.read_truth(hparams["truth"], list(rows.ids()))
+        return run_all(stages, hparams, options, lock)
+
+
+if __name__ == "__main__":
+    # the running stage is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_rounds.py: ended"))
+    try:
+        main(sys.argv[1:])
+    except (ImportError, OSError, ValueError) as error:
+        logger.debug("Stopped", exc_info=True)
+        sys.exit(f"run_rounds.py: {error}")

@@ -1,0 +1,1 @@
+../../AudioFolder/SSL/run_rounds.py

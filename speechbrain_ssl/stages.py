@@ -1,0 +1,243 @@
+"""Stages of a long job, each done once, whatever kills the job in between.
+
+A stage has a folder. ``stage.json`` in it is written when the stage begins,
+with all that decides what comes out, and again when it is done. Who runs the
+job again skips what is done, repeats what is not, and is told if a stage was
+begun with something else than it would be now.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import ruamel.yaml
+
+from speechbrain_ssl.dataio.annotations import open_whole
+
+MARK, LOG, LOCK = "stage.json", "stage.log", ".lock"
+DIFFERENCES, TAIL_LINES, TAIL_BYTES, WIDTH = 8, 15, 20000, 70
+
+
+@contextlib.contextmanager
+def only_job(folder):
+    """Waits until nothing works in a folder any more.
+
+    Commands started by ``run_command`` hold the lock as well: one that has
+    outlived a job that was killed is waited for.
+
+    Arguments
+    ---------
+    folder : str
+        The folder of the job; it is made.
+
+    Yields
+    ------
+    io.IOBase
+        The lock, for ``run_command``.
+    """
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, LOCK), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"Something still works in {folder}: the same job, or a stage "
+                "that outlived it. Waiting until it ends.",
+                flush=True,
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+def run_stage(folder, inputs, work, command=()):
+    """Does the work of a stage, unless it is done.
+
+    Arguments
+    ---------
+    folder : str
+        The stage's folder; it is made.
+    inputs : dict
+        All that decides what comes out, as JSON: settings, and hashes of
+        files.
+    work : Callable
+        Does it; returns an exit code, or None for 0. May find what an
+        earlier attempt left behind.
+    command : list of str
+        What is run, for those who read stage.json.
+
+    Returns
+    -------
+    bool
+        Whether there was something to do.
+
+    Raises
+    ------
+    ValueError
+        If the stage was begun with other inputs.
+    ChildProcessError
+        If the exit code is not 0.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path") / "labels"
+    >>> run_stage(folder, {"seed": 1}, lambda: print("working"))
+    working
+    True
+    >>> run_stage(folder, {"seed": 1}, lambda: print("working"))
+    False
+    """
+    path = os.path.join(folder, MARK)
+    inputs = json.loads(json.dumps(inputs))
+    mark = {"attempts": 0, "seconds": 0.0}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            mark = json.load(file)
+        _refuse_others(folder, mark["inputs"], inputs)
+        if mark["exit_code"] == 0:
+            return False
+    mark["attempts"] += 1
+    mark.update(command=list(command), inputs=inputs, exit_code=None)
+    _write(path, mark)
+    began = time.monotonic()
+    mark["exit_code"] = work() or 0
+    mark["seconds"] += time.monotonic() - began
+    _write(path, mark)
+    if mark["exit_code"]:
+        raise ChildProcessError(_failure(folder, mark["exit_code"]))
+    return True
+
+
+def run_command(command, folder, lock):
+    """Runs a command; its output goes to the console and to ``stage.log``.
+
+    Arguments
+    ---------
+    command : list of str
+        The program and its arguments.
+    folder : str
+        The stage's folder.
+    lock : io.IOBase
+        What ``only_job`` gave.
+
+    Returns
+    -------
+    int
+        The exit code; -9 if signal 9 ended it.
+    """
+    process = None
+    with open(os.path.join(folder, LOG), "ab") as log:
+        log.write(f"> {shlex.join(command)}\n".encode())
+        log.flush()
+        try:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                # whoever waits for the lock waits for the command, too
+                pass_fds=[lock.fileno()],
+            )
+            while chunk := process.stdout.read1():
+                for file in (log, sys.stdout.buffer):
+                    file.write(chunk)
+                    file.flush()
+            return process.wait()
+        finally:
+            if process is not None and process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def settings_of(hparams_file):
+    """Reads the settings in a YAML file, and makes no objects of them.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML file.
+
+    Returns
+    -------
+    dict
+        Key -> value, texts as they stand there; ``[tag, value]`` where there
+        is a tag such as ``!new:``.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "train.yaml"
+    >>> _ = file.write_text("lr: 0.1 # high\\nnet: !new:my.Net {dim: 8}\\n")
+    >>> settings_of(file)
+    {'lr': '0.1', 'net': ['!new:my.Net', {'dim': '8'}]}
+    """
+
+    def plain(node):
+        if isinstance(node, ruamel.yaml.MappingNode):
+            value = {key.value: plain(inner) for key, inner in node.value}
+        elif isinstance(node, ruamel.yaml.SequenceNode):
+            value = [plain(inner) for inner in node.value]
+        else:
+            value = node.value
+        return [node.tag, value] if node.tag.startswith("!") else value
+
+    with open(hparams_file, encoding="utf-8") as file:
+        return plain(ruamel.yaml.YAML().compose(file))
+
+
+def _write(path, mark):
+    with open_whole(path) as file:
+        json.dump(mark, file, indent=1)
+
+
+def _refuse_others(folder, before, now):
+    """Says what differs from what the stage was begun with."""
+    keys = [
+        key
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if not keys:
+        return
+    lines = [
+        f"  {key}: {_short(before.get(key))} then, {_short(now.get(key))} now"
+        for key in keys[:DIFFERENCES]
+    ]
+    if len(keys) > DIFFERENCES:
+        lines.append(f"  and {len(keys) - DIFFERENCES} more")
+    raise ValueError(
+        f"{folder} was begun with other settings or inputs:\n"
+        + "\n".join(lines)
+        + "\nGive it what it had, or choose a new output_folder. To do this "
+        f"stage again here, delete {folder} and the folders of the stages "
+        "that use what it makes."
+    )
+
+
+def _short(value):
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+
+
+def _failure(folder, code):
+    """What went wrong, with the last lines of the log."""
+    ended = f"exit code {code}"
+    if code < 0:
+        ended = f"{ended} ({signal.Signals(-code).name})"
+    path = os.path.join(folder, LOG)
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    # of a progress bar only its last state
+    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
+    lines = [line for line in lines if line.strip()][-TAIL_LINES:]
+    return (
+        f"The stage {folder} ended with {ended}. Its output is in {path}; the "
+        "last lines:\n"
+        + "\n".join(f"  {line}" for line in lines)
+        + "\nThe same command goes on from here."
+    )

@@ -1,0 +1,538 @@
+"""The driver of the rounds, with scripts that only pretend to learn."""
+
+import functools
+import importlib.util
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import pytest
+
+RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
+HPARAMS = RECIPES / "AudioFolder/SSL/hparams/rounds.yaml"
+
+# Each script notes its arguments and whether another process works in its
+# folder at the same time. Labels come in chunks, models in epochs; both go on
+# from what is there, as those of the recipe do.
+COMMON = """\
+import fcntl, hashlib, json, os, sys, time
+args = dict(word[2:].split("=", 1) for word in sys.argv[2:])
+out = args["output_folder"]
+os.makedirs(out, exist_ok=True)
+lock = open(os.path.join(out, "working"), "w")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    open(os.path.join(out, "overlap"), "w").close()
+lock.write(str(os.getpid()))
+lock.flush()
+with open(os.path.join(out, "args.json"), "w") as file:
+    json.dump(args, file)
+
+def digest(*paths):
+    return hashlib.sha256(b"".join(open(p, "rb").read() for p in paths))
+
+def step(name, text):
+    path = os.path.join(out, name)
+    if not os.path.exists(path):
+        time.sleep(float(args.get("pause", 0)))
+        with open(path + ".part", "w") as file:
+            file.write(text)
+        os.replace(path + ".part", path)
+    print(name, "is there")
+    return open(path).read()
+
+def write(name, text):
+    os.makedirs(os.path.dirname(os.path.join(out, name)), exist_ok=True)
+    with open(os.path.join(out, name), "w") as file:
+        file.write(text)
+
+if os.path.exists(args.get("fail_if", "")):
+    print("the disk is on fire")
+    sys.exit(3)
+"""
+LABELS = """\
+model = os.path.join(args["model_folder"], "embedding_model.ckpt")
+found = digest(model, args["train_annotation"]).hexdigest() + args["seed"]
+rows = open(args["train_annotation"]).read().split()
+labels = [step(f"chunk{n}", str(int(found[n], 16) % 2)) for n in range(2)]
+labels = [labels[0], labels[1], str(1 - int(labels[0])), "1"]
+rows = [f"{row},{label}" for row, label in zip(rows[1:], labels)]
+head = "ID,duration,wav,start,stop,spk_id"
+write("pseudo_labels.csv", "\\n".join([head, *rows]) + "\\n")
+ari = float(args.get("ari", 0.5)) if "previous" in args else None
+write("report.json", json.dumps({"quality": {
+    "clusters": 2, "labelled": 4, "own_cosine": {"mean": 0.8},
+    "margin": {"mean": 0.3}, "misplaced": 0.1, "stability": {"ARI": 0.7},
+    "previous": None if ari is None else {"ARI": ari}, "warnings": [],
+}}))
+"""
+TRAIN = """\
+init = os.path.join(args["init_from"], "embedding_model.ckpt")
+found = digest(init, args["pseudo_labels"]).hexdigest()
+for epoch in (1, 2):
+    step(f"epoch{epoch}", found)
+growth = float(args.get("growth", 0.1)) * int(args["round_index"])
+write("train_log.jsonl", json.dumps({
+    "epoch": 2, "warnings": ["Gate: too early"],
+    "train": {"trusted": 0.5 + growth, "corrected": 0.1},
+}) + "\\n")
+write("model/hyperparams.yaml", "")
+write("model/embedding_model.ckpt", found)
+"""
+SSL = """\
+write("model/hyperparams.yaml", "")
+write("model/embedding_model.ckpt", args["train_annotation"])
+"""
+VERIFY = """\
+for path in json.loads(args["trials"]):
+    name = os.path.splitext(os.path.basename(path))[0]
+    eer = 20.0 if "round2" in out else 10.0
+    write(f"{name}/metrics.json", json.dumps({
+        "EER": eer, "EER_low": 9.0, "EER_high": 21.0, "minDCF_0.01": 0.5,
+    }))
+"""
+KEYS = {
+    "train_ssl": "data_folder train_annotation seed output_folder skip_prep",
+    "make_pseudo_labels": "model_folder data_folder train_annotation seed "
+    "output_folder previous ari pause fail_if",
+    "train_pseudo_labels": "data_folder train_annotation seed output_folder "
+    "pseudo_labels init_from round_index growth pause fail_if",
+    "verify": "model_folder output_folder trials",
+}
+YAMLS = {
+    "train_ssl": "train_dino",
+    "make_pseudo_labels": "pseudo_labels",
+    "train_pseudo_labels": "train_dlg_lc",
+    "verify": "verify",
+}
+
+
+def load_script(recipe="AudioFolder"):
+    path = RECIPES / recipe / "SSL/run_rounds.py"
+    spec = importlib.util.spec_from_file_location("run_rounds", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(RECIPES / "AudioFolder/SSL")
+    return load_script()
+
+
+@pytest.fixture
+def place(script, monkeypatch, tmp_path):
+    """A recipe of pretenders, a training CSV and a first encoder."""
+    (tmp_path / "hparams").mkdir()
+    bodies = [SSL, LABELS, TRAIN, VERIFY]
+    for (name, keys), body in zip(KEYS.items(), bodies):
+        (tmp_path / f"{name}.py").write_text(COMMON + body)
+        yaml = "".join(f"{key}: 0 # none\n" for key in keys.split())
+        (tmp_path / "hparams" / f"{YAMLS[name]}.yaml").write_text(yaml)
+    rows = [f"{name},1.5,$data_root/{name}.wav,0,24000" for name in "abcd"]
+    head = "ID,duration,wav,start,stop"
+    (tmp_path / "train.csv").write_text("\n".join([head, *rows]) + "\n")
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/hyperparams.yaml").write_text("")
+    (tmp_path / "model/embedding_model.ckpt").write_text("first")
+    monkeypatch.setattr(script, "HERE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def run(script, place):
+    """Runs the rounds in this process; ``out`` is their folder."""
+
+    def run(*flags, out="out"):
+        return script.main(
+            [
+                str(HPARAMS),
+                f"--data_folder={place}/audio",
+                f"--train_annotation={place}/train.csv",
+                f"--output_folder={place}/{out}",
+                *(f.replace("PLACE", str(place)) for f in flags),
+            ]
+        )
+
+    return functools.partial(run, f"--model_folder={place}/model")
+
+
+def args_of(folder):
+    return json.loads((folder / "args.json").read_text())
+
+
+def marks_of(folder):
+    return {
+        str(path.parent.relative_to(folder)): json.loads(path.read_text())
+        for path in sorted(folder.glob("*/*/stage.json"))
+    }
+
+
+def results_of(folder):
+    """Bytes of all labels and models."""
+    names = ("pseudo_labels.csv", "embedding_model.ckpt")
+    return [p.read_bytes() for n in names for p in sorted(folder.rglob(n))]
+
+
+def test_each_round_gets_labels_of_the_encoder_before(run, place, capfd):
+    rows = run("--rounds=3")
+    out = place / "out"
+    assert [(row["round"], row["stage"]) for row in rows] == [
+        (n, stage) for n in (1, 2, 3) for stage in ("labels", "train")
+    ]
+    for number in (1, 2, 3):
+        labels = args_of(out / f"round{number}/labels")
+        train = args_of(out / f"round{number}/train")
+        before = out / f"round{number - 1}"
+        model = place if number == 1 else before / "train"
+        assert labels["model_folder"] == str(model / "model")
+        assert labels.get("previous") == (
+            None if number == 1 else str(before / "labels/pseudo_labels.csv")
+        )
+        assert train["init_from"] == str(place / "model")
+        assert train["pseudo_labels"] == str(
+            out / f"round{number}/labels/pseudo_labels.csv"
+        )
+        assert train["round_index"] == str(number - 1)
+        assert {labels["seed"], train["seed"]} == {"1"}
+        assert labels["train_annotation"] == train["train_annotation"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["stages"] == rows
+    assert summary["finished"] is True
+    assert summary["model"] == str(out / "round3/train/model")
+    assert "decided nothing" in summary["label_use"]
+    assert "round3/train" in (out / "rounds.html").read_text()
+    printed = capfd.readouterr().out
+    assert "chunk1 is there" in printed
+    assert "ARI round before" in printed
+    log = (out / "round1/labels/stage.log").read_text()
+    assert "chunk1 is there" in log and "make_pseudo_labels.py" in log
+
+
+def test_init_previous_trains_on_from_the_round_before(run, place):
+    run("--rounds=2", "--init=previous")
+    found = args_of(place / "out/round2/train")["init_from"]
+    assert found == str(place / "out/round1/train/model")
+
+
+def test_round_index_goes_only_where_a_yaml_has_it(script, place, run):
+    yaml = place / "hparams/train_dlg_lc.yaml"
+    yaml.write_text(yaml.read_text().replace("round_index: 0 # none\n", ""))
+    with pytest.raises(ChildProcessError):  # the pretender wants it
+        run()
+    assert "round_index" not in args_of(place / "out/round1/train")
+
+
+def test_run_options_and_changes_reach_the_stages(run, place):
+    run("--rounds=1", "--device=cpu", "--labels={changes: {ari: 0.2}}")
+    labels = args_of(place / "out/round1/labels")
+    assert (labels["ari"], labels["device"]) == ("0.2", "cpu")
+    train = args_of(place / "out/round1/train")
+    assert "ari" not in train and train["device"] == "cpu"
+
+
+def test_shared_settings_go_where_a_yaml_has_them(run, place):
+    run("--rounds=1", "--shared={pause: 0.01, ari: 0.3}")
+    labels = args_of(place / "out/round1/labels")
+    assert (labels["pause"], labels["ari"]) == ("0.01", "0.3")
+    train = args_of(place / "out/round1/train")
+    assert train["pause"] == "0.01" and "ari" not in train
+
+
+def test_the_same_command_again_does_nothing_again(run, place, capfd):
+    rows = run()
+    before = marks_of(place / "out")
+    assert {mark["exit_code"] for mark in before.values()} == {0}
+    capfd.readouterr()
+    assert run() == rows
+    assert marks_of(place / "out") == before
+    assert "chunk" not in capfd.readouterr().out
+
+
+def test_more_rounds_go_on_after_the_last(run, place):
+    run("--rounds=1")
+    before = marks_of(place / "out")
+    run("--rounds=2")
+    after = marks_of(place / "out")
+    assert len(after) == 4
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("--seed=2", "--seed: 1 then, 2 now"),
+        ("--labels={changes: {ari: 0.9}}", '"ari": 0.9'),
+        ("--processes=2", "processes: 1 then, 2 now"),
+        ("--model_folder=PLACE/other", "--model_folder: "),
+    ],
+)
+def test_another_setting_is_refused(script, run, place, flag, said):
+    other = place / "other"
+    other.mkdir()
+    (other / "hyperparams.yaml").write_text("")
+    (other / "embedding_model.ckpt").write_text("second")
+    run("--rounds=1")
+    before = marks_of(place / "out")
+    call = run
+    if "model_folder" in flag:
+        call = functools.partial(run.func)
+    with pytest.raises(ValueError) as error:
+        call("--rounds=1", flag)
+    assert said in str(error.value)
+    assert str(place / "out/round1/labels") in str(error.value)
+    assert "new output_folder" in str(error.value)
+    assert marks_of(place / "out") == before
+
+
+def test_a_change_in_a_yaml_is_refused_a_comment_is_not(run, place):
+    run("--rounds=1")
+    yaml = place / "hparams/train_dlg_lc.yaml"
+    text = yaml.read_text()
+    yaml.write_text(text.replace("# none", "# a better comment"))
+    run("--rounds=1")
+    yaml.write_text(text.replace("growth: 0", "growth: 5"))
+    with pytest.raises(ValueError, match='growth: "0" then, "5" now'):
+        run("--rounds=1")
+
+
+def test_a_change_of_what_was_interrupted_is_refused(run, place):
+    (place / "fire").write_text("")
+    with pytest.raises(ChildProcessError):
+        run("--train={changes: {fail_if: PLACE/fire}}")
+    with pytest.raises(ValueError, match="round1/train was begun"):
+        run()
+
+
+def test_labels_changed_by_hand_are_noticed(run, place):
+    run("--rounds=1")
+    labels = place / "out/round1/labels/pseudo_labels.csv"
+    labels.write_text(labels.read_text().replace(",1\n", ",0\n"))
+    with pytest.raises(ValueError, match="round1/train .*\n.*pseudo_labels"):
+        run("--rounds=1")
+
+
+def test_a_stage_that_fails_is_named_with_the_end_of_its_log(run, place):
+    (place / "fire").write_text("")
+    flags = ["--train={changes: {fail_if: PLACE/fire}}", "--rounds=1"]
+    with pytest.raises(ChildProcessError) as error:
+        run(*flags)
+    for text in ("round1/train", "exit code 3", "stage.log", "on fire"):
+        assert text in str(error.value)
+    summary = json.loads((place / "out/summary.json").read_text())
+    assert summary["finished"] is False
+    assert [row["stage"] for row in summary["stages"]] == ["labels"]
+
+    (place / "fire").unlink()
+    run(*flags)
+    marks = marks_of(place / "out")
+    assert marks["round1/labels"]["attempts"] == 1
+    assert marks["round1/train"]["attempts"] == 2
+    assert marks["round1/train"]["exit_code"] == 0
+
+
+def test_a_stage_without_its_result_is_not_done(run, place):
+    (place / "make_pseudo_labels.py").write_text("print('part 0 is done')")
+    with pytest.raises(FileNotFoundError, match="did not make .*report.json"):
+        run()
+
+
+@pytest.mark.parametrize("victim", ["driver", "stage"])
+@pytest.mark.parametrize("moment", ["labels/chunk0", "train/epoch1"])
+def test_after_a_kill_the_labels_are_those_of_a_run_without(
+    run, place, victim, moment
+):
+    pause = "{changes: {pause: 0.2}}"
+    flags = [f"--labels={pause}", f"--train={pause}", "--rounds=2"]
+    run(*flags, out="straight")
+    context = multiprocessing.get_context("fork")
+    driver = context.Process(target=run, args=flags)
+    driver.start()
+    reached = place / "out/round2" / moment
+    end = time.monotonic() + 60
+    while not reached.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    if victim == "driver":
+        driver.kill()
+    else:
+        working = reached.parent / "working"
+        os.kill(int(working.read_text()), signal.SIGKILL)
+    driver.join()
+    assert driver.exitcode != 0
+    stage = str(reached.parent.relative_to(place / "out"))
+    # None: nobody was there to see how it ended
+    code = None if victim == "driver" else -9
+    assert marks_of(place / "out")[stage]["exit_code"] == code
+
+    run(*flags)
+    assert results_of(place / "out") == results_of(place / "straight")
+    marks = marks_of(place / "out")
+    assert {n: m["attempts"] for n, m in marks.items()} == {
+        name: 2 if name == stage else 1 for name in marks
+    }
+    assert not list(place.rglob("overlap"))
+
+
+def test_labels_like_those_before_end_the_rounds(run, place, capfd):
+    rows = run("--rounds=5", "--labels={changes: {ari: 0.96}}")
+    assert [row["stage"] for row in rows] == ["labels", "train", "labels"]
+    summary = json.loads((place / "out/summary.json").read_text())
+    assert "ARI 0.960" in summary["outcome"]
+    assert summary["outcome"] in capfd.readouterr().out
+    assert summary["model"] == str(place / "out/round1/train/model")
+    assert not (place / "out/round2/train").exists()
+
+
+def test_a_share_that_does_not_grow_ends_the_rounds(run, place):
+    flags = ["--rounds=5", "--train={changes: {growth: 0.01}}"]
+    flags += ["--trials=[PLACE/train.csv]"]
+    rows = run(*flags, "--stop_growth=0.05")
+    assert rows[-1]["round"] == 2
+    summary = json.loads((place / "out/summary.json").read_text())
+    assert "0.600 to 0.610" in summary["outcome"]
+    flags[0] = "--rounds=3"
+    assert run(*flags, "--stop_growth=null")[-1]["round"] == 3
+
+
+def test_labels_reach_the_report_alone(run, place):
+    plain = run("--rounds=2", "--train={changes: {growth: 0.1}}")
+    truth = place / "truth.csv"
+    truth.write_text("ID,spk_id\na,x\nb,x\nc,y\nd,y\n")
+    (place / "easy.txt").write_text("1 a b\n")
+    flags = ["--truth=PLACE/truth.csv", "--trials=[PLACE/easy.txt]"]
+    rows = run("--rounds=2", "--train={changes: {growth: 0.1}}", *flags)
+    # the rows of before are the same, but for what needs labels
+    stripped = [
+        {key: value for key, value in row.items() if key != "oracle"}
+        for row in rows
+        if row["stage"] != "verify"
+    ]
+    assert stripped == plain
+    assert [row["round"] for row in rows if row["stage"] == "verify"] == [
+        0,
+        1,
+        2,
+    ]
+    assert rows[1]["oracle"]["speakers"] == 2
+    for folder in (place / "out").glob("round*/*"):
+        arguments = args_of(folder)
+        assert "truth" not in arguments
+        assert ("trials" in arguments) == (folder.name == "verify")
+    page = (place / "out/rounds.html").read_text()
+    assert "From true labels, for this report only" in page
+    assert "From the labels of trials, for this report only" in page
+    assert "20.00 [9.00, 21.00]" in page
+
+
+def test_without_a_model_an_encoder_is_trained_first(run, place):
+    rows = run.func("--rounds=1")
+    assert [row["stage"] for row in rows] == ["ssl", "labels", "train"]
+    first = place / "out/start/ssl"
+    assert args_of(first)["skip_prep"] == "true"
+    labels = args_of(place / "out/round1/labels")
+    assert labels["model_folder"] == str(first / "model")
+
+
+def test_the_audio_is_listed_once(script, place, run, monkeypatch):
+    calls = []
+
+    def prepare(data_folder, save_csv, min_seconds):
+        calls.append(min_seconds)
+        text = (place / "train.csv").read_text()
+        pathlib.Path(save_csv).write_text(text)
+
+    monkeypatch.setattr(script, "prepare_audio_folder", prepare)
+    arguments = [
+        str(HPARAMS),
+        f"--data_folder={place}/audio",
+        f"--model_folder={place}/model",
+        f"--output_folder={place}/out",
+    ]
+    script.main(arguments)
+    script.main(arguments)
+    assert calls == [1.0]
+    for number in (1, 2):
+        found = args_of(place / f"out/round{number}/train")
+        assert found["train_annotation"] == str(place / "out/data/train.csv")
+    with pytest.raises(ValueError, match="min_seconds: 1.0 then, 2.0 now"):
+        script.main([*arguments, "--min_seconds=2.0"])
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("--rounds=0", "rounds must be"),
+        ("--processes=two", "processes must be"),
+        ("--init=last", "init must be start"),
+        ("--trials=list.txt", "trials must be a list"),
+        ("--truth=no.csv", "no.csv"),
+        ("--model_folder=nowhere", "nowhere"),
+        ("--labels={changes: {arj: 0.5}}", "no key 'arj'"),
+        ("--shared={arj: 0.5}", "no stage has a key 'arj'"),
+        ("--train={changes: {init_from: x}}", "init_from is set by"),
+        ("--train={changes: {growth: .inf}}", "plain values"),
+        ("--train={hparams: hparams/none.yaml}", "none.yaml"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_runs(run, place, flag, said):
+    call = run.func if "model_folder" in flag else run
+    with pytest.raises((ValueError, OSError), match=said):
+        call(flag)
+    assert not (place / "out").exists()
+
+
+def test_wrong_speakers_are_found_out_before_anything_runs(run, place):
+    (place / "truth.csv").write_text("ID,spk_id\nz,1\n")
+    with pytest.raises(ValueError, match="knows none"):
+        run("--truth=PLACE/truth.csv")
+    assert not marks_of(place / "out")
+
+
+def test_processes_share_training_and_extraction(script):
+    spec = {"script": "x.py", "hparams": "x.yaml", "changes": {}}
+    stages = [
+        script.Stage(1, name, "out", spec, {}) for name in ("train", "verify")
+    ]
+    train, verify = (script.command_of(s, 4, {}) for s in stages)
+    assert "torch.distributed.run" in train
+    assert "--nproc_per_node=4" in train
+    assert "torch.distributed.run" not in verify
+
+
+@pytest.mark.parametrize("train", ["dlg_lc", "lgl", "ungated"])
+@pytest.mark.parametrize("recipe", ["AudioFolder", "VoxCeleb"])
+def test_the_hparams_of_the_recipe_have_all_keys(script, recipe, train):
+    """Also those that are run elsewhere, on GPUs, for days."""
+    if recipe == "VoxCeleb":
+        script = load_script(recipe)
+    folder = RECIPES / recipe / "SSL"
+    _, _, hparams, _ = script.load_experiment(
+        [
+            str(folder / "hparams/rounds.yaml"),
+            f"--data_folder={folder}",
+            "--trials=[list.txt]",
+            f"--train={{hparams: hparams/train_{train}.yaml}}",
+        ]
+    )
+    stages = script.plan({**hparams, "train_annotation": "train.csv"})
+    assert len(stages) == 2 + 3 * hparams["rounds"]
+    for stage in stages:
+        script.check_stage(stage)
+        assert (folder / stage.spec["script"]).is_file()
+    yamls = [
+        RECIPES / name / "SSL/hparams/pseudo_labels.yaml"
+        for name in ("AudioFolder", recipe)
+    ]
+    first, second = (list(script.settings_of(path)) for path in yamls)
+    assert first == second
+    asked = ["round_index" in s.flags for s in stages if s.name == "train"]
+    assert all(asked) if train == "lgl" else not any(asked)
