@@ -6,6 +6,7 @@ for high-performance robust speaker verification", 2023
 it serves every objective.
 """
 
+import inspect
 import logging
 import math
 
@@ -13,7 +14,6 @@ import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import adjusted_rand_score
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 MODES = ("global_from_anchor", "global_split", "all_random")
 # streams of random numbers that belong to an utterance, not to one view
 PARTNERS = 1001
+# Length of the noise that clusters have to withstand, for unit embeddings:
+# it takes them to a cosine of 0.9 with themselves. It has no regard to how
+# alike all embeddings are, so that an encoder that tells little apart fails,
+# however stable its clusters are otherwise.
+NOISE = 0.5
 
 
 @register_checkpoint_hooks
@@ -40,8 +45,9 @@ class ClusterTable:
     Arguments
     ---------
     clusterer : callable
-        Takes ``n_clusters`` and ``random_state``, and returns an object with
-        scikit-learn's ``fit_predict``.
+        Takes ``n_clusters`` and, if it has an argument of that name,
+        ``random_state``; returns an object with scikit-learn's
+        ``fit_predict``.
     clusters : float or callable
         Number of clusters, or a schedule of it; below one it is a share of
         the number of utterances.
@@ -52,10 +58,10 @@ class ClusterTable:
     min_size, max_size : int
         Clusters outside are not trusted: their utterances stand alone.
     min_agreement : float
-        Adjusted Rand index of two clusterings from different seeds, below
-        which a new table is not taken over; 0 does not ask.
+        Agreement with a clustering of noisy embeddings, below which a new
+        table is not taken over; 0 does not ask.
     seed : int
-        Of the clusterer.
+        Of the clusterer and of that noise.
 
     Example
     -------
@@ -145,7 +151,9 @@ class ClusterTable:
             ``cluster_count``, ``cluster_largest`` (share of the utterances),
             ``cluster_alone`` (share whose cluster is not trusted),
             ``cluster_cosine`` (mean cosine to the own centroid),
-            ``cluster_agreement`` of two seeds if asked for, and
+            ``cluster_agreement`` if asked for (share of an utterance's
+            partners that it keeps when noise is added to all embeddings
+            and another seed is taken, less what chance would keep), and
             ``cluster_accepted``.
         """
         self.last = int(epoch)
@@ -162,14 +170,17 @@ class ClusterTable:
         report = self._describe(unit, labels)
         accepted = True
         if self.min_agreement > 0:
-            other = self._cluster(unit, number, self.seed + 1)
-            agreement = adjusted_rand_score(labels.numpy(), other.numpy())
-            report["cluster_agreement"] = float(agreement)
+            other = self._cluster(unit, number, self.seed + 1, NOISE)
+            agreement = _kept_together(
+                labels.numpy(), other.numpy(), self.min_size, self.max_size
+            )
+            report["cluster_agreement"] = agreement
             accepted = agreement >= self.min_agreement
             if not accepted:
                 logger.warning(
-                    "Two clusterings agree by %.2f only (min_agreement %.2f): "
-                    "the table stays as it was.",
+                    "The clusters agree by %.2f only with those of noisy "
+                    "embeddings (min_agreement %.2f): the table stays as it "
+                    "was.",
                     agreement,
                     self.min_agreement,
                 )
@@ -246,12 +257,17 @@ class ClusterTable:
             self._nearest = found.gather(1, order)[:, : wanted - 1]
         return self._nearest[:, :count]
 
-    def _cluster(self, unit, number, seed):
+    def _cluster(self, unit, number, seed, noise=0.0):
         """Labels of unit embeddings, from the first process for all."""
         labels = torch.empty(len(unit), dtype=torch.long)
         if distributed.rank() == 0:
-            clusterer = self.clusterer(n_clusters=number, random_state=seed)
-            found = clusterer.fit_predict(unit.numpy())
+            settings = {"n_clusters": number}
+            # what has no use for chance, as agglomeration, does not take it
+            if "random_state" in inspect.signature(self.clusterer).parameters:
+                settings["random_state"] = seed
+            if noise:
+                unit = _disturbed(unit, noise, seed)
+            found = self.clusterer(**settings).fit_predict(unit.numpy())
             # without gaps, whatever the clusterer calls them; -1 is noise
             names, found = np.unique(found, return_inverse=True)
             labels = torch.from_numpy(found - int(names[0] < 0)).long()
@@ -383,3 +399,34 @@ def _means(unit, labels):
     total = torch.zeros(int(labels.max()) + 1, unit.shape[1])
     total.index_add_(0, labels[kept], unit[kept])
     return total / labels[kept].bincount()[:, None]
+
+
+def _disturbed(unit, noise, seed):
+    """Unit embeddings after noise of a length in all directions."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(unit.shape, generator=generator)
+    return F.normalize(unit + noise / unit.shape[1] ** 0.5 * drawn, dim=-1)
+
+
+def _kept_together(labels, other, min_size, max_size):
+    """Share of an utterance's partners that another clustering leaves it.
+
+    The mean over utterances that have partners, less what chance would leave
+    (1: all, 0: not more than by chance, or nobody has any). Unlike the
+    adjusted Rand index it does not sink because clusters are small, nor do
+    large ones count for more than their utterances.
+    """
+    _, own, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    _, theirs, found = np.unique(other, return_inverse=True, return_counts=True)
+    cells = own * np.int64(len(found)) + theirs
+    _, cell, shared = np.unique(cells, return_inverse=True, return_counts=True)
+    size = sizes[own]
+    asked = (labels >= 0) & (size >= max(min_size, 2)) & (size <= max_size)
+    if not asked.any():
+        return 0.0
+    # what is noise is with nobody
+    together = (other >= 0)[asked]
+    kept = together * (shared[cell][asked] - 1) / (size[asked] - 1)
+    chance = together * (found[theirs][asked] - 1) / (len(labels) - 1)
+    kept, chance = kept.mean(), chance.mean()
+    return float((kept - chance) / (1 - chance)) if chance < 1 else 0.0

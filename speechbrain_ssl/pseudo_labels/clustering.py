@@ -21,13 +21,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from sklearn.cluster import AgglomerativeClustering
 
-# Scores that differ by less than this share of their scale are compared again
-# in float64: float32 products depend on how many rows are multiplied at once.
-NEAR = 1e-5
-# float64 scores that agree to as many decimals are equal; the first one wins
-DECIMALS = 12
-# most scores held at a time when they are computed again
-SCORES = 1 << 22
+from speechbrain_ssl.pseudo_labels import lloyd
+
 # above, neighbors are sought in cells of points instead of among all
 EXACT_NEIGHBORS = 200_000
 LINKAGES = ("ward", "average", "complete", "single")
@@ -35,12 +30,10 @@ GRAPH_METHODS = ("components", "leiden")
 
 
 class KMeans:
-    """k-means on faiss.
+    """k-means on faiss, see ``lloyd``.
 
-    Points may be memory-mapped and larger than memory: centroids are sought
-    among at most ``n_clusters * max_points_per_centroid`` of them, and all are
-    labelled piece by piece. The pieces' size does not change any label; of
-    equally near centroids the first one counts.
+    Points may be memory-mapped and larger than memory: they are read piece by
+    piece. Of equally near centroids the first one counts.
 
     Arguments
     ---------
@@ -51,19 +44,22 @@ class KMeans:
     n_iter : int
         Iterations.
     n_init : int
-        Starts; the best one is kept.
+        Starts; the one that is best after the first iterations, which see a
+        sample, goes on.
     random_state : int
         Of the starts and of the points that centroids are sought among.
     max_points_per_centroid : int
         More points than this for each centroid are sampled down while
         centroids are sought; all points are labelled.
-    chunk_size : int
-        Points that are read and labelled at a time.
+    distributed : bool
+        Whether all processes of torch.distributed do this together, each with
+        all points, of which it reads its part. All get the labels that one
+        alone would find.
 
     Example
     -------
     >>> points = np.repeat(np.eye(3), 4, axis=0)
-    >>> labels = KMeans(3, n_init=5).fit_predict(points)
+    >>> labels = KMeans(3).fit_predict(points)
     >>> labels.shape, len(set(labels[::4]))
     ((12,), 3)
     """
@@ -76,7 +72,7 @@ class KMeans:
         n_init=1,
         random_state=0,
         max_points_per_centroid=256,
-        chunk_size=65536,
+        distributed=False,
     ):
         self.n_clusters = n_clusters
         self.spherical = spherical
@@ -84,7 +80,7 @@ class KMeans:
         self.n_init = n_init
         self.random_state = random_state
         self.max_points_per_centroid = max_points_per_centroid
-        self.chunk_size = chunk_size
+        self.distributed = distributed
 
     def fit_predict(self, X, y=None):
         """Finds clusters.
@@ -113,20 +109,14 @@ class KMeans:
                 f"KMeans was asked for {self.n_clusters} clusters of "
                 f"{len(X)} points. Lower n_clusters."
             )
-        points = self._sample(X)
-        kmeans = faiss.Kmeans(
-            points.shape[1],
+        self.cluster_centers_ = lloyd.fit(
+            lloyd.Points(X, self.spherical, self.distributed),
             self.n_clusters,
-            niter=self.n_iter,
-            nredo=self.n_init,
-            spherical=self.spherical,
-            seed=self.random_state,
-            min_points_per_centroid=1,
-            max_points_per_centroid=self.max_points_per_centroid,
+            self.n_iter,
+            self.n_init,
+            self.random_state,
+            self.n_clusters * self.max_points_per_centroid,
         )
-        kmeans.train(points)
-        del points
-        self.cluster_centers_ = kmeans.centroids
         labels = self.predict(X)
         self.n_empty_ = self.n_clusters - len(np.unique(labels))
         return labels
@@ -144,34 +134,12 @@ class KMeans:
         np.ndarray
             int64 number of each point's cluster [n].
         """
-        labels = np.empty(len(X), np.int64)
-        for first in range(0, len(X), self.chunk_size):
-            stop = min(first + self.chunk_size, len(X))
-            chunk = _points(X, slice(first, stop), self.spherical)
-            labels[first:stop] = _nearest(
-                chunk, self.cluster_centers_, self.spherical
-            )
-        return labels
-
-    def _sample(self, X):
-        """The points that centroids are sought among, as a copy."""
-        most = self.n_clusters * self.max_points_per_centroid
-        rows = np.arange(len(X))
-        if most < len(X):
-            rng = np.random.default_rng(self.random_state)
-            rows = np.sort(rng.choice(len(X), most, replace=False))
-        sample = np.empty((len(rows), X.shape[1]), np.float32)
-        for first in range(0, len(rows), self.chunk_size):
-            taken = rows[first : first + self.chunk_size]
-            if most >= len(X):  # a slice is read without being copied first
-                taken = slice(first, first + len(taken))
-            chunk = _points(X, taken, self.spherical)
-            sample[first : first + len(chunk)] = chunk
-        return sample
+        points = lloyd.Points(X, self.spherical, self.distributed)
+        return lloyd.predict(points, self.cluster_centers_)
 
 
 class TwoStage:
-    """Many small clusters by k-means, then those joined by agglomeration.
+    """Many small clusters by k-means, or points, joined by agglomeration.
 
     As for WavLM with pseudo-labels, 50,000 to 7,500 (V. Miara, T. Lepage and
     R. Dehak, "Towards supervised performance on speaker verification with
@@ -180,14 +148,22 @@ class TwoStage:
     may be joined, so that no matrix of all distances is needed; what joining
     leaves as neighbors of neighbors may be joined further.
 
+    Without k-means the points themselves are joined, by cosine. That takes
+    about 0.1 MB a point: it is for ten thousands of utterances, and best where
+    clusters have few members, of which k-means with many clusters makes poor
+    ones.
+
     Arguments
     ---------
     n_clusters : int
         Number of clusters in the end.
     fine_clusters : int
-        Number of clusters of k-means.
+        Number of clusters of k-means; None: each point is one, and has unit
+        length.
     linkage : str
-        scikit-learn's: ward, average, complete or single.
+        scikit-learn's: ward, average, complete or single. Ward's distances
+        are Euclidean, as all are between centroids of k-means; those between
+        points are cosine distances.
     n_neighbors : int
         Nearest clusters that each may be joined with at first.
     random_state : int
@@ -201,6 +177,9 @@ class TwoStage:
     >>> labels = TwoStage(5, fine_clusters=40).fit_predict(points)
     >>> sorted(set(labels.tolist()))
     [0, 1, 2, 3, 4]
+    >>> points = np.array([[1, 0], [0, 1], [3, 1], [-1, 5]])
+    >>> TwoStage(2, None, linkage="average").fit_predict(points).tolist()
+    [1, 0, 1, 0]
     """
 
     def __init__(
@@ -212,7 +191,12 @@ class TwoStage:
         random_state=0,
         **kmeans,
     ):
-        if fine_clusters < n_clusters:
+        if fine_clusters is None and kmeans:
+            raise ValueError(
+                f"{', '.join(kmeans)} would be of k-means, but there is none "
+                "as fine_clusters is None. Give it a number, or leave them out."
+            )
+        if fine_clusters is not None and fine_clusters < n_clusters:
             raise ValueError(
                 f"fine_clusters ({fine_clusters}) must not be fewer than "
                 f"n_clusters ({n_clusters}): they are joined, not split."
@@ -246,9 +230,33 @@ class TwoStage:
         Raises
         ------
         ValueError
-            If there are fewer points than fine clusters, or fewer fine
-            clusters with points than clusters.
+            If there are fewer points than clusters or fine clusters, fewer
+            fine clusters with points than clusters, or a point is not finite.
         """
+        centroids, fine = self._fine(X)
+        joined = np.arange(len(centroids))
+        if 1 < len(centroids) != self.n_clusters:
+            by_cosine = self.fine_clusters is None and self.linkage != "ward"
+            agglomerative = AgglomerativeClustering(
+                self.n_clusters,
+                metric="cosine" if by_cosine else "euclidean",
+                linkage=self.linkage,
+                connectivity=_connected(centroids, self.n_neighbors),
+                compute_full_tree=False,
+            )
+            joined = agglomerative.fit_predict(centroids)
+        return joined[fine].astype(np.int64)
+
+    def _fine(self, X):
+        """What is joined, and which of it each point belongs to."""
+        if self.fine_clusters is None:
+            if len(X) < self.n_clusters:
+                raise ValueError(
+                    f"TwoStage was asked for {self.n_clusters} clusters of "
+                    f"{len(X)} points. Lower n_clusters."
+                )
+            self.fine_labels_, self.n_empty_ = np.arange(len(X)), 0
+            return lloyd.read(X, slice(None), True), self.fine_labels_
         kmeans = KMeans(
             self.fine_clusters, random_state=self.random_state, **self.kmeans
         )
@@ -261,17 +269,7 @@ class TwoStage:
                 f"have a point: too few for {self.n_clusters} clusters. Lower "
                 "n_clusters."
             )
-        centroids = kmeans.cluster_centers_[filled]
-        joined = np.arange(len(filled))
-        if 1 < len(filled) != self.n_clusters:
-            agglomerative = AgglomerativeClustering(
-                self.n_clusters,
-                linkage=self.linkage,
-                connectivity=_connected(centroids, self.n_neighbors),
-                compute_full_tree=False,
-            )
-            joined = agglomerative.fit_predict(centroids)
-        return joined[fine].astype(np.int64)
+        return kmeans.cluster_centers_[filled], fine
 
 
 class Graph:
@@ -379,7 +377,7 @@ class Graph:
         wanted = min(self.n_neighbors + 1, count)
         edges, cosines = [], []
         for first in range(0, count, self.chunk_size):
-            chunk = _points(X, slice(first, first + self.chunk_size), True)
+            chunk = lloyd.read(X, slice(first, first + self.chunk_size), True)
             scores, found = index.search(chunk, wanted)
             near = np.arange(first, first + len(chunk))[:, None]
             kept = (scores >= self.threshold) & (found != near) & (found >= 0)
@@ -472,47 +470,6 @@ def tidy(labels, min_size=1, max_size=None):
     return Tidied(new[place].astype(np.int64), report)
 
 
-def _points(X, rows, unit):
-    """Some points as float32, of unit length if asked for [rows, dim]."""
-    points = np.ascontiguousarray(X[rows], dtype=np.float32)
-    finite = np.isfinite(points).all(axis=1)
-    if not finite.all():
-        first = np.arange(len(X))[rows][finite.argmin()]
-        raise ValueError(
-            f"Point {first} is NaN or infinite. Leave it out: what cannot be "
-            "embedded has no cluster."
-        )
-    if unit:
-        norms = np.linalg.norm(points, axis=1, keepdims=True)
-        points = points / np.maximum(norms, 1e-12)
-    return points
-
-
-def _nearest(points, centroids, spherical):
-    """The nearest centroid of each point, the same in any company [n]."""
-    kind = faiss.IndexFlatIP if spherical else faiss.IndexFlatL2
-    index = kind(centroids.shape[1])
-    index.add(centroids)
-    scores, found = index.search(points, min(2, len(centroids)))
-    labels = found[:, 0].astype(np.int64)
-    if len(centroids) == 1:
-        return labels
-    # what rounding may change: both lengths stand in a squared distance
-    scale = 1.0
-    if not spherical:
-        scale = np.square(points).sum(1) + np.square(centroids).sum(1).max()
-    close = np.abs(scores[:, 0] - scores[:, 1]) <= NEAR * scale
-    rows = np.flatnonzero(close)
-    centroids = centroids.astype(np.float64)
-    lengths = 0.0 if spherical else np.square(centroids).sum(1) / 2
-    step = max(1, SCORES // len(centroids))
-    for first in range(0, len(rows), step):
-        some = rows[first : first + step]
-        exact = points[some].astype(np.float64) @ centroids.T - lengths
-        labels[some] = exact.round(DECIMALS).argmax(1)
-    return labels
-
-
 def _connected(centroids, n_neighbors):
     """Graph of neighbors that hangs together, as scikit-learn wants it."""
     count = len(centroids)
@@ -561,9 +518,9 @@ def _neighbor_index(X, chunk_size, seed):
         index.cp.seed = seed
         rng = np.random.default_rng(seed)
         rows = rng.choice(count, min(count, 64 * cells), replace=False)
-        index.train(_points(X, np.sort(rows), True))
+        index.train(lloyd.read(X, np.sort(rows), True))
     for first in range(0, count, chunk_size):
-        index.add(_points(X, slice(first, first + chunk_size), True))
+        index.add(lloyd.read(X, slice(first, first + chunk_size), True))
     return index
 
 
