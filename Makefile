@@ -2,7 +2,7 @@
 # make demo DATA=FOLDER        the same on your own audio
 #   TRIALS=FILE                  and your own trial list: label enrol test
 #   NOISE=FOLDER ROOMS=FOLDER    recordings to corrupt it with
-#   MINUTES=15 SEED=1 OUT=FOLDER METHOD=simclr
+#   MINUTES=15 SEED=1 OUT=FOLDER METHOD=simclr ROUNDS=1
 # make test                    every test
 # make lint                    what CI asks of the style
 
@@ -12,6 +12,7 @@ MINUTES ?= $(if $(DATA),15,5)
 SEED ?= 1
 OUT ?= results/demo
 METHOD ?= simclr
+ROUNDS ?= 1
 run = $(VENV)/bin/python
 
 .PHONY: demo test lint
@@ -19,7 +20,7 @@ run = $(VENV)/bin/python
 demo: $(VENV)/ready
 	cd recipes/AudioFolder/SSL && $(abspath $(run)) demo.py \
 		--output_folder $(abspath $(OUT)) --minutes $(MINUTES) \
-		--seed $(SEED) --method $(METHOD) \
+		--seed $(SEED) --method $(METHOD) --rounds $(ROUNDS) \
 		$(if $(DATA),--data_folder $(abspath $(DATA))) \
 		$(if $(TRIALS),--trials $(abspath $(TRIALS))) \
 		$(if $(NOISE),--noise_folder $(abspath $(NOISE))) \

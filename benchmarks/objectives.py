@@ -56,6 +56,7 @@ def run(method, seed, args, further):
         "method": method,
         "seed": seed,
         "minutes": args.minutes,
+        "rounds": 0,
     }
     lists = [str(pathlib.Path(path).resolve()) for path in args.trials]
     command = [sys.executable, "demo.py", "--trials", *lists]

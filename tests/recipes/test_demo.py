@@ -66,6 +66,12 @@ def test_it_times_steps_trains_verifies_and_reports(
     readme = (tmp_path / "model" / "README.md").read_text()
     assert "threshold=" in readme
     assert (tmp_path / "report.html").is_file()
+    rounds = json.loads((tmp_path / "rounds/summary.json").read_text())
+    assert [row["stage"] for row in rounds["stages"]] == [
+        *("verify", "labels", "train", "verify"),
+    ]
+    assert rounds["finished"]
+    assert (tmp_path / "rounds/rounds.html").is_file()
 
     main(["--folder", str(tmp_path / "again"), str(tmp_path)])
     first, again = (

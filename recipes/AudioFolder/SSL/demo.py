@@ -1,12 +1,14 @@
-"""The whole job in one command: audio without labels in, a verified model out.
+"""The whole job in one command: audio without labels in, verified models out.
 
     > python demo.py --output_folder results/demo
     > python demo.py --data_folder /audio --trials /trials.txt --minutes 15
 
 Without ``--data_folder`` it synthesises its own voices. It measures how long
-a step takes here and chooses the number of epochs that fills the minutes.
-Further arguments go to the hparams file. Run again with the same arguments it
-continues where it was stopped.
+a step takes here and chooses the number of epochs that fills the minutes. Then
+come ``--rounds`` of pseudo-labels from that encoder and training on them, of as
+many epochs each, in the folder ``rounds``. Further arguments go to the hparams
+file; those about data, corruption and encoder go to both stages. Run again with
+the same arguments it continues where it was stopped.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 
+import run_rounds
 import speechbrain as sb
 import torch
 import train_ssl
@@ -38,6 +41,10 @@ logger = logging.getLogger(__name__)
 HERE = os.path.dirname(os.path.abspath(__file__))
 # of all steps that are timed the first ones are left out
 TIMED_STEPS, SETTLING_STEPS = 10, 4
+# of the settings of the first stage, those that the second one needs as well
+SHARED = ["batch_size", "num_workers", "sample_rate", "corruption"]
+SHARED += ["noise_folder", "music_folder", "room_folder", "n_mels", "emb_dim"]
+SHARED += ["compute_features", "mean_var_norm", "embedding_model"]
 LABEL_USE = (
     "None in training or selection. The labels of the trial lists are used "
     "to report error rates and to color the map of embeddings."
@@ -65,6 +72,7 @@ def parse_arguments(argv):
     parser.add_argument("--trials", nargs="+", default=[])
     parser.add_argument("--method", default="simclr")
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_known_args(argv)
 
@@ -111,7 +119,7 @@ def start_or_continue(args, further):
             found = json.load(file)
         if {**found, "epochs": None} == {**settings, "epochs": None}:
             return path
-    for name in ("save", "model", "verification"):
+    for name in ("save", "model", "verification", "rounds"):
         shutil.rmtree(
             os.path.join(args.output_folder, name), ignore_errors=True
         )
@@ -247,6 +255,33 @@ def summarize_run(args, argv, before, after):
     print(f"Report: {page}")
 
 
+def rounds_arguments(args, further, model, epochs):
+    """The command line of run_rounds.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, run_opts, _, overrides = load_experiment(
+            training_arguments(args, further, folder)
+        )
+    given = dict(line.split(": ", 1) for line in overrides.split("\n"))
+    shared = {key: given[key] for key in SHARED if key in given}
+    settings = {
+        "data_folder": args.data_folder,
+        "output_folder": os.path.join(args.output_folder, "rounds"),
+        "model_folder": model,
+        "seed": args.seed,
+        "rounds": args.rounds,
+        "trials": args.trials,
+        "shared": shared,
+        "train": {"changes": {"number_of_epochs": epochs}},
+        **{key: getattr(run_opts, key) for key in run_opts.overridden_args},
+    }
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in settings.items()
+    }
+    hparams_file = os.path.join(HERE, "hparams", "rounds.yaml")
+    return [hparams_file, *(f"--{key}={text}" for key, text in texts.items())]
+
+
 def main(argv):
     """Runs the demo."""
     keep_memory()
@@ -269,6 +304,11 @@ def main(argv):
     for name, figures in list(after.items())[:1]:
         suggest_threshold(model, figures, name)
     summarize_run(args, argv, before, after)
+    if args.rounds:
+        log = os.path.join(args.output_folder, "train_log.jsonl")
+        with open(log, encoding="utf-8") as file:
+            epochs = json.loads(file.readlines()[-1])["epoch"]
+        run_rounds.main(rounds_arguments(args, further, model, epochs))
 
 
 def _write_json(path, content):
