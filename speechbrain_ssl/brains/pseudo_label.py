@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain, write_epoch
+from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 
@@ -15,13 +16,16 @@ from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 class PseudoLabelBrain(SpeakerBrain):
     """Trains an encoder on the classes of a label file.
 
-    Modules: ``encoder`` (a Branch without head) and ``classifier``.
+    Modules: ``encoder`` (a Branch without head) and ``classifier``, with as
+    many classes as the labels for each speed of the view sampler: a voice at
+    another speed is another voice (H. Yamamoto et al., Interspeech 2019).
 
     Hyperparameters beside those of SpeakerBrain: ``view_sampler`` (of one
     global crop, with its clean twin where labels are corrected); ``loss`` (a
     GatedLoss); ``gate``, fitted at the end of each epoch to the log-losses of
     all utterances; ``centroid_start`` (whether the classifier starts from the
-    classes' mean embeddings).
+    classes' mean embeddings); ``regularizer`` (adds something to a loss, such
+    as DistanceToPretrained; may be left out).
 
     Arguments
     ---------
@@ -43,7 +47,7 @@ class PseudoLabelBrain(SpeakerBrain):
 
     def on_fit_start(self):
         """Starts the classifier where the encoder puts the classes."""
-        sampler = self.hparams.view_sampler
+        self.sampler = sampler = self.hparams.view_sampler
         if sampler.corrupt_on == "device" and sampler.corruption is not None:
             sampler.corruption.to(self.device)
         resumed = self.checkpointer and self.checkpointer.list_checkpoints()
@@ -53,24 +57,30 @@ class PseudoLabelBrain(SpeakerBrain):
 
     def _start_from_centroids(self):
         """Gives each class's centers the mean of its unit embeddings."""
-        encoder = self.evaluated.eval()
-        points = embed_utterances(
-            encoder.embed,
-            self.labels.utterances,
-            self.hparams.view_sampler.sample_rate,
-            device=self.device,
-        )
-        encoder.train()
         weight = self.module("classifier").weight
-        total = torch.zeros(self.labels.count, points.shape[1])
-        total.index_add_(0, self.decisions.labels, F.normalize(points, dim=-1))
-        subcenters = len(weight) // len(total)
-        # twins would stay twins: noise tells sub-centers apart
-        start = F.normalize(total, dim=-1).repeat_interleave(subcenters, 0)
-        if subcenters > 1:
+        means = torch.cat([self._means(s) for s in self.sampler.speeds])
+        subcenters = len(weight) // len(means)
+        start = means.repeat_interleave(subcenters, 0)
+        if subcenters > 1:  # twins would stay twins
             start = start + 0.1 * torch.randn_like(start) / len(start[0]) ** 0.5
         with torch.no_grad():
             weight.copy_(distributed.from_first(start))
+
+    def _means(self, speed):
+        """Mean directions of the classes at a speed [classes, emb_dim]."""
+        encoder, rate = self.evaluated.eval(), self.sampler.sample_rate
+
+        def embed(wavs, lengths):
+            played = audio.resample(wavs, round(rate * speed), rate)
+            return encoder.embed(played, lengths)
+
+        points = embed_utterances(
+            embed, self.labels.utterances, rate, device=self.device
+        )
+        encoder.train()
+        total = torch.zeros(self.labels.count, points.shape[1])
+        total.index_add_(0, self.decisions.labels, F.normalize(points, dim=-1))
+        return F.normalize(total, dim=-1)
 
     def compute_forward(self, batch, stage):
         """Views of a batch to cosines.
@@ -91,11 +101,10 @@ class PseudoLabelBrain(SpeakerBrain):
             latter None before labels are corrected.
         """
         batch = batch.to(self.device)
-        sampler = self.hparams.view_sampler
         wavs = batch.views.data
-        if sampler.corrupt_on == "device":
-            wavs = sampler.corrupt_batch(wavs, batch.draws.data)
-        crops, _ = sampler.split(wavs)
+        if self.sampler.corrupt_on == "device":
+            wavs = self.sampler.corrupt_batch(wavs, batch.draws.data)
+        crops, _ = self.sampler.split(wavs)
         self.views_per_step = len(wavs)
         embedding = self.modules.encoder(crops[:1]).embedding[0]
         cosines = self.modules.classifier(embedding)
@@ -115,13 +124,21 @@ class PseudoLabelBrain(SpeakerBrain):
         """The gated loss; notes what was learnt of each utterance."""
         _, cosines, clean_cosines = predictions
         index = torch.as_tensor(batch.index)
-        labels = self.decisions.labels[index].to(self.device)
+        speed = torch.as_tensor(batch.speed)
+        labels = self.decisions.labels[index] + self.labels.count * speed
+        labels = labels.to(self.device)
         with torch.autocast(torch.device(self.device).type, enabled=False):
             loss, learnt, self.batch_stats = self.hparams.loss(
                 cosines, labels, clean_cosines, self.hparams.gate, self.epoch
             )
+            regularizer = getattr(self.hparams, "regularizer", None)
+            if regularizer is not None:
+                loss, stats = regularizer(loss)
+                self.batch_stats.update(stats)
         nothing = self.batch_stats["nothing_selected"]
         self.nothing_to_learn = bool(nothing)
+        # a class at any speed is one class of the file
+        learnt = learnt._replace(label=learnt.label % self.labels.count)
         self.learnt = index.to(self.device), learnt
         return loss
 

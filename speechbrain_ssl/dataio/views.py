@@ -135,7 +135,7 @@ class ViewSampler:
             If it holds samples that are no numbers.
         """
         rng = np.random.default_rng((self.seed, *key, POSITIONS))
-        speed = self.speeds[int(rng.random() * len(self.speeds))]
+        speed = self.speeds[self._speed(rng)]
         sources = self._sources(key, (wav, start, stop))
         views, done = [], 0
         for count, frames in zip(self.counts, self.frames):
@@ -147,6 +147,21 @@ class ViewSampler:
         if self.corrupt_on == "workers":
             views = self.corrupt(views, draws[None])
         return torch.cat([view.flatten() for view in views]), draws
+
+    def speed_of(self, key):
+        """Which of ``speeds`` an utterance is played at.
+
+        Arguments
+        ---------
+        key : tuple of int
+            Epoch and row of the utterance.
+
+        Returns
+        -------
+        int
+            Its place in ``speeds``.
+        """
+        return self._speed(np.random.default_rng((self.seed, *key, POSITIONS)))
 
     def split(self, batch):
         """Undoes the packing of a batch.
@@ -223,6 +238,10 @@ class ViewSampler:
         ]
         views = self.corrupt(views, draws)
         return torch.cat([view.reshape(len(batch), -1) for view in views], 1)
+
+    def _speed(self, rng):
+        """Draws a speed: the first number of an utterance's stream."""
+        return int(rng.random() * len(self.speeds))
 
     def _draws(self, key):
         """The corruption of each view [views, DRAW_SIZE]."""

@@ -48,7 +48,10 @@ def make_brain(folder, output, gate=None, loss=None, **settings):
     """A brain ready to fit, always of the same weights."""
     torch.manual_seed(0)
     encoder = Branch(tiny.Frames(), tiny.AsTheyAre(), tiny.Pooled())
-    classifier = Classifier(tiny.DIM, 4, settings.pop("subcenters", 1))
+    sampler = ViewSampler(16000, 1, 0.1, clean_twins=True, seed=3)
+    sampler = settings.pop("view_sampler", sampler)
+    classes = 4 * len(sampler.speeds)
+    classifier = Classifier(tiny.DIM, classes, settings.pop("subcenters", 1))
     gate = gate or FixedGate(math.inf)
     counter = EpochCounter(settings.pop("epochs", 2))
     utterances = read_annotation(os.path.join(folder, "train.csv"), folder)
@@ -67,7 +70,7 @@ def make_brain(folder, output, gate=None, loss=None, **settings):
         "train_loggers": [],
         "dev_trials": None,
         "dev_every": 1,
-        "view_sampler": ViewSampler(16000, 1, 0.1, clean_twins=True, seed=3),
+        "view_sampler": sampler,
         "loss": loss or GatedLoss(AAMSoftmax()),
         "gate": gate,
         "centroid_start": False,
@@ -205,6 +208,32 @@ def test_centers_may_start_at_the_mean_embeddings(corpus, tmp_path):
     # the two centers of a class are near one another, and not the same
     alike = (pairs[:, 0] * pairs[:, 1]).sum(-1)
     assert alike.min() > 0.9 and alike.max() < 1 - 1e-5
+
+
+def test_a_class_at_another_speed_is_another_class(corpus, tmp_path):
+    speeds = [0.5, 1.0, 2.0]
+    sampler = ViewSampler(16000, 1, 0.1, speeds=speeds, seed=3)
+    asked = []
+
+    class Noting(GatedLoss):
+        def forward(self, cosines, labels, *others):
+            asked.extend(labels.tolist())
+            return super().forward(cosines, labels, *others)
+
+    brain = run(
+        corpus,
+        tmp_path,
+        view_sampler=sampler,
+        loss=Noting(AAMSoftmax()),
+        centroid_start=True,
+    )
+    keys = [(epoch, row) for epoch in (1, 2) for row in range(12)]
+    drawn = [sampler.speed_of(key) for key in keys]
+    wanted = [CLASSES[row] + 4 * speed for (_, row), speed in zip(keys, drawn)]
+    assert sorted(asked) == sorted(wanted) and len(set(drawn)) == 3
+    # the file's classes are still four
+    assert brain.decisions.table.label.tolist() == CLASSES.tolist()
+    assert len(brain.module("classifier").weight) == 12
 
 
 def test_encoder_and_classifier_may_have_rates_of_their_own(corpus, tmp_path):

@@ -128,11 +128,12 @@ def fit(brain):
     sampler = brain.hparams.view_sampler
 
     @takes("key", "wav", "start", "stop")
-    @provides("views", "draws")
+    @provides("views", "draws", "speed")
     def views(key, wav, start, stop):
         made = sampler(key, wav, start, stop)
         yield made[0]
         yield made[1]
+        yield sampler.speed_of(key)
 
     utterances = read_annotation(
         brain.train_csv, os.path.dirname(brain.train_csv)
@@ -141,7 +142,7 @@ def fit(brain):
     dataset = UtteranceDataset(
         utterances,
         [views],
-        ["id", "index", "views", "draws"],
+        ["id", "index", "views", "draws", "speed"],
     )
     size = brain.hparams.batch_size
     order = EpochSampler(

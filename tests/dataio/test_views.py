@@ -173,3 +173,16 @@ def test_clean_twins_are_the_same_segments_uncorrupted(
         assert torch.equal(twin, clean)
     assert not torch.equal(globals_[0], wanted[0])
     assert not torch.equal(locals_[0], local[0])
+
+
+def test_the_speed_of_an_utterance_is_told(ramp):
+    sampler = ViewSampler(RATE, 1, 0.5, speeds=[0.5, 1.0, 2.0])
+    found = set()
+    for row in range(12):
+        (views, _), _ = cut(sampler, ramp, (0, row))
+        middle = views[0][0, 2000:6000]  # the ends ring
+        slope = (middle[-1] - middle[0]).item() * 1e5 / 3999
+        place = sampler.speed_of((0, row))
+        assert slope == pytest.approx([0.5, 1.0, 2.0][place], rel=0.05)
+        found.add(place)
+    assert found == {0, 1, 2}

@@ -26,10 +26,15 @@ from train_ssl import check_rules, export_model, views_of
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
 from speechbrain_ssl.dataio.annotations import EpochSampler, read_annotation
-from speechbrain_ssl.inference import start_from
+from speechbrain_ssl.inference import continue_run, start_from
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.pseudo_labels.extract import load
-from speechbrain_ssl.pseudo_labels.labels import read_labels, write_labels
+from speechbrain_ssl.pseudo_labels.labels import (
+    check_same_labels,
+    note_labels,
+    read_labels,
+    write_labels,
+)
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.runtime import keep_memory
 
@@ -74,6 +79,16 @@ def check_settings(hparams):
         (
             hparams["centroid_start"] in (True, False),
             "centroid_start must be True or False",
+        ),
+        (
+            not hparams.get("continue_from")
+            or not (hparams["init_from"] or hparams["centroid_start"]),
+            "continue_from takes over encoder and classifier: set init_from "
+            "to null and centroid_start to False",
+        ),
+        (
+            not hparams.get("regularizer") or callable(hparams["regularizer"]),
+            "regularizer must be a DistanceToPretrained or the like",
         ),
     )
 
@@ -127,10 +142,13 @@ def train(hparams, run_opts, labels, brain_class=PseudoLabelBrain):
     PseudoLabelBrain
         After training.
     """
-    classifier = hparams["classifier"](classes=labels.count)
+    speeds = hparams["view_sampler"].speeds
+    classifier = hparams["classifier"](classes=labels.count * len(speeds))
     hparams["checkpointer"].add_recoverable("classifier", classifier)
     if hparams["init_from"]:
         start_from(hparams["encoder"], hparams["init_from"])
+    if hparams.get("continue_from"):
+        continue_run(hparams["encoder"], classifier, hparams["continue_from"])
     train_set = views_of(labels.utterances, hparams["view_sampler"])
     brain = brain_class(
         labels,
@@ -140,13 +158,16 @@ def train(hparams, run_opts, labels, brain_class=PseudoLabelBrain):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    sampler = EpochSampler(
-        len(train_set),
-        seed=hparams["seed"],
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        batch_size=hparams["batch_size"],
-    )
+    share = {
+        "seed": hparams["seed"],
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "batch_size": hparams["batch_size"],
+    }
+    if hparams.get("class_sampler"):
+        sampler = hparams["class_sampler"](labels.classes, **share)
+    else:
+        sampler = EpochSampler(len(train_set), **share)
     brain.fit(
         hparams["epoch_counter"],
         train_set,
@@ -206,11 +227,16 @@ def main(argv):
     hparams_file, run_opts, hparams, overrides = load_experiment(argv)
     check_settings(hparams)
     labels = labels_of_run(hparams)
+    if hparams.get("continue_from"):
+        check_same_labels(hparams["continue_from"], hparams["pseudo_labels"])
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
         overrides=overrides,
+    )
+    sb.utils.distributed.run_on_main(
+        note_labels, args=[hparams["output_folder"], hparams["pseudo_labels"]]
     )
     brain = train(hparams, run_opts, labels)
     if hparams["write_corrected"]:

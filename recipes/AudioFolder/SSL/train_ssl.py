@@ -165,21 +165,22 @@ def views_of(utterances, view_sampler):
     Returns
     -------
     UtteranceDataset
-        Gives ``id``, ``index``, ``views`` and ``draws``.
+        Gives ``id``, ``index``, ``views``, ``draws`` and ``speed``.
     """
     view_sampler.prepare(utterances)
 
     @sb.utils.data_pipeline.takes("key", "wav", "start", "stop")
-    @sb.utils.data_pipeline.provides("views", "draws")
+    @sb.utils.data_pipeline.provides("views", "draws", "speed")
     def views_pipeline(key, wav, start, stop):
         views, draws = view_sampler(key, wav, start, stop)
         yield views
         yield draws
+        yield view_sampler.speed_of(key)
 
     return UtteranceDataset(
         utterances,
         dynamic_items=[views_pipeline],
-        output_keys=["id", "index", "views", "draws"],
+        output_keys=["id", "index", "views", "draws", "speed"],
     )
 
 
