@@ -210,21 +210,49 @@ def export_model(brain, hparams):
     with open(settings, encoding="utf-8") as file:
         text = file.read()
     trials = hparams["dev_trials"]
-    labels = "no label was used"
-    if hparams["select_by"]:
-        labels = f"the labels of {trials} chose the checkpoint"
     model = export(
         brain.evaluated,
         text,
         os.path.join(hparams["output_folder"], "model"),
-        notes=f"Trained by speechbrain_ssl for "
-        f"{hparams['epoch_counter'].current} epochs with seed "
-        f"{hparams['seed']}; {labels}.",
+        notes="Trained by speechbrain_ssl on audio without speaker labels.",
+        facts=describe(brain, hparams),
     )
     if trials:
         summary = verify(load_encoder(model).encode_batch, trials)
         suggest_threshold(model, summary, os.path.basename(trials))
     return model
+
+
+def describe(brain, hparams):
+    """What the exported folder says of its training.
+
+    Arguments
+    ---------
+    brain : SpeakerBrain
+        After training.
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    dict of str to str
+        Facts by name.
+    """
+    # of the second stage, or the first
+    labels = getattr(brain, "labels", None)
+    utterances = (labels or brain).utterances
+    hours = utterances.durations.double().sum().item() / 3600
+    label_use = "none in training or selection"
+    if hparams["select_by"]:
+        label_use = f"those of {hparams['dev_trials']} chose the checkpoint"
+    facts = {
+        "data": f"{len(utterances)} utterances, {hours:.1f} hours",
+        "pseudo-labels": f"{labels.count} clusters" if labels else "none",
+        "epochs": hparams["epoch_counter"].current,
+        "seed": hparams["seed"],
+        "speaker labels": label_use,
+    }
+    return {name: str(fact) for name, fact in facts.items()}
 
 
 def train(hparams, run_opts, brain_class=SSLBrain):

@@ -10,22 +10,38 @@ With several lists, normalised against a cohort of unlabelled audio::
     > python verify.py hparams/verify.yaml --model_folder results/moco/1/model \
         --trials "[easy.txt, hard.txt]" --cohort /audio
 
-This is the only step that reads speaker labels. Each list gets a folder in
-``<output_folder>`` with metrics.json, scores.txt, embeddings.npy and det.png.
+With PLDA and calibrated scores, both learned from pseudo-labels of unlabelled
+audio, and error rates by condition::
+
+    > python verify.py hparams/verify.yaml --model_folder results/moco/1/model \
+        --trials trials.txt --pseudo_labels labels/pseudo_labels.csv \
+        --data_folder /audio --plda_rank 100 --calibrate raw \
+        --quality_measures "[duration]" --conditions conditions.csv
+
+This is the only step that reads speaker labels, and it learns nothing from
+them. Each list gets a folder in ``<output_folder>`` with metrics.json,
+scores.txt, embeddings.npy and det.png.
 """
 
+import concurrent.futures
 import importlib.util
 import logging
 import os
 import sys
+from typing import NamedTuple
 
+import numpy as np
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.embedding import embed_files
 from speechbrain_ssl.evaluation import metrics, scoring
+from speechbrain_ssl.evaluation.calibration import Calibrator, split_classes
+from speechbrain_ssl.evaluation.plda import PLDA
 from speechbrain_ssl.evaluation.verification import (
+    LABEL_USE,
+    read_conditions,
     read_trials,
     results_folder,
     trial_paths,
@@ -33,8 +49,41 @@ from speechbrain_ssl.evaluation.verification import (
 )
 from speechbrain_ssl.inference import load_encoder
 from speechbrain_ssl.options import load_experiment
+from speechbrain_ssl.pseudo_labels.extract import encoder_hash, load
+from speechbrain_ssl.pseudo_labels.labels import read_labels
 
 logger = logging.getLogger(__name__)
+
+SCORES = {
+    "raw": "",
+    "as_norm": " with AS-norm",
+    "plda": " with PLDA",
+    "calibrated": ", calibrated",
+}
+
+
+class Clusters(NamedTuple):
+    """Unlabelled utterances, in clusters, with embeddings of the model.
+
+    Arguments
+    ---------
+    embeddings : np.memmap
+        Of all utterances [rows, emb_dim].
+    classes : np.ndarray
+        Cluster of each, -1 for none [rows].
+    seconds : np.ndarray
+        How much of each was embedded [rows].
+    utterances : Utterances
+        The utterances in clusters.
+    places : np.ndarray
+        Row of each there, -1 without a cluster [rows].
+    """
+
+    embeddings: np.ndarray
+    classes: np.ndarray
+    seconds: np.ndarray
+    utterances: Utterances
+    places: np.ndarray
 
 
 def check_lists(lists, data_root, output_folder):
@@ -66,6 +115,53 @@ def check_lists(lists, data_root, output_folder):
                 f"The results of {other} and {list_path} would both be "
                 f"written to {folder}. Rename one of the lists."
             )
+
+
+def check_back_ends(hparams):
+    """Finds settings of back ends that do not fit together.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Raises
+    ------
+    ValueError
+        Says which keys do not fit, and what to do.
+    """
+    score, measures = hparams["calibrate"], hparams["quality_measures"]
+    is_asked = hparams["plda_rank"] is not None or score is not None
+    rules = [
+        (
+            score in (None, "raw", "as_norm", "plda"),
+            f"calibrate must be raw, as_norm, plda or null, not {score!r}",
+        ),
+        (
+            is_asked == (hparams["pseudo_labels"] is not None),
+            "pseudo_labels are what plda_rank and calibrate learn from: give "
+            "the labels and one of these, or none of them",
+        ),
+        (
+            score != "as_norm" or hparams["cohort"] is not None,
+            "calibrate is as_norm, which needs a cohort",
+        ),
+        (
+            score != "plda" or hparams["plda_rank"] is not None,
+            "calibrate is plda, which needs a plda_rank, e.g. 100",
+        ),
+        (
+            not measures or score is not None,
+            "quality_measures are for calibrated scores: set calibrate",
+        ),
+        (
+            "cohort_mean" not in measures or hparams["cohort"] is not None,
+            "the quality measure cohort_mean needs a cohort",
+        ),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message + ".")
 
 
 def cohort_paths(cohort, cohort_size, data_root):
@@ -104,8 +200,169 @@ def cohort_paths(cohort, cohort_size, data_root):
     return [files[index * len(files) // taken] for index in range(taken)]
 
 
+def read_clusters(hparams):
+    """Reads pseudo-labels and embeddings of the model that is verified.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    Clusters
+        Of all utterances that have an embedding.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the labels or the embeddings are missing.
+    ValueError
+        If the embeddings are of another model.
+    """
+    path = hparams["pseudo_labels"]
+    labels = read_labels(path, data_root=hparams["data_folder"])
+    folder = hparams["embeddings_folder"]
+    if folder is None:
+        place = os.path.dirname(os.path.abspath(path))
+        name = (labels.report or {}).get("embeddings_folder", "embeddings")
+        folder = os.path.join(place, name)
+    found = load(folder)
+    model = hparams["model_folder"]
+    if found.meta["settings"]["encoder"] != encoder_hash(model):
+        raise ValueError(
+            f"The embeddings in {folder} are not of the model {model}. Embed "
+            f"the utterances with it (python -m speechbrain_ssl.embed {model} "
+            "TRAIN_CSV) and give the folder as embeddings_folder."
+        )
+    rows = {name: row for row, name in enumerate(labels.utterances.ids())}
+    places = np.array([rows.get(name, -1) for name in found.ids])
+    if not (places >= 0).any():
+        raise ValueError(
+            f"None of the utterances in {path} has an embedding in {folder}."
+        )
+    most = found.meta["settings"]["max_seconds"] or np.inf
+    return Clusters(
+        found.matrix,
+        np.where(places >= 0, labels.classes[places], -1),
+        np.minimum(labels.utterances.durations.numpy()[places], most),
+        labels.utterances,
+        places,
+    )
+
+
+def make_back_ends(hparams, cohort, cohort_files):
+    """Learns PLDA and calibration from pseudo-labels.
+
+    One half of the clusters calibrates; PLDA then learns from the other one,
+    as it would shine on its own clusters.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    cohort : torch.Tensor
+        Embeddings of the cohort, or None [cohort utterances, emb_dim].
+    cohort_files : list of str
+        Their files.
+
+    Returns
+    -------
+    dict of str to Callable
+        Back ends for ``speechbrain_ssl.evaluation.verification.verify``.
+    """
+    if hparams["pseudo_labels"] is None:
+        return {}
+    clusters, score = read_clusters(hparams), hparams["calibrate"]
+    mine, others = split_classes(clusters.classes)
+    scores, back_ends = base_scores(hparams["top_n"]), {}
+    if hparams["plda_rank"] is not None:
+        rows = others if score else np.sort(np.r_[mine, others])
+        plda = PLDA(hparams["plda_rank"])
+        plda.fit(clusters.embeddings[rows], clusters.classes[rows])
+        scores["plda"] = lambda rows, enrol, test, _: plda(rows, enrol, test)
+        back_ends["plda"] = lambda rows, _, trials: plda(
+            rows, trials.enrol, trials.test
+        )
+    if score is None:
+        return back_ends
+    calibrator = Calibrator(
+        scores[score], hparams["quality_measures"], hparams["top_n"]
+    )
+    calibrator.fit(
+        clusters.embeddings[mine],
+        clusters.seconds[mine],
+        clusters.classes[mine],
+        without(cohort, cohort_files, clusters, mine),
+    )
+    back_ends["calibrated"] = lambda rows, paths, trials: calibrator(
+        rows, seconds_of(paths), trials.enrol, trials.test, cohort
+    )
+    return back_ends
+
+
+def base_scores(top_n):
+    """Scores that need no training, as a Calibrator calls them."""
+
+    def raw(rows, enrol, test, cohort):
+        return scoring.cosine_scores(rows, enrol, test)
+
+    def as_norm(rows, enrol, test, cohort):
+        scores = scoring.cosine_scores(rows, enrol, test)
+        count = top_n or len(cohort)
+        return scoring.as_norm(scores, enrol, test, rows, cohort, count)
+
+    return {"raw": raw, "as_norm": as_norm}
+
+
+def without(cohort, files, clusters, rows):
+    """A cohort without the clusters that pseudo-label trials are made of.
+
+    Arguments
+    ---------
+    cohort : torch.Tensor
+        Embeddings, or None [files, emb_dim].
+    files : list of str
+        Their files.
+    clusters : Clusters
+        All utterances.
+    rows : np.ndarray
+        Rows of those to leave out.
+
+    Returns
+    -------
+    torch.Tensor
+        Embeddings of the others, or None.
+    """
+    if cohort is None:
+        return None
+    wavs = {
+        os.path.abspath(clusters.utterances.row(place)["wav"])
+        for place in clusters.places[rows].tolist()
+    }
+    kept = [os.path.abspath(file) not in wavs for file in files]
+    logger.info(
+        "The trials that calibrate see %d of the %d cohort files: the others "
+        "are of their own clusters.",
+        sum(kept),
+        len(kept),
+    )
+    return cohort[np.flatnonzero(kept)]
+
+
+def seconds_of(paths):
+    """Durations of audio files in seconds [paths]."""
+
+    def seconds(path):
+        header = audio.info(path)
+        return header.frames / header.sample_rate
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return np.fromiter(pool.map(seconds, paths), np.float64, len(paths))
+
+
 def describe(list_path, summary, folder):
-    """Two lines on one list, or two for each kind of score.
+    """Two lines on one list, or two for each kind of score and more.
 
     Arguments
     ---------
@@ -123,19 +380,32 @@ def describe(list_path, summary, folder):
     """
     kinds = summary if "raw" in summary else {"raw": summary}
     lines = []
-    for kind, found in kinds.items():
-        name = os.path.basename(list_path)
-        name += "" if kind == "raw" else " with AS-norm"
+    for kind, ending in SCORES.items():
+        if kind not in kinds:
+            continue
+        found = kinds[kind]
         lines.append(
-            f"{name}: EER {found['EER']:.2f} % (95 % interval "
-            f"{found['EER_low']:.2f} to {found['EER_high']:.2f}), minDCF "
-            f"{found['minDCF_0.01']:.3f} at p=0.01 and "
-            f"{found['minDCF_0.05']:.3f} at p=0.05"
+            f"{os.path.basename(list_path)}{ending}: EER {found['EER']:.2f} % "
+            f"(95 % interval {found['EER_low']:.2f} to "
+            f"{found['EER_high']:.2f}), minDCF {found['minDCF_0.01']:.3f} at "
+            f"p=0.01 and {found['minDCF_0.05']:.3f} at p=0.05"
         )
+        if "Cllr" in found:
+            lines.append(
+                f"  actDCF {found['actDCF_0.01']:.3f} at p=0.01 and "
+                f"{found['actDCF_0.05']:.3f} at p=0.05, Cllr "
+                f"{found['Cllr']:.3f}, minCllr {found['minCllr']:.3f}"
+            )
         lines.append(
             f"  {found['trials']} trials ({found['targets']} targets) of "
             f"{found['files']} files; results in {folder}"
         )
+        for name, part in found.get("conditions", {}).items():
+            rate = "-" if part["EER"] is None else f"{part['EER']:.2f}"
+            lines.append(
+                f"  {name}: EER {rate} %, {part['trials']} trials "
+                f"({part['targets']} targets)"
+            )
     return "\n".join(lines)
 
 
@@ -154,7 +424,8 @@ def plot(folder):
     from speechbrain_ssl.report.plots import det_plot
 
     curves = {}
-    for name, file in ("raw", "scores.txt"), ("AS-norm", "scores_as_norm.txt"):
+    for name in SCORES:
+        file = "scores.txt" if name == "raw" else f"scores_{name}.txt"
         path = os.path.join(folder, file)
         if os.path.isfile(path):
             trials = read_scores(path)
@@ -169,6 +440,10 @@ def main(argv):
     lists = hparams["trials"]
     lists = [lists] if isinstance(lists, str) else list(lists)
     check_lists(lists, hparams["data_root"], hparams["output_folder"])
+    check_back_ends(hparams)
+    conditions = None
+    if hparams["conditions"] is not None:
+        conditions = read_conditions(hparams["conditions"])
     device = run_opts["device"] or infer_device()
     model = load_encoder(hparams["model_folder"], device)
     settings = {
@@ -177,13 +452,20 @@ def main(argv):
         "device": device,
         "progress": not run_opts["noprogressbar"],
     }
-    cohort = None
+    cohort, files = None, []
     if hparams["cohort"] is not None:
-        paths = cohort_paths(
+        files = cohort_paths(
             hparams["cohort"], hparams["cohort_size"], hparams["data_root"]
         )
-        scoring.check_top_n(hparams["top_n"], len(paths))
-        cohort = embed_files(model.encode_batch, paths, **settings)
+        scoring.check_top_n(hparams["top_n"] or len(files), len(files))
+        cohort = embed_files(model.encode_batch, files, **settings)
+    back_ends = make_back_ends(hparams, cohort, files)
+    label_use = LABEL_USE
+    if back_ends:
+        label_use += (
+            f" What learns ({', '.join(back_ends)}) learned from the "
+            f"pseudo-labels {hparams['pseudo_labels']}."
+        )
     summaries, cache = {}, {}
     for list_path in lists:
         summaries[list_path] = verify(
@@ -192,8 +474,11 @@ def main(argv):
             hparams["output_folder"],
             data_root=hparams["data_root"],
             cohort=cohort,
-            top_n=hparams["top_n"],
+            top_n=hparams["top_n"] or len(files),
             cache=cache,
+            back_ends=back_ends,
+            conditions=conditions,
+            label_use=label_use,
             **settings,
         )
         folder = results_folder(hparams["output_folder"], list_path)
@@ -203,4 +488,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        sys.exit(f"verify.py: {error}")
