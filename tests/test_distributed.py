@@ -40,6 +40,9 @@ from speechbrain_ssl.objectives.weighted import Weighted
 from speechbrain_ssl.objectives.wmse import WMSE
 from speechbrain_ssl.pseudo_labels.clustering import KMeans
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
+from speechbrain_ssl.pseudo_labels.gating import FixedGate, MixtureGate
+from speechbrain_ssl.pseudo_labels.loss import AAMSoftmax, GatedLoss
+from tests.brains import test_pseudo_label as stage_two
 from tests.brains import tiny
 
 WORLD, BATCH, DIM = 2, 3, 5
@@ -293,6 +296,52 @@ def test_two_processes_train_as_one_does_on_the_doubled_batch(tmp_path):
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5), name
     assert not torch.equal(drawn, drawn_too)
+
+
+def _stage_two(folder, corpus, batch_size, gate, **run_opts):
+    """Weights, gates and what was learnt after three epochs of stage two."""
+    loss = GatedLoss(AAMSoftmax(), correct_from=1.0, threshold=0.3)
+    brain = stage_two.make_brain(
+        corpus,
+        folder,
+        gate=gate,
+        loss=loss,
+        epochs=3,
+        batch_size=batch_size,
+        **run_opts,
+    )
+    tiny.fit(brain)
+    thresholds = [gate["threshold"] for gate in stage_two.gates(folder)]
+    learnt = tuple(brain.decisions.table)
+    return tiny.state_of(brain), thresholds, learnt, brain.optimizer_step
+
+
+def _stage_two_worker(rank, folder, corpus):
+    settings = {"distributed_launch": True, "distributed_backend": "gloo"}
+    return [
+        _stage_two(os.path.join(folder, name), corpus, 3, gate, **settings)
+        for name, gate in (("gate", MixtureGate()), ("none", FixedGate(0.0)))
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file:// rendezvous")
+def test_stage_two_sees_one_batch_and_one_gate(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    tiny.write_corpus(corpus)
+    first, second = run(_stage_two_worker, tmp_path, str(corpus))
+    one = _stage_two(str(tmp_path / "one"), str(corpus), 6, MixtureGate())
+    for place in (0, 1):
+        for name, value in first[place][0].items():
+            assert torch.equal(second[place][0][name], value), name
+    for name, value in one[0].items():
+        assert torch.allclose(first[0][0][name], value, atol=1e-4), name
+    assert first[0][1] == pytest.approx(one[1], abs=1e-3)
+    for mine, other, alone in zip(first[0][2], second[0][2], one[2]):
+        assert torch.equal(mine, other)
+        assert torch.allclose(mine.double(), alone.double(), atol=1e-3)
+    # where nothing is trusted before correction, no process makes a step
+    assert first[1][3] == second[1][3] < one[3]
 
 
 def test_batch_normalisation_trains_in_processes_without_gpu(tmp_path):
