@@ -6,27 +6,29 @@
 
 True speakers are the labels (those of ``--truth``, with ID and speaker, or the
 first folder of each path), a share of them is put into another class at
-random, and ``train_pseudo_labels.py`` trains on that. Prints JSON of its last
-epoch: the share that was trusted and how much of it was right, and the share of
-the flipped labels that was repaired. This measures the method and uses speaker
+random, and ``train_pseudo_labels.py`` trains on that. Prints a line of JSON for
+each epoch: the share that was trusted and how much of it was right, and the
+share of the flipped labels that was repaired. This measures the method and uses speaker
 labels throughout: what it trains is no self-supervised model.
 """
 
 import argparse
-import csv
 import json
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 
+from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
 from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.pseudo_labels.labels import read_truth, write_labels
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "recipes/AudioFolder/SSL"
-sys.path.insert(0, str(RECIPE))
+sys.path.insert(0, str(ROOT / "recipes/AudioFolder/SSL"))
+
+import train_pseudo_labels  # noqa: E402
+from audio_folder_prepare import prepare_audio_folder  # noqa: E402
 
 
 def parse_arguments():
@@ -64,60 +66,60 @@ def flipped(classes, share, seed):
     return wrong
 
 
-def judge(path, right):
+def judge(decisions, true):
     """How right the decisions of one epoch were."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    given = np.array([int(row["spk_id"]) for row in rows])
-    learnt = np.array([int(row["learnt"]) for row in rows])
-    trusted = np.array([row["trusted"] == "1" for row in rows])
-    corrected = np.array([row["corrected"] == "1" for row in rows])
-    true = np.array([right[row["ID"]] for row in rows])
-    flips = given != true
+    seen = decisions.seen.numpy()
+    _, trusted, corrected, learnt = (x.numpy()[seen] for x in decisions.table)
+    given, true = decisions.labels.numpy()[seen], true[seen]
+    everyone, flips = np.ones(len(true), bool), given != true
 
     def share(hits, among):
-        return round(float(hits[among].mean()), 4) if among.any() else None
+        return round(float(hits[among].mean()), 3) if among.any() else None
 
     return {
-        "utterances": len(rows),
-        "flipped": share(flips, np.ones(len(rows), bool)),
-        "trusted": share(trusted, np.ones(len(rows), bool)),
+        "flipped": share(flips, everyone),
+        "trusted": share(trusted, everyone),
         "trusted_right": share(~flips, trusted),
-        "corrected": share(corrected, np.ones(len(rows), bool)),
+        "corrected": share(corrected, everyone),
         "corrected_right": share(learnt == true, corrected),
         "flips_repaired": share(corrected & (learnt == true), flips),
-        "right_before": share(given == true, np.ones(len(rows), bool)),
-        "right_after": share(learnt == true, np.ones(len(rows), bool)),
+        "right_after": share(learnt == true, everyone),
     }
 
 
 def main():
     """Makes wrong labels, trains on them, counts."""
-    from audio_folder_prepare import prepare_audio_folder
-
     args, further = parse_arguments()
     folder = args.output_folder.resolve()
     annotation = folder / "train.csv"
     prepare_audio_folder(str(args.data_folder), str(annotation))
     utterances = read_annotation(annotation, str(args.data_folder.resolve()))
-    ids = list(utterances.ids())
     right = true_classes(utterances, args.truth)
     wrong = flipped(right, args.flip, args.seed)
-    write_labels(str(folder / "labels"), utterances, ids, wrong, "none")
+    labels_folder = str(folder / "labels")
+    ids = list(utterances.ids())
+    write_labels(labels_folder, utterances, ids, wrong, "none")
     settings = {
         "data_folder": args.data_folder.resolve(),
         "pseudo_labels": folder / "labels" / "pseudo_labels.csv",
         "output_folder": folder / "run",
         "seed": args.seed,
     }
-    command = [sys.executable, "train_pseudo_labels.py"]
-    command += [str(args.hparams_file.resolve())]
+    argv = [str(args.hparams_file.resolve())]
     for name, value in settings.items():
-        command += [f"--{name}", str(value)]
-    subprocess.run([*command, *further], cwd=RECIPE, check=True)
-    known = dict(zip(ids, right.tolist()))
-    found = judge(folder / "run" / "decisions.csv", known)
-    print(json.dumps(found, indent=2))
+        argv += [f"--{name}", str(value)]
+    _, run_opts, hparams, _ = load_experiment(argv + further)
+
+    class Judged(PseudoLabelBrain):
+        """Says after each epoch how right it was."""
+
+        def on_stage_end(self, stage, loss, epoch=None):
+            super().on_stage_end(stage, loss, epoch)
+            found = judge(self.decisions, right)
+            print(json.dumps({"epoch": epoch, **found}), flush=True)
+
+    labels = train_pseudo_labels.labels_of_run(hparams)
+    train_pseudo_labels.train(hparams, run_opts, labels, Judged)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,13 @@ class KMeans:
         max_points_per_centroid=256,
         distributed=False,
     ):
+        for name, value in (
+            ("n_iter", n_iter),
+            ("n_init", n_init),
+            ("max_points_per_centroid", max_points_per_centroid),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}.")
         self.n_clusters = n_clusters
         self.spherical = spherical
         self.n_iter = n_iter
@@ -209,6 +216,7 @@ class TwoStage:
         self.n_neighbors = n_neighbors
         self.random_state = random_state
         self.kmeans = kmeans
+        self.distributed = kmeans.get("distributed", False)
 
     def fit_predict(self, X, y=None):
         """Finds clusters.

@@ -396,23 +396,33 @@ def _centroids(clusters, before, spherical):
 
 def _halves(points, rows, labels, clusters, rng):
     """One half of each cluster: two-means within it, from a random plane."""
-    means = clusters.sums / np.maximum(clusters.counts, 1)[:, None]
-    normals = rng.standard_normal(means.shape)
-    offsets = np.einsum("kd,kd->k", means, normals)
+    normals = rng.standard_normal(clusters.sums.shape, np.float32)
+    offsets = np.einsum("kd,kd->k", clusters.sums, normals)
+    offsets /= np.maximum(clusters.counts, 1)
     for _ in range(HALVINGS):
         halves = _beyond(points, rows, labels, normals, offsets)
-        first, second = (
-            _centroids(half, means, points.spherical)
-            for half in (halves, clusters.without(halves))
-        )
-        normals = first - second
-        offsets = np.einsum("kd,kd->k", first + second, normals) / 2
+        # in parts: all means at once would be as large as many points
+        for first in range(0, len(offsets), BLOCK):
+            part = slice(first, first + BLOCK)
+            normals[part], offsets[part] = _between(
+                Clusters(*(x[part] for x in halves)),
+                Clusters(*(x[part] for x in clusters)),
+                points.spherical,
+            )
     return halves
+
+
+def _between(halves, clusters, spherical):
+    """Planes between the centroids of the halves and of what is left."""
+    middle = clusters.sums / np.maximum(clusters.counts, 1)[:, None]
+    one = _centroids(halves, middle, spherical)
+    two = _centroids(clusters.without(halves), middle, spherical)
+    return one - two, np.einsum("kd,kd->k", one + two, one - two) / 2
 
 
 def _beyond(points, rows, labels, normals, offsets):
     """What of each cluster lies beyond its plane."""
-    normals, offsets = normals.astype(np.float32), offsets.astype(np.float32)
+    offsets = offsets.astype(np.float32)
 
     def choose(place, block):
         own = labels[place]

@@ -59,6 +59,17 @@ def test_a_seed_gives_one_result():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize(
+    "name", ["n_iter", "n_init", "max_points_per_centroid"]
+)
+def test_settings_of_k_means_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, not 0"):
+        KMeans(2, **{name: 0})
+    points = np.random.default_rng(0).standard_normal((50, 3))
+    labels = KMeans(2, **{name: 1}).fit_predict(points)
+    assert set(labels) == {0, 1}
+
+
 def test_more_clusters_than_points_are_refused():
     with pytest.raises(ValueError, match="5 clusters of 3 points"):
         KMeans(5).fit_predict(np.zeros((3, 2)))
@@ -66,23 +77,19 @@ def test_more_clusters_than_points_are_refused():
 
 @pytest.mark.parametrize("spherical", [True, False])
 @pytest.mark.parametrize("most", [4, 256])
-def test_chunks_change_no_label(tmp_path, spherical, most):
+def test_a_memory_map_gets_the_labels_of_memory(tmp_path, spherical, most):
     points = np.random.default_rng(0).standard_normal((1003, 7))
     points[500:] = points[:503]  # ties and near ties
     np.save(tmp_path / "points.npy", points.astype(np.float16))
     mapped = np.load(tmp_path / "points.npy", mmap_mode="r")
-    results = []
-    for chunk_size, given in (1003, mapped[:]), (64, mapped), (1, mapped):
-        kmeans = KMeans(
-            60,
-            spherical,
-            chunk_size=chunk_size,
-            max_points_per_centroid=most,
-            random_state=2,
-        )
-        results.append(kmeans.fit_predict(given))
-    assert np.array_equal(results[0], results[1])
-    assert np.array_equal(results[0], results[2])
+    first, second = (
+        KMeans(
+            60, spherical, max_points_per_centroid=most, random_state=2
+        ).fit_predict(given)
+        for given in (mapped, mapped[:].astype(np.float64))
+    )
+    assert np.array_equal(first, second)
+    assert np.array_equal(first[:500], first[500:1000])
 
 
 @pytest.mark.parametrize("spherical", [True, False])

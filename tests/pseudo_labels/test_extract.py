@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from speechbrain_ssl.pseudo_labels.extract import (
     extract,
     load,
 )
+from tests.test_distributed import run as run_in_two
 
 
 @pytest.fixture
@@ -105,6 +107,36 @@ def test_parts_together_write_the_file_of_one_job(corpus, tmp_path, parts):
         "ids.json",
         "meta.json",
     ]
+
+
+def _extract_worker(rank, folder, data_root):
+    """Rows of the file, its bytes, and the files that this process read."""
+    mine = []
+
+    def watched(wavs, lengths):
+        mine.extend((wavs[:, 0] * 16 - 1).round().int().tolist())
+        return ends(wavs, lengths)
+
+    utterances = read_annotation(f"{data_root}/train.csv", data_root=data_root)
+    found = extract(
+        watched, utterances, data_root, 16000, chunk_size=3, progress=False
+    )
+    with open(f"{data_root}/embeddings.npy", "rb") as file:
+        return found.ids, [*found.failed], file.read(), mine
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file:// rendezvous")
+def test_two_processes_write_the_file_of_one(corpus, tmp_path):
+    (tmp_path / "u4.wav").write_text("This is text.")
+    alone = run(corpus, tmp_path)
+    first, second = run_in_two(_extract_worker, tmp_path, str(tmp_path))
+    assert first[:3] == second[:3]
+    written = (tmp_path / "embeddings" / "embeddings.npy").read_bytes()
+    assert first[:3] == (alone.ids, ["u4"], written)
+    # each file was embedded by one of them
+    assert {*first[3], *second[3]} == {*range(11)} - {4}
+    assert not {*first[3]} & {*second[3]}
+    assert not (tmp_path / "chunks").exists()
 
 
 def test_a_killed_job_goes_on_with_the_chunks_that_are_missing(

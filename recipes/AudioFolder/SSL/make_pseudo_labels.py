@@ -442,9 +442,13 @@ def main(argv):
             "The job that does the last missing part makes the labels."
         )
         return None
+    together = getattr(hparams["clusterer"], "distributed", False)
+    if distributed.rank() > 0 and not together:
+        return None
+    found = cluster(hparams, embeddings)
     if distributed.rank() > 0:
         return None
-    return write(hparams, utterances, embeddings, *cluster(hparams, embeddings))
+    return write(hparams, utterances, embeddings, *found)
 
 
 if __name__ == "__main__":
