@@ -12,14 +12,18 @@ extras = {
     # the demo's default corpus is spoken by espeak-ng, which comes as a wheel
     "demo": ["espeakng-loader>=0.2"],
     "report": ["matplotlib>=3.8", "tensorboard>=2.15"],
-    "wavlm": ["transformers>=4.40"],
+    "wavlm": ["transformers>=5.0"],
     "m4a": ["torchcodec"],
+    # python -m speechbrain_ssl.onnx
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
     # Leiden's communities for clusters of unknown number
     "graph": ["igraph>=0.10"],
 }
 extras["dev"] = [
     *extras["demo"],
     *extras["report"],
+    *extras["wavlm"],
+    *extras["onnx"],
     "pytest>=8",
     "ruff==0.12.4",
     "yamllint==1.35.1",
@@ -47,4 +51,10 @@ setup(
         "tqdm",
     ],
     extras_require=extras,
+    entry_points={
+        "console_scripts": [
+            f"speechbrain-ssl-{name} = speechbrain_ssl.{name}:main"
+            for name in ("embed", "verify", "onnx", "push")
+        ]
+    },
 )

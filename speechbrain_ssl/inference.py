@@ -1,8 +1,10 @@
 """From a training run to a folder that stock SpeechBrain loads.
 
 The folder holds ``hyperparams.yaml`` with class names of speechbrain and torch
-only, ``embedding_model.ckpt`` and a README.md. ``EncoderClassifier`` and
-``SpeakerRecognition`` load it where this package is not installed.
+only, ``embedding_model.ckpt`` and a README.md; ``threshold.json`` once a
+threshold was found. ``EncoderClassifier`` and ``SpeakerRecognition`` load it
+where this package is not installed: of classes that stock SpeechBrain lacks
+(``CARRIED``) the source stands in the YAML.
 
 Training ends with an export; to export its newest checkpoint again::
 
@@ -10,21 +12,47 @@ Training ends with an export; to export its newest checkpoint again::
 """
 
 import argparse
+import importlib
+import inspect
 import io
+import json
 import os
 import re
 import shutil
 import tempfile
+import textwrap
 
 import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.inference.classifiers import EncoderClassifier
 
+from speechbrain_ssl.checkpoints import AtomicCheckpointer
 from speechbrain_ssl.dataio.annotations import open_whole
 
+THRESHOLD_NAME = "threshold.json"
 ENCODER_KEYS = ("compute_features", "mean_var_norm", "embedding_model")
 KNOWN_PACKAGES = ("speechbrain.", "torch.")
+# modules whose source an exported YAML carries along, under other names; they
+# import nothing of this package
+CARRIED = {
+    "speechbrain_ssl.nnet.mhfa": "exported_mhfa",
+    "speechbrain_ssl.nnet.wavlm": "exported_wavlm",
+}
+# A file beside the YAML would be the usual place. But from_hparams neither
+# fetches it from a hub, nor tells the YAML which folder it is loaded from.
+SOURCE = """\
+__{name}: !apply:exec
+-   |
+{source}
+    import sys
+    import types
+
+    sys.modules[__name__] = types.ModuleType(__name__)
+    vars(sys.modules[__name__]).update(globals())
+- {{__name__: {name}}}
+
+"""
 # what a compiled or a distributed wrapper puts before the names of parameters
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
@@ -39,12 +67,20 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
         embedding_model: !ref <embedding_model>
 """
 
+# the header is what huggingface.co shows and searches
 MODEL_README = """\
+---
+library_name: speechbrain
+tags:
+- speaker-verification
+- self-supervised
+---
+
 # Speaker encoder
 
 {notes}
 
-```python
+{facts}```python
 from speechbrain.inference.speaker import SpeakerRecognition
 
 encoder = SpeakerRecognition.from_hparams(source="{name}", savedir=None)
@@ -68,13 +104,16 @@ score, same = encoder.verify_files("a.wav", "b.wav", threshold={threshold:.4f})
 """
 
 
-def encoder_hparams(hparams_text):
+def encoder_hparams(hparams_text, architectures=()):
     """Takes the lines of an encoder out of the hparams of a training run.
 
     Arguments
     ---------
     hparams_text : str
         Content of a recipe's hparams file, overrides already applied.
+    architectures : list of dict
+        What makes the pretrained networks in it without their files, in
+        order: the settings of those with a ``source``.
 
     Returns
     -------
@@ -88,7 +127,8 @@ def encoder_hparams(hparams_text):
         missing.
     ValueError
         If the encoder is made of classes of other packages than speechbrain
-        and torch: stock SpeechBrain could not load it.
+        and torch: stock SpeechBrain could not load it; or if it has another
+        number of pretrained networks than ``architectures``.
     """
     yaml = ruamel.yaml.YAML()
     yaml.indent(mapping=4, sequence=6, offset=4)
@@ -106,12 +146,15 @@ def encoder_hparams(hparams_text):
     )
     _strip_comments(part)
     _check_packages(part)
+    _put_architectures(part, architectures)
     out = io.StringIO()
     yaml.dump(part, out)
-    return out.getvalue() + "\n" + INTERFACE
+    return _carry(out.getvalue()) + "\n" + INTERFACE
 
 
-def export(branch, hparams_text, folder, notes="Trained without labels."):
+def export(
+    branch, hparams_text, folder, notes="Trained without labels.", facts=None
+):
     """Writes an encoder as a folder for stock SpeechBrain, and checks it.
 
     The folder appears when it is complete: it has been loaded by
@@ -127,6 +170,8 @@ def export(branch, hparams_text, folder, notes="Trained without labels."):
         Where to write; an exported folder that is there is replaced.
     notes : str
         What the folder's README says about the model.
+    facts : dict of str to str
+        A table for the README: data, seed, label use.
 
     Returns
     -------
@@ -144,8 +189,8 @@ def export(branch, hparams_text, folder, notes="Trained without labels."):
         raise ValueError(
             f"{folder} exists and is no exported model; name another folder"
         )
-    weights = branch.embedding_model.state_dict()
-    wrapped = [key for key in weights if key.startswith(WRAPPER_PREFIXES)]
+    names = branch.embedding_model.state_dict()
+    wrapped = [key for key in names if key.startswith(WRAPPER_PREFIXES)]
     if wrapped:
         raise ValueError(
             f"The encoder's weights are named {wrapped[0]} ...: unwrap it "
@@ -154,9 +199,15 @@ def export(branch, hparams_text, folder, notes="Trained without labels."):
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     staging = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(folder))
     try:
-        _write(staging, hparams_text, weights)
+        _write(staging, hparams_text, branch)
         _check(staging, branch)
-        readme = MODEL_README.format(name=os.path.basename(folder), notes=notes)
+        if _pretrained(branch):
+            notes += " It needs `pip install transformers`."
+        readme = MODEL_README.format(
+            name=os.path.basename(folder),
+            notes=notes,
+            facts=_table(facts or {}),
+        )
         path = os.path.join(staging, "README.md")
         with open(path, "w", encoding="utf-8") as file:
             file.write(readme)
@@ -215,7 +266,9 @@ def export_run(run_folder, folder=None):
 
 
 def suggest_threshold(folder, summary, trials):
-    """Writes a decision threshold into the README of an exported folder.
+    """Writes a decision threshold into an exported folder.
+
+    It stands in the README and, for programs, in ``threshold.json``.
 
     Arguments
     ---------
@@ -234,6 +287,42 @@ def suggest_threshold(folder, summary, trials):
     )
     with open_whole(path) as file:
         file.write(text)
+    found = {key: float(summary[key]) for key in ("threshold", "EER")}
+    with open_whole(os.path.join(folder, THRESHOLD_NAME)) as file:
+        json.dump({**found, "trials": trials}, file, indent=2)
+
+
+def read_threshold(folder):
+    """The threshold that ``suggest_threshold`` wrote.
+
+    Arguments
+    ---------
+    folder : str
+        An exported folder.
+
+    Returns
+    -------
+    dict
+        ``threshold`` on the cosine, ``EER`` in percent and ``trials``, the
+        name of the labelled list it was found on; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such JSON.
+    """
+    path = os.path.join(folder, THRESHOLD_NAME)
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        return {**found, "threshold": float(found["threshold"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path} should hold a number as "threshold", but: {error!r}. '
+            "Delete it, or verify the model again."
+        ) from error
 
 
 def load_encoder(folder, device="cpu"):
@@ -311,17 +400,76 @@ def start_from(branch, source):
         ) from error
 
 
+def continue_run(encoder, classifier, run_folder):
+    """Takes over encoder and classifier from a run on pseudo-labels.
+
+    Arguments
+    ---------
+    encoder : speechbrain_ssl.nnet.branch.Branch
+        Gets the run's encoder, all of it.
+    classifier : torch.nn.Module
+        Gets the run's classifier.
+    run_folder : str
+        The run's output folder: its newest checkpoint counts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint.
+    ValueError
+        If names or shapes of the weights are others.
+    """
+    folder = os.path.join(run_folder, "save")
+    checkpoint = None
+    if os.path.isdir(folder):
+        checkpoint = AtomicCheckpointer(folder).find_checkpoint()
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"{run_folder} has no checkpoint in save/ to continue from"
+        )
+    for name, module in {"encoder": encoder, "classifier": classifier}.items():
+        path = os.path.join(checkpoint.path, f"{name}.ckpt")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"{checkpoint.path} has no {name}.ckpt: name the folder of a "
+                "run of train_pseudo_labels.py"
+            )
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The {name} of {run_folder} is another one. Give the YAML "
+                f"the {name} of that run. {error}"
+            ) from error
+
+
 def _is_export(folder):
     """Whether a folder looks like one that ``export`` wrote."""
     names = ("hyperparams.yaml", "embedding_model.ckpt")
     return all(os.path.isfile(os.path.join(folder, n)) for n in names)
 
 
-def _write(folder, hparams_text, weights):
+def _table(facts):
+    """Facts as a table of Markdown."""
+    if not facts:
+        return ""
+    rows = "".join(f"| {key} | {value} |\n" for key, value in facts.items())
+    return f"| | |\n|---|---|\n{rows}\n"
+
+
+def _pretrained(branch):
+    """Networks of a branch that came from Hugging Face."""
+    return [m for m in branch.modules() if hasattr(m, "architecture")]
+
+
+def _write(folder, hparams_text, branch):
     """Writes hparams and weights."""
+    architectures = [m.architecture() for m in _pretrained(branch)]
     path = os.path.join(folder, "hyperparams.yaml")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(encoder_hparams(hparams_text))
+        file.write(encoder_hparams(hparams_text, architectures))
+    weights = branch.embedding_model.state_dict()
     weights = {key: value.detach().cpu() for key, value in weights.items()}
     torch.save(weights, os.path.join(folder, "embedding_model.ckpt"))
 
@@ -369,19 +517,58 @@ def _nodes(node):
         yield from _nodes(child)
 
 
+def _class_of(node):
+    """Name of what a node of a YAML tree makes; empty if it is plain."""
+    tag = str(getattr(getattr(node, "tag", None), "value", "") or "")
+    return tag.partition(":")[2]
+
+
 def _check_packages(part):
     """Refuses classes that a stock installation does not have."""
     for key, value in part.items():
         for node in _nodes(value):
-            tag = str(getattr(getattr(node, "tag", None), "value", "") or "")
-            if ":" in tag:
-                name = tag.split(":", 1)[1]
+            name = _class_of(node)
+            if name and name.rpartition(".")[0] not in CARRIED:
                 if not name.startswith(KNOWN_PACKAGES):
                     raise ValueError(
                         f"{key} uses {name}. An exported model may only use "
                         "classes of speechbrain and torch, so that it loads "
                         "where nothing else is installed."
                     )
+
+
+def _put_architectures(part, architectures):
+    """Gives pretrained networks their architecture instead of a source."""
+    nodes = [
+        node
+        for node in _nodes(part)
+        if isinstance(node, dict) and "source" in node and _class_of(node)
+    ]
+    if len(nodes) != len(architectures):
+        raise ValueError(
+            f"The hparams have {len(nodes)} pretrained networks (with a key "
+            f"source), the encoder has {len(architectures)}: they do not "
+            "belong together"
+        )
+    for node, settings in zip(nodes, architectures):
+        for key in list(node):
+            del node[key]
+        node.update(settings)
+
+
+def _carry(text):
+    """Puts the sources of CARRIED modules before a YAML that uses them."""
+    sources = ""
+    for module, name in CARRIED.items():
+        used = re.subn(rf"(!\w+:){re.escape(module)}\.", rf"\1{name}.", text)
+        if not used[1]:
+            continue
+        text = used[0]
+        source = inspect.getsource(importlib.import_module(module))
+        sources += SOURCE.format(
+            name=name, source=textwrap.indent(source, 4 * " ")
+        )
+    return sources + text
 
 
 def _strip_comments(tree):

@@ -8,11 +8,14 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from speechbrain_ssl.checkpoints import AtomicCheckpointer
 from speechbrain_ssl.inference import (
+    continue_run,
     encoder_hparams,
     export,
     export_run,
     load_encoder,
+    read_threshold,
     start_from,
     suggest_threshold,
 )
@@ -126,6 +129,46 @@ def test_a_suggested_threshold_replaces_the_one_before(exported):
         text = file.read()
     assert text.count("## Threshold") == 1 and "threshold=0.2500" in text
     assert "12.3" in text and "wild.txt" in text
+
+
+def test_programs_find_the_threshold_in_a_file_of_its_own(exported):
+    folder = exported[1]
+    assert read_threshold(folder) is None
+    summary = {"threshold": 0.25, "EER": 12.5, "trials": 3}
+    suggest_threshold(folder, summary, "wild.txt")
+    assert read_threshold(folder) == {
+        "threshold": 0.25,
+        "EER": 12.5,
+        "trials": "wild.txt",
+    }
+    load_encoder(folder)
+    # another model has another threshold
+    export(exported[0], RUN, folder)
+    assert read_threshold(folder) is None
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"threshold": "high"}', "no"])
+def test_a_spoiled_threshold_is_named(exported, text):
+    path = os.path.join(exported[1], "threshold.json")
+    with open(path, "w") as file:
+        file.write(text)
+    with pytest.raises(ValueError, match="threshold.json should hold"):
+        read_threshold(exported[1])
+
+
+def test_the_readme_has_the_facts_of_the_training(tmp_path):
+    folder = export(
+        branch_of(),
+        RUN,
+        str(tmp_path / "model"),
+        notes="For {braces}.",
+        facts={"data": "3 utterances, 1.0 hours", "seed": "7"},
+    )
+    with open(os.path.join(folder, "README.md")) as file:
+        text = file.read()
+    assert text.startswith("---\nlibrary_name: speechbrain\n")
+    assert "| data | 3 utterances, 1.0 hours |\n| seed | 7 |\n\n" in text
+    assert "For {braces}." in text and 'source="model"' in text
 
 
 def test_classes_of_other_packages_are_refused():
@@ -260,3 +303,34 @@ def test_weights_of_another_encoder_are_refused(exported):
 def test_a_start_that_is_not_there_is_named(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.ckpt"):
         start_from(exported[0], str(tmp_path / "nothing.ckpt"))
+
+
+def test_a_run_goes_on_with_its_encoder_and_its_classifier(tmp_path):
+    old, head = branch_of(), torch.nn.Linear(6, 4)
+    checkpointer = AtomicCheckpointer(
+        tmp_path / "save", {"encoder": old, "classifier": head}
+    )
+    checkpointer.save_checkpoint()
+    with torch.no_grad():
+        head.bias.fill_(7.0)
+    checkpointer.save_checkpoint()
+    fresh, new_head = branch_of(), torch.nn.Linear(6, 4)
+    with torch.no_grad():
+        next(fresh.parameters()).fill_(0.5)
+    continue_run(fresh, new_head, str(tmp_path))
+    for name, value in old.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
+    assert torch.equal(new_head.bias, head.bias)
+    with pytest.raises(ValueError, match="classifier of .* is another one"):
+        continue_run(fresh, torch.nn.Linear(6, 5), str(tmp_path))
+
+
+def test_a_run_that_cannot_go_on_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in save/"):
+        continue_run(branch_of(), torch.nn.Linear(6, 4), str(tmp_path))
+    assert os.listdir(tmp_path) == []
+    AtomicCheckpointer(
+        tmp_path / "save", {"student": branch_of()}
+    ).save_checkpoint()
+    with pytest.raises(FileNotFoundError, match="no encoder.ckpt"):
+        continue_run(branch_of(), torch.nn.Linear(6, 4), str(tmp_path))

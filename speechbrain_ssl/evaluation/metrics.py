@@ -1,4 +1,4 @@
-"""EER and minDCF of verification scores, exact and in n log n.
+"""EER, costs and Cllr of verification scores, exact and in n log n.
 
 SpeechBrain's ``EER`` walks over all thresholds in Python and its ``minDCF``
 builds a matrix of targets times thresholds; with the 580,000 trials of
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.isotonic import isotonic_regression
 
 
 class OperatingPoints(NamedTuple):
@@ -146,14 +147,132 @@ def min_dcf(scores, targets, p_target):
     >>> min_dcf([0.9, 0.8, 0.4, 0.6, 0.2, 0.1], [1, 1, 1, 0, 0, 0], 0.5)
     0.3333333333333333
     """
-    if not 0.0 < p_target < 1.0:
-        raise ValueError(
-            "p_target is the prior probability of a target trial and lies "
-            f"between 0 and 1 (typically 0.01 or 0.05), but it is {p_target}."
-        )
+    _check_p_target(p_target)
     points = error_rates(scores, targets)
     cost = p_target * points.miss + (1.0 - p_target) * points.false_alarm
     return float(cost.min() / min(p_target, 1.0 - p_target))
+
+
+def act_dcf(llrs, targets, p_target):
+    """Detection cost at the threshold that log-likelihood ratios imply.
+
+    Who accepts a trial whose log-likelihood ratio is at least
+    ``log((1 - p_target) / p_target)`` pays least, if the ratios are right.
+    The cost is normalised as in ``min_dcf``, which it is never below.
+
+    Arguments
+    ---------
+    llrs : np.ndarray | torch.Tensor | list
+        Natural log-likelihood ratio of each trial [trials].
+    targets : np.ndarray | torch.Tensor | list
+        1 for target trials, 0 for non-target trials [trials].
+    p_target : float
+        Prior probability of a target trial, between 0 and 1.
+
+    Returns
+    -------
+    float
+        actDCF, at least 0; above 1.0 it is worse than no system at all.
+
+    Raises
+    ------
+    ValueError
+        As ``min_dcf``.
+
+    Example
+    -------
+    >>> act_dcf([2.0, -1.0, 1.0, -3.0], [1, 1, 0, 0], 0.5)
+    1.0
+    """
+    _check_p_target(p_target)
+    llrs, targets = _checked(llrs, targets)
+    accepted = llrs >= np.log((1.0 - p_target) / p_target)
+    miss = 1.0 - accepted[targets == 1].mean()
+    false_alarm = accepted[targets == 0].mean()
+    cost = p_target * miss + (1.0 - p_target) * false_alarm
+    return float(cost / min(p_target, 1.0 - p_target))
+
+
+def cllr(llrs, targets):
+    """Cost of log-likelihood ratios, over all priors at once.
+
+    Brummer and du Preez, "Application-independent evaluation of speaker
+    detection", Computer Speech and Language 2006. 0 is perfect; 1 is what
+    ratios that say nothing (all 0) cost.
+
+    Arguments
+    ---------
+    llrs : np.ndarray | torch.Tensor | list
+        Natural log-likelihood ratio of each trial [trials].
+    targets : np.ndarray | torch.Tensor | list
+        1 for target trials, 0 for non-target trials [trials].
+
+    Returns
+    -------
+    float
+        Cllr in bits, at least 0.
+
+    Raises
+    ------
+    ValueError
+        As ``error_rates``.
+
+    Example
+    -------
+    >>> cllr([0.0, 0.0, 0.0], [1, 0, 0])
+    1.0
+    """
+    llrs, targets = _checked(llrs, targets)
+    target_cost = np.logaddexp(0.0, -llrs[targets == 1]).mean()
+    other_cost = np.logaddexp(0.0, llrs[targets == 0]).mean()
+    return float((target_cost + other_cost) / (2.0 * np.log(2.0)))
+
+
+def min_cllr(scores, targets):
+    """Cllr of the best rising function of the scores: what they could tell.
+
+    The function is found by pooling adjacent violators. ``cllr`` minus this
+    is what calibration loses.
+
+    Arguments
+    ---------
+    scores : np.ndarray | torch.Tensor | list
+        Score of each trial, higher for targets [trials].
+    targets : np.ndarray | torch.Tensor | list
+        1 for target trials, 0 for non-target trials [trials].
+
+    Returns
+    -------
+    float
+        minCllr in bits, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        As ``error_rates``.
+
+    Example
+    -------
+    >>> min_cllr([0.9, 0.8, 0.1], [1, 1, 0]), min_cllr([5, 5], [1, 0])
+    (0.0, 1.0)
+    """
+    scores, targets = _checked(scores, targets)
+    order = np.argsort(scores)
+    ends = _last_of_each_score(scores[order])
+    # trials of one score share what they are mapped to
+    trials = np.diff(ends, prepend=-1)
+    hits = np.diff(np.cumsum(targets[order])[ends], prepend=0)
+    share = isotonic_regression(hits / trials, sample_weight=trials * 1.0)
+    positives = hits.sum()
+    negatives = len(scores) - positives
+    with np.errstate(divide="ignore"):  # shares of 0 and 1 are infinite
+        llrs = np.log(share) - np.log1p(-share) - np.log(positives / negatives)
+    # not 0 * inf, where a score has no trial of this class
+    target_cost = np.logaddexp(0.0, -llrs[hits > 0]) @ hits[hits > 0]
+    others = trials - hits
+    other_cost = np.logaddexp(0.0, llrs[others > 0]) @ others[others > 0]
+    bits = target_cost / positives + other_cost / negatives
+    return float(bits / (2.0 * np.log(2.0)))
 
 
 def bootstrap(scores, targets, enrol_group, test_group, draws=200, seed=0):
@@ -265,6 +384,15 @@ def _weighted_eer(scores, targets, enrol, test):
         return (miss + false_alarm) / 2
 
     return weighted_eer
+
+
+def _check_p_target(p_target):
+    """Refuses what is no prior probability."""
+    if not 0.0 < p_target < 1.0:
+        raise ValueError(
+            "p_target is the prior probability of a target trial and lies "
+            f"between 0 and 1 (typically 0.01 or 0.05), but it is {p_target}."
+        )
 
 
 def _last_of_each_score(sorted_scores):

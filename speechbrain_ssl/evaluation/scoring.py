@@ -78,16 +78,35 @@ def cosine_scores(embeddings, enrol_index, test_index):
     >>> cosine_scores(torch.eye(2), [0, 0], [0, 1]).tolist()
     [1.0, 0.0]
     """
-    rows = unit(embeddings)
+    return pair_products(unit(embeddings), enrol_index, test_index)
+
+
+def pair_products(rows, enrol_index, test_index):
+    """Inner product of the two rows of each trial.
+
+    Arguments
+    ---------
+    rows : torch.Tensor
+        Vectors of the utterances [utterances, dim].
+    enrol_index : np.ndarray | torch.Tensor
+        Row of the enrol utterance [trials].
+    test_index : np.ndarray | torch.Tensor
+        Row of the test utterance [trials].
+
+    Returns
+    -------
+    np.ndarray
+        Products, of the type of the rows [trials].
+    """
     enrol = torch.as_tensor(enrol_index, device=rows.device)
     test = torch.as_tensor(test_index, device=rows.device)
-    scores = torch.empty(len(enrol), device=rows.device)
+    products = torch.empty(len(enrol), dtype=rows.dtype, device=rows.device)
     for start in range(0, len(enrol), TRIALS_PER_CHUNK):
         part = slice(start, start + TRIALS_PER_CHUNK)
         left = rows.index_select(0, enrol[part])
         right = rows.index_select(0, test[part])
-        scores[part] = left.mul_(right).sum(1)
-    return scores.cpu().numpy()
+        products[part] = left.mul_(right).sum(1)
+    return products.cpu().numpy()
 
 
 def as_norm(scores, enrol_index, test_index, embeddings, cohort, top_n=300):
@@ -96,8 +115,8 @@ def as_norm(scores, enrol_index, test_index, embeddings, cohort, top_n=300):
     Each side of a trial sees the score relative to its own ``top_n`` highest
     cohort scores; the result is the mean of both views. Matejka et al.,
     "Analysis of Score Normalization in Multilingual Speaker Recognition",
-    Interspeech 2017. The cohort needs no labels; it must not contain
-    utterances of the trials.
+    Interspeech 2017. With ``top_n`` the size of the cohort it is S-norm. The
+    cohort needs no labels; it must not contain utterances of the trials.
 
     Arguments
     ---------
@@ -126,11 +145,10 @@ def as_norm(scores, enrol_index, test_index, embeddings, cohort, top_n=300):
         utterance are all equal, if the embeddings differ in length from
         those of the cohort, else as ``unit``.
     """
-    check_top_n(top_n, len(cohort))
     enrol, test = np.asarray(enrol_index), np.asarray(test_index)
     used, place = np.unique(np.r_[enrol, test], return_inverse=True)
-    rows = unit(torch.as_tensor(embeddings)[torch.from_numpy(used)])
-    mean, deviation = _cohort_statistics(rows.cpu(), unit(cohort).cpu(), top_n)
+    rows = torch.as_tensor(embeddings)[torch.from_numpy(used)]
+    mean, deviation = cohort_statistics(rows, cohort, top_n)
     scores = np.asarray(scores, dtype=np.float32)
     left, right = place[: len(enrol)], place[len(enrol) :]
     by_enrol = (scores - mean[left]) / deviation[left]
@@ -164,8 +182,32 @@ def check_top_n(top_n, cohort_size):
         )
 
 
-def _cohort_statistics(rows, cohort, top_n):
-    """Mean and deviation of the highest cohort scores [utterances]."""
+def cohort_statistics(embeddings, cohort, top_n):
+    """Mean and deviation of each utterance's highest cohort scores.
+
+    Arguments
+    ---------
+    embeddings : torch.Tensor | np.ndarray
+        Embeddings of any length [utterances, emb_dim].
+    cohort : torch.Tensor | np.ndarray
+        Embeddings of the cohort [cohort utterances, emb_dim].
+    top_n : int
+        Number of cohort scores that count, at least 2.
+
+    Returns
+    -------
+    mean : np.ndarray
+        float32 mean cosine [utterances].
+    deviation : np.ndarray
+        float32 standard deviation [utterances].
+
+    Raises
+    ------
+    ValueError
+        As ``as_norm``.
+    """
+    check_top_n(top_n, len(cohort))
+    rows, cohort = unit(embeddings).cpu(), unit(cohort).cpu()
     if rows.shape[1] != cohort.shape[1]:
         raise ValueError(
             "Expected embeddings of trials and cohort from one encoder, "

@@ -11,6 +11,7 @@ holds one; only then may paths contain spaces.
 """
 
 import collections
+import csv
 import itertools
 import json
 import logging
@@ -27,6 +28,12 @@ from speechbrain_ssl.evaluation import metrics, scoring
 logger = logging.getLogger(__name__)
 
 LABELS = {"0": 0, "nontarget": 0, "1": 1, "target": 1}
+P_TARGETS = (0.01, 0.05)
+LABEL_USE = (
+    "The labels of the trial list were used to measure: EER, its threshold, "
+    "minDCF and minCllr look for the best decision with them, actDCF and Cllr "
+    "do not. Nothing was trained or calibrated on them."
+)
 
 
 class Trials(NamedTuple):
@@ -123,7 +130,111 @@ def trial_paths(trials, list_path, data_root=None):
     return paths
 
 
-def summarize(scores, trials, groups="auto"):
+def read_conditions(path):
+    """Reads what is known of the recordings of a trial list.
+
+    Arguments
+    ---------
+    path : str
+        CSV file with the columns ``ID`` (a file, as the trial list names it)
+        and ``condition`` (any word: a language, a device ...).
+
+    Returns
+    -------
+    dict of str to str
+        Condition by file.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or a file is there with two conditions.
+    """
+    conditions = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns = reader.fieldnames or []
+        if not {"ID", "condition"} <= set(columns):
+            raise ValueError(
+                f"{path} has the columns {', '.join(columns)}; expected ID "
+                "and condition."
+            )
+        for row in reader:
+            name, condition = row["ID"], row["condition"]
+            if conditions.setdefault(name, condition) != condition:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {name!r} has the "
+                    f"condition {condition!r}, but had "
+                    f"{conditions[name]!r} before."
+                )
+    return conditions
+
+
+def summarize_conditions(scores, trials, conditions):
+    """Error rates of the trials of each condition.
+
+    A trial of two conditions counts as ``first / second``, in alphabetical
+    order.
+
+    Arguments
+    ---------
+    scores : np.ndarray
+        Score of each trial, higher for targets [trials].
+    trials : Trials
+        The trials.
+    conditions : dict of str to str
+        Condition by file.
+
+    Returns
+    -------
+    dict of str to dict
+        By condition: "EER" in percent (None without targets or without
+        non-targets), "trials" and "targets".
+
+    Raises
+    ------
+    ValueError
+        If a file of the trials has no condition.
+
+    Example
+    -------
+    >>> sides = np.array([0, 0]), np.array([1, 2])
+    >>> trials = Trials(["a", "b", "c"], *sides, np.array([1, 0]))
+    >>> words = {"a": "far", "b": "far", "c": "near"}
+    >>> list(summarize_conditions(np.array([1.0, 0.0]), trials, words))
+    ['far', 'far / near']
+    """
+    missing = {file for file in trials.files if file not in conditions}
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(trials.files)} files have no condition: "
+            f"{_few(missing)}. Write them as the trial list does."
+        )
+    names, number = np.unique(
+        [conditions[file] for file in trials.files], return_inverse=True
+    )
+    pair = np.sort([number[trials.enrol], number[trials.test]], axis=0)
+    codes, place = np.unique(
+        pair[0] * len(names) + pair[1], return_inverse=True
+    )
+    order = np.argsort(place, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(place))[:-1])
+    found = {}
+    for code, rows in zip(codes.tolist(), parts):
+        pair = dict.fromkeys(names[list(divmod(code, len(names)))].tolist())
+        targets = trials.targets[rows]
+        hits = int(targets.sum())
+        rate = None
+        if 0 < hits < len(rows):
+            rate = 100 * metrics.eer(scores[rows], targets)[0]
+        found[" / ".join(pair)] = {
+            "EER": rate,
+            "trials": len(rows),
+            "targets": hits,
+        }
+    return found
+
+
+def summarize(scores, trials, groups="auto", are_llrs=False):
     """The metrics of one trial list.
 
     Arguments
@@ -136,6 +247,9 @@ def summarize(scores, trials, groups="auto"):
         What the bootstrap draws: "folders" (the folder that holds a file,
         in most corpora a speaker or a recording of one), "files", or "auto":
         folders if there are at least two, with two files each on average.
+    are_llrs : bool
+        Whether the scores claim to be natural log-likelihood ratios, and
+        shall be held to it.
 
     Returns
     -------
@@ -143,7 +257,8 @@ def summarize(scores, trials, groups="auto"):
         "EER", its 95% interval "EER_low" and "EER_high" (all in percent),
         "minDCF_0.01", "minDCF_0.05" (normalised, named by p_target),
         "threshold" (of the EER), the numbers of "trials", "targets" and
-        "files", and "bootstrap_over" ("folders" or "files").
+        "files", and "bootstrap_over" ("folders" or "files"). Of ratios also
+        "actDCF_0.01", "actDCF_0.05", "Cllr" and "minCllr" (bits).
 
     Raises
     ------
@@ -157,12 +272,21 @@ def summarize(scores, trials, groups="auto"):
     low, high = metrics.bootstrap(
         scores, targets, group[trials.enrol], group[trials.test]
     )
+    costs = {
+        f"minDCF_{p_target}": metrics.min_dcf(scores, targets, p_target)
+        for p_target in P_TARGETS
+    }
+    if are_llrs:
+        for p_target in P_TARGETS:
+            cost = metrics.act_dcf(scores, targets, p_target)
+            costs[f"actDCF_{p_target}"] = cost
+        costs["Cllr"] = metrics.cllr(scores, targets)
+        costs["minCllr"] = metrics.min_cllr(scores, targets)
     return {
         "EER": 100 * rate,
         "EER_low": 100 * low,
         "EER_high": 100 * high,
-        "minDCF_0.01": metrics.min_dcf(scores, targets, 0.01),
-        "minDCF_0.05": metrics.min_dcf(scores, targets, 0.05),
+        **costs,
         "threshold": threshold,
         "trials": len(targets),
         "targets": int(targets.sum()),
@@ -183,13 +307,16 @@ def verify(
     device="cpu",
     progress=True,
     cache=None,
+    back_ends=None,
+    conditions=None,
+    label_use=LABEL_USE,
 ):
     """Verifies an encoder on a trial list and keeps what it found.
 
     The folder ``output_folder/<name of the list>`` gets ``metrics.json``,
     ``scores.txt`` (lines ``label enrol test score``), ``embeddings.npy``
     (float32 [files, emb_dim]) and ``embeddings_ids.txt`` (a file per line);
-    with a cohort also ``scores_as_norm.txt``.
+    with a cohort also ``scores_as_norm.txt``, and one for each back end.
 
     Arguments
     ---------
@@ -217,12 +344,22 @@ def verify(
     cache : dict
         Embeddings by path, used and added to: with one dict for several
         lists, a file that stands in many is embedded once.
+    back_ends : dict of str to Callable
+        Log-likelihood ratios to report as well, by name. A back end maps
+        embeddings [files, emb_dim], paths of the files and Trials to ratios
+        [trials].
+    conditions : dict of str to str
+        Condition by file, see ``summarize_conditions``; adds "conditions" to
+        each summary.
+    label_use : str
+        What labels were used for.
 
     Returns
     -------
     dict
-        The summary, see ``summarize``; with a cohort one summary for each of
-        the keys "raw" and "as_norm". The same stands in ``metrics.json``.
+        The summary, see ``summarize``; with a cohort or back ends one summary
+        for each of the keys "raw", "as_norm" and the names of the back ends.
+        Beside them "label_use". The same stands in ``metrics.json``.
 
     Raises
     ------
@@ -244,9 +381,20 @@ def verify(
         cache.update(zip(new, rows))
     embeddings = torch.stack([cache[path] for path in paths])
     scores = _score(embeddings, trials, cohort, top_n)
-    summary = {name: summarize(scores[name], trials) for name in scores}
-    if cohort is None:
+    back_ends = back_ends or {}
+    for name, back_end in back_ends.items():
+        scores[name] = back_end(embeddings, paths, trials)
+    summary = {}
+    for name, values in scores.items():
+        found = summarize(values, trials, are_llrs=name in back_ends)
+        if conditions is not None:
+            found["conditions"] = summarize_conditions(
+                values, trials, conditions
+            )
+        summary[name] = found
+    if len(summary) == 1:
         summary = summary["raw"]
+    summary = {**summary, "label_use": label_use}
     if output_folder is not None:
         folder = results_folder(output_folder, list_path)
         _write_results(folder, summary, scores, trials, embeddings.numpy())

@@ -49,6 +49,42 @@ def parameter_groups(module, learning_rates=()):
     return groups + _by_decay(left.values())
 
 
+def layerwise_rates(transformer, rate, decay=1.0):
+    """Learning rates that fall from the top layer of a transformer down.
+
+    Arguments
+    ---------
+    transformer : torch.nn.Module
+        With ``layers``, from the input up.
+    rate : float
+        Of the top layer.
+    decay : float
+        Rate of a layer as a share of that of the one above it; 1: all learn
+        alike. What comes before the layers has the rate of one more.
+
+    Returns
+    -------
+    list of [torch.nn.Module, float]
+        For ``learning_rates``: layers from the top down, then all the rest.
+
+    Raises
+    ------
+    ValueError
+        If ``decay`` is not above 0 and at most 1.
+
+    Example
+    -------
+    >>> net = torch.nn.Module()
+    >>> net.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in "ab")
+    >>> [rate for _, rate in layerwise_rates(net, 0.8, decay=0.5)]
+    [0.8, 0.4, 0.2]
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay must be above 0 and at most 1, not {decay}")
+    parts = [*reversed(transformer.layers), transformer]
+    return [[part, rate * decay**depth] for depth, part in enumerate(parts)]
+
+
 def _by_decay(parameters):
     """Groups of matrices and of vectors, if there are any."""
     parameters = list(parameters)

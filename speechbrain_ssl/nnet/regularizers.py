@@ -112,3 +112,76 @@ def koleo(x):
         nearest = cosine.argmax(dim=1)
     distance = torch.linalg.vector_norm(mine - everyone[nearest], dim=-1)
     return -(distance + 1e-8).log().mean()
+
+
+class DistanceToPretrained:
+    """Adds to a loss how far a network has moved from where it began.
+
+    The distance is that of the public code of V. Miara et al., "Towards
+    supervised performance on speaker verification with self-supervised
+    learning by leveraging large-scale ASR models", Interspeech 2024
+    (https://arxiv.org/abs/2406.02285): the sum of the (not squared) norms of
+    the differences of all tensors that learn.
+
+    The network begins where it is when this object is made: as the YAML loads
+    it, also if a training is resumed or goes on from another one.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The network.
+    weight : float
+        Factor of the distance.
+    self_normalized : bool
+        Whether loss and distance are both divided by their own values, as in
+        the public code. The gradient is then that of their logarithms, so
+        that batches with a small loss count as much as others.
+
+    Example
+    -------
+    >>> net = torch.nn.Linear(2, 2)
+    >>> add_distance = DistanceToPretrained(net, weight=0.1)
+    >>> with torch.no_grad():
+    ...     _ = net.bias.add_(torch.tensor([3.0, 4.0]))
+    >>> total, stats = add_distance(torch.tensor(1.0))
+    >>> round(total.item(), 4), round(stats["distance"].item(), 4)
+    (1.5, 5.0)
+    """
+
+    def __init__(self, module, weight=0.01, self_normalized=False):
+        if not weight >= 0:
+            raise ValueError(f"weight must be 0 or more, not {weight}")
+        self.moving = [p for p in module.parameters() if p.requires_grad]
+        self.start = [p.detach().clone() for p in self.moving]
+        self.weight, self.self_normalized = weight, self_normalized
+
+    def __call__(self, loss):
+        """Adds the distance.
+
+        Arguments
+        ---------
+        loss : torch.Tensor
+            Scalar.
+
+        Returns
+        -------
+        total : torch.Tensor
+            Scalar; a loss of 0 adds 0 to it and to the gradient.
+        stats : dict of str to torch.Tensor
+            ``distance``.
+        """
+        # the network may have gone to a GPU
+        pairs = zip(self.moving, self.start)
+        self.start = [start.to(now.device) for now, start in pairs]
+        norms = [
+            torch.linalg.vector_norm(now.float() - start)
+            for now, start in zip(self.moving, self.start)
+        ]
+        distance = torch.stack(norms).sum() if norms else loss.new_zeros(())
+        stats = {"distance": distance.detach()}
+        if self.self_normalized:
+            # of all processes: one of them may have nothing to learn
+            size = distributed.mean(loss.detach())
+            loss = loss / size.masked_fill(size == 0, 1.0)
+            distance = distance / (distance.detach() + 1e-5)
+        return loss + self.weight * distance, stats

@@ -21,8 +21,11 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
+from speechbrain_ssl.pseudo_labels.extract import file_hash
 
 CSV_NAME, REPORT_NAME = "pseudo_labels.csv", "report.json"
+# which labels a training had, in its output folder
+TRAINED_ON = "trained_on.json"
 COLUMN = "spk_id"
 SPEAKER_COLUMNS = ("spk_id", "speaker", "speaker_id")
 
@@ -196,6 +199,56 @@ def read_labels(
         _check_training(csv_path, utterances, training, report, allow_missing)
     names, classes = _classes(csv_path, utterances)
     return Labels(utterances, classes, len(names), report, names)
+
+
+def note_labels(run_folder, csv_path):
+    """Writes down which labels a training has.
+
+    Arguments
+    ---------
+    run_folder : str
+        Its output folder.
+    csv_path : str
+        The file of labels.
+    """
+    record = {"labels": os.path.abspath(csv_path), "hash": file_hash(csv_path)}
+    with open_whole(os.path.join(run_folder, TRAINED_ON)) as file:
+        json.dump(record, file, indent=2)
+
+
+def check_same_labels(run_folder, csv_path):
+    """Refuses labels that an earlier training did not have.
+
+    Arguments
+    ---------
+    run_folder : str
+        The output folder of that training.
+    csv_path : str
+        The file of labels.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not say which labels it had.
+    ValueError
+        If they were others.
+    """
+    path = os.path.join(run_folder, TRAINED_ON)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{path} is missing, which says what labels {run_folder} was "
+            "trained on. Name the output folder of train_pseudo_labels.py."
+        )
+    with open(path, encoding="utf-8") as file:
+        record = json.load(file)
+    found = file_hash(csv_path)
+    if found != record["hash"]:
+        raise ValueError(
+            f"{run_folder} was trained on {record['labels']} "
+            f"({record['hash'][:12]}...); {csv_path} has other labels "
+            f"({found[:12]}...), to which its classifier does not belong. "
+            "Give the same file."
+        )
 
 
 def labels_of(labels, ids):

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+import speechbrain as sb
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
@@ -48,6 +49,7 @@ def make_brain(folder, output, gate=None, loss=None, **settings):
     """A brain ready to fit, always of the same weights."""
     torch.manual_seed(0)
     encoder = Branch(tiny.Frames(), tiny.AsTheyAre(), tiny.Pooled())
+    encoder = settings.pop("encoder", encoder)
     sampler = ViewSampler(16000, 1, 0.1, clean_twins=True, seed=3)
     sampler = settings.pop("view_sampler", sampler)
     classes = 4 * len(sampler.speeds)
@@ -78,8 +80,8 @@ def make_brain(folder, output, gate=None, loss=None, **settings):
         **settings,
     }
     run_opts = {"device": "cpu", "noprogressbar": True}
-    for name in ("ckpt_interval_steps", "grad_accumulation_factor"):
-        if name in hparams:
+    for name in list(hparams):
+        if hasattr(sb.core.RunOptions(), name):
             run_opts[name] = hparams.pop(name)
     brain = hparams.pop("brain_class", PseudoLabelBrain)(
         Labels(utterances, CLASSES, 4, None, np.arange(4)),

@@ -28,6 +28,10 @@ FLOORS = [
     ("brains", 4),
     ("inference", 4),
     ("report", 4),
+    ("embed", 5),
+    ("onnx", 5),
+    ("push", 5),
+    ("verify", 5),
     ("__init__", 5),
 ]
 

@@ -1,4 +1,4 @@
-"""EER, minDCF and bootstrap against independent, slower ways to get them."""
+"""Error rates, costs and bootstrap against independent, slower ways."""
 
 import numpy as np
 import pytest
@@ -198,3 +198,108 @@ def test_impossible_prior_is_refused(p_target):
 def test_bootstrap_refuses_groups_of_another_length():
     with pytest.raises(ValueError, match="found 3 and 1 for 2"):
         metrics.bootstrap([0.1, 0.2], [0, 1], [1, 2, 3], [1])
+
+
+def gaussian_llrs(count=4000, deviation=2.0, seed=0):
+    """Ratios that are right: those of two Gaussians, at their own samples."""
+    rng = np.random.default_rng(seed)
+    targets = np.repeat([1, 0], count)
+    means = np.where(targets == 1, 0.5, -0.5) * deviation**2
+    return rng.normal(means, deviation), targets
+
+
+def slow_cllr(llrs, targets):
+    """The definition of Brummer and du Preez, trial by trial."""
+    costs = {0: [], 1: []}
+    for llr, target in zip(llrs, targets):
+        sign = -1 if target else 1
+        costs[target].append(np.log2(1 + np.exp(sign * llr)))
+    return (np.mean(costs[0]) + np.mean(costs[1])) / 2
+
+
+def slow_pooled(scores, targets):
+    """Share of targets by pooling adjacent violators, pair by pair."""
+    blocks = []
+    for score in sorted(set(scores.tolist())):
+        mine = targets[scores == score]
+        blocks.append([int(mine.sum()), len(mine), [score]])
+        while len(blocks) > 1 and (
+            blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]
+        ):
+            hits, trials, members = blocks.pop()
+            blocks[-1][0] += hits
+            blocks[-1][1] += trials
+            blocks[-1][2] += members
+    return {s: hits / n for hits, n, members in blocks for s in members}
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+def test_cllr_equals_its_definition(decimals):
+    scores, targets = trials(200, decimals=decimals)
+    expected = slow_cllr(scores, targets)
+    assert metrics.cllr(scores, targets) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+@pytest.mark.parametrize("seed", range(4))
+def test_min_cllr_equals_pooling_by_hand(decimals, seed):
+    scores, targets = trials(80, seed, decimals)
+    share = slow_pooled(scores, targets)
+    prior = np.log(targets.sum() / (1 - targets.astype(int)).sum())
+    odds = {
+        s: np.log(p / (1 - p)) if 0 < p < 1 else (p - 0.5) * np.inf
+        for s, p in share.items()
+    }
+    expected = slow_cllr([odds[s] - prior for s in scores], targets)
+    assert metrics.min_cllr(scores, targets) == pytest.approx(expected)
+
+
+def test_right_ratios_lose_next_to_nothing():
+    llrs, targets = gaussian_llrs()
+    found, least = metrics.cllr(llrs, targets), metrics.min_cllr(llrs, targets)
+    assert least <= found < least + 0.01
+    for p_target in (0.05, 0.5):
+        actual = metrics.act_dcf(llrs, targets, p_target)
+        assert actual < metrics.min_dcf(llrs, targets, p_target) + 0.05
+
+
+def test_what_calibration_loses_is_told_from_what_scores_cannot_tell():
+    llrs, targets = gaussian_llrs()
+    least = metrics.min_cllr(llrs, targets)
+    for wrong in (llrs + 3, 5 * llrs):
+        assert metrics.cllr(wrong, targets) > least + 0.1
+        assert metrics.min_cllr(wrong, targets) == pytest.approx(least)
+    actual = metrics.act_dcf(llrs + 3, targets, 0.05)
+    assert actual > 1.2 * metrics.min_dcf(llrs, targets, 0.05)
+
+
+def test_ratios_that_say_nothing_cost_one_bit():
+    targets = [1, 0, 0, 1, 0]
+    assert metrics.cllr(np.zeros(5), targets) == 1.0
+    assert metrics.min_cllr(np.full(5, 3.0), targets) == pytest.approx(1.0)
+    # all rejected, all accepted: the better one is what a prior can do
+    assert metrics.act_dcf(np.zeros(5), targets, 0.01) == 1.0
+    assert metrics.act_dcf(np.zeros(5), targets, 0.99) == pytest.approx(1.0)
+    assert metrics.cllr(np.full(5, 9.0), targets) > 5
+
+
+def test_min_cllr_of_classes_apart_is_zero_and_of_turned_ones_is_one():
+    assert metrics.min_cllr([3, 2, 1, 0], [1, 1, 0, 0]) == 0.0
+    assert metrics.min_cllr([0, 1, 2, 3], [1, 1, 0, 0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("p_target", [0.01, 0.05, 0.5, 0.9])
+def test_act_dcf_counts_errors_at_the_threshold_of_bayes(p_target):
+    llrs, targets = gaussian_llrs(300)
+    threshold = np.log((1 - p_target) / p_target)
+    miss = np.mean([x < threshold for x in llrs[targets == 1]])
+    alarm = np.mean([x >= threshold for x in llrs[targets == 0]])
+    cost = p_target * miss + (1 - p_target) * alarm
+    found = metrics.act_dcf(llrs, targets, p_target)
+    assert found == pytest.approx(cost / min(p_target, 1 - p_target))
+    assert found >= metrics.min_dcf(llrs, targets, p_target) - 1e-12
+
+
+def test_a_prior_that_is_none_is_refused_for_the_actual_cost():
+    with pytest.raises(ValueError, match="p_target"):
+        metrics.act_dcf([1.0, 0.0], [1, 0], 1.0)

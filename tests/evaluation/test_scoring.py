@@ -125,3 +125,17 @@ def test_cohort_of_another_encoder_is_refused(case):
     embeddings, enrol, test = case
     with pytest.raises(ValueError, match="found 8 and 9 dimensions"):
         scoring.as_norm(enrol, enrol, test, embeddings, torch.rand(20, 9), 10)
+
+
+def test_with_all_of_the_cohort_as_norm_is_s_norm(case):
+    embeddings, enrol, test = case
+    cohort = torch.randn(12, 8)
+    scores = scoring.cosine_scores(embeddings, enrol, test)
+    found = scoring.as_norm(scores, enrol, test, embeddings, cohort, 12)
+    for trial in range(0, 700, 100):
+        sides = embeddings[enrol[trial]], embeddings[test[trial]]
+        expected = 0.0
+        for side in sides:
+            seen = np.array([cosine(side, other) for other in cohort])
+            expected += (scores[trial] - seen.mean()) / seen.std(ddof=1) / 2
+        assert found[trial] == pytest.approx(expected, abs=1e-4)

@@ -10,8 +10,10 @@ import torch
 
 from speechbrain_ssl.evaluation import metrics, scoring, verification
 from speechbrain_ssl.evaluation.verification import (
+    read_conditions,
     read_trials,
     summarize,
+    summarize_conditions,
     trial_paths,
     verify,
 )
@@ -251,7 +253,8 @@ def test_verify_with_a_cohort_reports_raw_and_normalised(corpus, tmp_path):
         progress=False,
     )
     folder = tmp_path / "out" / "list"
-    assert summary["raw"] == verify(statistics, corpus, progress=False)
+    alone = verify(statistics, corpus, progress=False)
+    assert {**summary["raw"], "label_use": summary["label_use"]} == alone
     assert summary["as_norm"]["threshold"] != summary["raw"]["threshold"]
     assert json.loads((folder / "metrics.json").read_text()) == summary
     trials = read_trials(corpus)
@@ -302,3 +305,90 @@ def test_a_failed_write_leaves_the_old_file(corpus, tmp_path, monkeypatch):
         verify(statistics, corpus, str(out), progress=False)
     assert (out / "list" / "scores.txt").read_text() == before
     assert not [name for name in os.listdir(out / "list") if "tmp" in name]
+
+
+def test_what_labels_were_used_for_is_written(corpus, tmp_path):
+    out = tmp_path / "out"
+    verify(statistics, corpus, str(out), progress=False)
+    written = json.loads((out / "list" / "metrics.json").read_text())
+    assert "Nothing was trained" in written["label_use"]
+    verify(statistics, corpus, str(out), progress=False, label_use="All.")
+    written = json.loads((out / "list" / "metrics.json").read_text())
+    assert written["label_use"] == "All."
+
+
+def test_back_ends_are_held_to_their_ratios(corpus, tmp_path):
+    seen = []
+
+    def back_end(embeddings, paths, trials):
+        seen.append((len(embeddings), paths))
+        return 3.0 * trials.targets - 1.0
+
+    summary = verify(
+        statistics,
+        corpus,
+        str(tmp_path / "out"),
+        progress=False,
+        back_ends={"mine": back_end},
+    )
+    trials = read_trials(corpus)
+    assert seen == [(6, trial_paths(trials, corpus))]
+    assert summary["mine"]["EER"] == 0 and summary["mine"]["minCllr"] == 0
+    ratios = 3.0 * trials.targets - 1.0
+    assert summary["mine"]["Cllr"] == metrics.cllr(ratios, trials.targets)
+    for p_target in (0.01, 0.05):
+        cost = metrics.act_dcf(ratios, trials.targets, p_target)
+        assert summary["mine"][f"actDCF_{p_target}"] == cost
+    assert "Cllr" not in summary["raw"]
+    lines = (tmp_path / "out/list/scores_mine.txt").read_text().splitlines()
+    assert {line.split()[3] for line in lines} == {"2", "-1"}
+
+
+def test_conditions_have_error_rates_of_their_own(tmp_path):
+    scores, trials = scored_trials(tmp_path)
+    words = {f: "near" if f[1] < "2" else "far" for f in trials.files}
+    found = summarize_conditions(scores, trials, words)
+    for name, both in {
+        "near": ("near", "near"),
+        "far": ("far", "far"),
+        "far / near": ("far", "near"),
+    }.items():
+        rows = [
+            row
+            for row, (a, b) in enumerate(zip(trials.enrol, trials.test))
+            if tuple(sorted((words[trials.files[a]], words[trials.files[b]])))
+            == both
+        ]
+        targets = trials.targets[rows]
+        assert found[name]["trials"] == len(rows)
+        assert found[name]["targets"] == targets.sum()
+        if targets.any():
+            rate = metrics.eer(scores[rows], targets)[0]
+            assert found[name]["EER"] == 100 * rate
+        else:
+            assert found[name]["EER"] is None
+    assert list(found) == ["far", "far / near", "near"]
+    assert found["far / near"]["EER"] is None
+
+
+def test_conditions_are_read_and_checked(tmp_path, corpus):
+    names = read_trials(corpus).files
+    path = tmp_path / "conditions.csv"
+    rows = [
+        f'"{name}",{"phone" if n % 2 else "room"}'
+        for n, name in enumerate(names)
+    ]
+    path.write_text("\n".join(["ID,condition", *rows, rows[0]]) + "\n")
+    conditions = read_conditions(path)
+    assert conditions[names[1]] == "phone"
+    summary = verify(statistics, corpus, progress=False, conditions=conditions)
+    assert set(summary["conditions"]) == {"phone", "phone / room", "room"}
+    del conditions[names[3]]
+    with pytest.raises(ValueError, match=f"1 of 6 files.*{names[3]}"):
+        verify(statistics, corpus, progress=False, conditions=conditions)
+    path.write_text(f"ID,condition\n{names[0]},a\n{names[0]},b\n")
+    with pytest.raises(ValueError, match="line 3.*'b', but had 'a'"):
+        read_conditions(path)
+    path.write_text("file,condition\nx,a\n")
+    with pytest.raises(ValueError, match="expected ID and condition"):
+        read_conditions(path)

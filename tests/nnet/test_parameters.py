@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.parameters import clip_gradients, parameter_groups
+from speechbrain_ssl.nnet.parameters import (
+    clip_gradients,
+    layerwise_rates,
+    parameter_groups,
+)
 
 
 def with_gradients(*norms):
@@ -82,3 +86,36 @@ def test_a_rate_must_not_be_negative(rate):
 def test_a_rate_of_what_is_not_trained_is_refused():
     with pytest.raises(ValueError, match="modules that are trained"):
         parameter_groups(torch.nn.Linear(2, 2), [[torch.nn.Linear(2, 2), 1.0]])
+
+
+def transformer():
+    net = torch.nn.Module()
+    net.front = torch.nn.Linear(2, 2)
+    net.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+    return net
+
+
+def test_rates_fall_from_the_top_layer_down():
+    net = transformer()
+    whole = torch.nn.ModuleList([net, torch.nn.Linear(2, 1)])
+    groups = parameter_groups(whole, layerwise_rates(net, 0.8, 0.5))
+    rates = {
+        id(p): group.get("lr") for group in groups for p in group["params"]
+    }
+    layers = [net.front, *net.layers, whole[1]]
+    found = [{rates[id(p)] for p in layer.parameters()} for layer in layers]
+    assert found == [{0.1}, {0.2}, {0.4}, {0.8}, {None}]
+
+
+def test_frozen_front_ends_are_in_no_group():
+    net = transformer()
+    net.front.requires_grad_(False)
+    groups = parameter_groups(net, layerwise_rates(net, 0.8))
+    assert {group["lr"] for group in groups} == {0.8}
+    assert sum(len(group["params"]) for group in groups) == 6
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.1, float("nan")])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ValueError, match="decay must be"):
+        layerwise_rates(transformer(), 0.8, decay)

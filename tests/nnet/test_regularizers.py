@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from speechbrain_ssl.nnet.regularizers import (
+    DistanceToPretrained,
     covariance,
     koleo,
     squared_off_diagonal,
@@ -60,3 +61,77 @@ def test_koleo_of_equal_points_is_finite_and_has_a_finite_gradient():
 def test_koleo_of_a_single_point_is_refused():
     with pytest.raises(ValueError, match="two points"):
         koleo(torch.randn(1, 4))
+
+
+def moved_network():
+    """A network, the object that saw its start, and its distance to that."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    net[1].bias.requires_grad_(False)
+    return net, {
+        on: DistanceToPretrained(net, 0.1, self_normalized=on)
+        for on in (False, True)
+    }
+
+
+def shift(net):
+    """Moves the tensors by norms of 2, 1 and 3; the frozen one too."""
+    with torch.no_grad():
+        net[0].weight += 1.0
+        net[0].bias[0] += 1.0
+        net[1].weight[0, 0] -= 3.0
+        net[1].bias += 50.0
+
+
+def gradients(net, total):
+    net.zero_grad()
+    total.backward()
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for n, p in net.named_parameters()
+        if p.requires_grad
+    }
+
+
+def test_distance_is_the_sum_of_norms_of_what_learns():
+    net, add = moved_network()
+    shift(net)
+    total, stats = add[False](torch.tensor(2.0))
+    assert stats["distance"].item() == pytest.approx(6.0)
+    assert total.item() == pytest.approx(2.6)
+    assert not stats["distance"].requires_grad
+
+
+def test_distance_is_zero_at_the_start_with_a_zero_gradient():
+    net, add = moved_network()
+    for on in (False, True):
+        total, stats = add[on](torch.tensor(2.0))
+        assert stats["distance"] == 0
+        for gradient in gradients(net, total).values():
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_normalised_value_is_constant_and_gradient_is_of_logarithms():
+    net, add = moved_network()
+    shift(net)
+    total, _ = add[True](net(torch.ones(1, 2)).square().sum())
+    assert total.item() == pytest.approx(1.1, rel=1e-4)
+    found = gradients(net, total)
+    loss = net(torch.ones(1, 2)).square().sum()
+    distance = add[False](torch.zeros(()))[0] / 0.1
+    wanted = gradients(net, loss.log() + 0.1 * distance.log())
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_normalising_a_loss_of_nothing_gives_no_nan():
+    net, add = moved_network()
+    shift(net)
+    total, _ = add[True](0.0 * net(torch.ones(1, 2)).sum())
+    assert total.item() == pytest.approx(0.1, rel=1e-4)
+    for gradient in gradients(net, total).values():
+        assert torch.isfinite(gradient).all()
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="weight must be 0 or more"):
+        DistanceToPretrained(torch.nn.Linear(2, 2), -0.1)

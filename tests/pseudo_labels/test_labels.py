@@ -11,7 +11,9 @@ from speechbrain_ssl.dataio.annotations import (
     write_annotation,
 )
 from speechbrain_ssl.pseudo_labels.labels import (
+    check_same_labels,
     labels_of,
+    note_labels,
     read_labels,
     read_truth,
     write_labels,
@@ -172,3 +174,16 @@ def test_truth_of_other_data_is_refused(tmp_path):
     path.write_text("ID,name\n1,Ann\n")
     with pytest.raises(ValueError, match="spk_id, speaker"):
         read_truth(path, ["1"])
+
+
+def test_other_labels_than_those_trained_on_are_refused(tmp_path, csv_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(FileNotFoundError, match="trained_on.json is missing"):
+        check_same_labels(str(run), str(csv_path))
+    note_labels(str(run), str(csv_path))
+    moved = csv_path.rename(tmp_path / "moved.csv")
+    check_same_labels(str(run), str(moved))
+    moved.write_text(moved.read_text().replace(",4", ",5"))
+    with pytest.raises(ValueError, match="trained on .*pseudo_labels.csv"):
+        check_same_labels(str(run), str(moved))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
@@ -17,7 +18,8 @@ from speechbrain.processing.features import InputNormalization
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.inference import export
 from speechbrain_ssl.nnet.branch import Branch
-from speechbrain_ssl.pseudo_labels.labels import write_labels
+from speechbrain_ssl.pseudo_labels.labels import note_labels, write_labels
+from tests.nnet import tiny_wavlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLES = sorted(pathlib.Path(__file__).parent.glob("*.csv"))
@@ -52,6 +54,42 @@ def place_labels(folder):
     ids = list(utterances.ids())
     labels = [row % 4 for row in range(len(ids))]
     write_labels(folder / "labels", utterances, ids, labels, "none")
+
+
+# sizes of the encoders of place_runs; the rows of train_lmft.yaml have them too
+RUNS = {
+    "AudioFolder": {
+        "emb_dim": 16,
+        "embedding_model": {"channels": [8, 8, 8, 8, 24]},
+    },
+    "VoxCeleb": {
+        "emb_dim": 16,
+        "pooling": {"layers": 3, "width": 32, "heads": 4, "compression": 8},
+    },
+}
+
+
+def place_runs(folder):
+    """Adds runs on the pseudo-labels, for train_lmft.yaml to go on from."""
+    labels = str(folder / "labels" / "pseudo_labels.csv")
+    for dataset, sizes in RUNS.items():
+        run = folder / f"run_{dataset}"
+        given = {
+            **sizes,
+            "data_folder": "x",
+            "pseudo_labels": labels,
+            "continue_from": "x",
+            "output_folder": str(run),
+        }
+        if dataset == "VoxCeleb":
+            given["wavlm_source"] = tiny_wavlm.write(folder / "wavlm")
+        path = f"recipes/{dataset}/SSL/hparams/train_lmft.yaml"
+        with open(ROOT / path) as file:
+            hparams = load_hyperpyyaml(file, given)
+        classifier = hparams["classifier"](classes=4)
+        hparams["checkpointer"].add_recoverable("classifier", classifier)
+        hparams["checkpointer"].save_checkpoint()
+        note_labels(str(run), labels)
 
 
 def place_voxceleb(folder, rng):
@@ -99,6 +137,7 @@ def sandbox(tmp_path_factory):
         lines += [f"0 {mine}/0.flac {other}/2.flac"]
     place_voxceleb(folder, rng)
     place_labels(folder)
+    place_runs(folder)
     (folder / "trials").mkdir()
     (folder / "trials" / "list.txt").write_text("\n".join(lines) + "\n")
     torch.manual_seed(0)

@@ -1,0 +1,195 @@
+"""Embeddings of a folder or a list of audio, by an exported model::
+
+    > python -m speechbrain_ssl.embed MODEL_FOLDER AUDIO [--output_folder OUT]
+
+``AUDIO`` is a folder (with all folders in it), a text file with one path per
+line (relative ones start from the file's folder), or an annotation (CSV with
+ID, duration, wav, start, stop). ``OUT`` gets ``embeddings.npy``, a matrix to
+be memory-mapped, ``ids.json`` with the name of each row, and ``failed.csv``
+with what could not be read. After a kill, the same command goes on.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import sys
+
+from speechbrain.utils.distributed import infer_device
+
+from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio.annotations import (
+    read_annotation,
+    write_annotation,
+)
+from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract
+
+
+def embed(
+    model_folder,
+    source,
+    output_folder="embeddings",
+    data_root=None,
+    max_seconds=None,
+    batch_seconds=120.0,
+    device=None,
+    progress=True,
+):
+    """Embeds audio to disk.
+
+    Arguments
+    ---------
+    model_folder : str
+        An exported folder.
+    source : str
+        A folder of audio, a list of paths or an annotation.
+    output_folder : str
+        Where to write; see ``speechbrain_ssl.pseudo_labels.extract``.
+    data_root : str
+        What ``$data_root`` stands for in an annotation.
+    max_seconds : float
+        Longer audio is cut to its first seconds; None: never.
+    batch_seconds : float
+        Upper bound of the audio in a batch, in seconds.
+    device : str
+        Where to compute; None: a GPU if there is one.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Embeddings
+        IDs and the matrix, not read yet. IDs are paths below the folder,
+        lines of the list, or those of the annotation.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model or audio.
+    ValueError
+        If the list is wrong, nothing can be embedded, or the output folder
+        holds other embeddings.
+    """
+    device = device or infer_device()
+    model = load_encoder(model_folder, device)
+    return extract(
+        model.encode_batch,
+        find_utterances(source, output_folder, data_root),
+        output_folder,
+        sample_rate=model.audio_normalizer.sample_rate,
+        encoder=encoder_hash(model_folder),
+        max_seconds=max_seconds,
+        batch_seconds=batch_seconds,
+        device=device,
+        progress=progress,
+    )
+
+
+def find_utterances(source, output_folder, data_root=None):
+    """Lists audio as an annotation.
+
+    Arguments
+    ---------
+    source : str
+        A folder of audio, a list of paths or an annotation.
+    output_folder : str
+        Gets ``utterances.csv``, unless there is an annotation.
+    data_root : str
+        What ``$data_root`` stands for in an annotation.
+
+    Returns
+    -------
+    Utterances
+        One for each file, or those of the annotation.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder or file.
+    ValueError
+        If the list names nothing, or something twice.
+    """
+    if source.lower().endswith(".csv"):
+        return read_annotation(source, data_root)
+    if os.path.isdir(source):
+        root, paths = source, audio.find_files(source)
+        names = [os.path.relpath(path, source) for path in paths]
+    elif source.lower().endswith(audio.EXTENSIONS):
+        raise ValueError(
+            f"{source} is a file of audio. Give its folder, or a text file "
+            "with one path per line."
+        )
+    else:
+        root, names = os.path.dirname(source), _read_list(source)
+    paths = [os.path.abspath(os.path.join(root, name)) for name in names]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        lengths = list(pool.map(_length, paths))
+    path = os.path.join(output_folder, "utterances.csv")
+    write_annotation(
+        path,
+        (
+            (name, seconds, path, 0, frames)
+            for name, path, (seconds, frames) in zip(names, paths, lengths)
+        ),
+    )
+    return read_annotation(path)
+
+
+def _read_list(path):
+    """The lines of a list that are not blank."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            names = [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no list of paths: expected UTF-8 text, found {error}"
+        ) from error
+    if not names:
+        raise ValueError(f"{path} names no audio. Write one path per line.")
+    return names
+
+
+def _length(path):
+    """Seconds and frames of a file."""
+    try:
+        header = audio.info(path)
+    except OSError:
+        # something: the extraction will find out why, and note it
+        return 1.0, 1
+    frames = max(header.frames, 1)
+    return frames / header.sample_rate, frames
+
+
+def main(argv=None):
+    """The command line of ``embed``.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model_folder")
+    parser.add_argument("source", metavar="AUDIO")
+    parser.add_argument("--output_folder", default="embeddings")
+    parser.add_argument("--data_root", help="for $data_root in a CSV")
+    parser.add_argument("--max_seconds", type=float)
+    parser.add_argument("--batch_seconds", type=float, default=120.0)
+    parser.add_argument("--device")
+    args = parser.parse_args(argv)
+    try:
+        found = embed(**vars(args))
+    except (OSError, ValueError) as error:
+        sys.exit(f"embed: {error}")
+    count, dim = found.matrix.shape
+    print(f"{count} embeddings of {dim} dimensions in {args.output_folder}")
+    if found.failed:
+        print(f"{len(found.failed)} could not be read: see failed.csv there")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Pooling of all layers of a transformer into a speaker embedding.
+
+The source of this file goes into exported models that use it: it may import
+nothing of this package.
+"""
+
+import torch
+from speechbrain.dataio.dataio import length_to_mask
+
+
+class WeightedLayers(torch.nn.Module):
+    """One mean of the layers, with learnt weights.
+
+    S. Yang et al., "SUPERB: Speech processing universal performance
+    benchmark", Interspeech 2021 (https://arxiv.org/abs/2105.01051). Before
+    SpeechBrain's ECAPA_TDNN it is an alternative to MHFA.
+
+    Arguments
+    ---------
+    layers : int
+        Number of hidden states: that of the transformer's layers plus one.
+
+    Example
+    -------
+    >>> WeightedLayers(3)(torch.ones(3, 2, 50, 32)).shape
+    torch.Size([2, 50, 32])
+    """
+
+    def __init__(self, layers):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(layers))
+
+    def forward(self, hidden):
+        """Hidden states [layers, batch, frames, width] to their mean.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            [layers, batch, frames, width].
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, frames, width].
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer layers than weights.
+        """
+        if len(hidden) != len(self.weight):
+            raise ValueError(
+                f"Expected {len(self.weight)} hidden states (layers), found "
+                f"{len(hidden)}: a transformer has one more than it has layers"
+            )
+        return torch.einsum("l,lbtc->btc", self.weight.softmax(0), hidden)
+
+
+class MHFA(torch.nn.Module):
+    """Multi-head factorised attentive pooling.
+
+    J. Peng et al., "An attention-based backend allowing efficient fine-tuning
+    of transformer models for speaker verification", SLT 2022
+    (https://arxiv.org/abs/2210.01273). One mean of the layers makes the keys,
+    another one the values; each head has its own weights of frames, and all
+    heads share the values::
+
+        K = W_k sum_l softmax(w_k)_l h_l + b_k     [frames, compression]
+        V = W_v sum_l softmax(w_v)_l h_l + b_v     [frames, compression]
+        A = softmax_frames(W_a K + b_a)            [frames, heads]
+        embedding = W (A^T V) + b                  [emb_dim]
+
+    Weights of layers start equal, the others as torch's Linear does.
+
+    Arguments
+    ---------
+    layers : int
+        Number of hidden states: that of the transformer's layers plus one.
+    width : int
+        Their width.
+    emb_dim : int
+        Width of the embedding.
+    heads : int
+        Number of weightings of the frames.
+    compression : int
+        Width of keys and values.
+
+    Example
+    -------
+    >>> MHFA(layers=3, width=32, emb_dim=8)(torch.randn(3, 2, 50, 32)).shape
+    torch.Size([2, 1, 8])
+    """
+
+    def __init__(self, layers, width, emb_dim=256, heads=64, compression=128):
+        super().__init__()
+        self.key_layers = WeightedLayers(layers)
+        self.value_layers = WeightedLayers(layers)
+        self.key = torch.nn.Linear(width, compression)
+        self.value = torch.nn.Linear(width, compression)
+        self.attention = torch.nn.Linear(compression, heads)
+        self.output = torch.nn.Linear(heads * compression, emb_dim)
+
+    def forward(self, hidden, lengths=None):
+        """Hidden states of all layers to embeddings.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            [layers, batch, frames, width].
+        lengths : torch.Tensor
+            Relative lengths [batch]: frames beyond have no weight. All ones by
+            default.
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, 1, emb_dim].
+        """
+        key = self.key(self.key_layers(hidden))
+        value = self.value(self.value_layers(hidden))
+        logit = self.attention(key).float()
+        if lengths is not None:
+            frames = logit.shape[1]
+            # an utterance without a frame would have no weights
+            kept = (lengths * frames).round().clamp(min=1.0)
+            mask = length_to_mask(kept, frames, torch.bool)
+            logit = logit.masked_fill(~mask[..., None], -torch.inf)
+        weight = logit.softmax(1).to(value.dtype)
+        pooled = torch.einsum("bth,btd->bhd", weight, value)
+        return self.output(pooled.flatten(1))[:, None]

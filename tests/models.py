@@ -1,0 +1,44 @@
+"""A small exported model, for tests of what users do with one."""
+
+import numpy as np
+import soundfile
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from speechbrain_ssl.inference import export
+from speechbrain_ssl.nnet.branch import Branch
+
+ENCODER = """\
+compute_features: !new:speechbrain.lobes.features.Fbank
+    n_mels: 40
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+    std_norm: False
+embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    input_size: 40
+    channels: [8, 8, 8, 8, 24]
+    attention_channels: 8
+    lin_neurons: 6
+"""
+
+
+def export_model(folder):
+    """Exports an untrained encoder."""
+    torch.manual_seed(0)
+    hparams = load_hyperpyyaml(ENCODER)
+    branch = Branch(
+        hparams["compute_features"],
+        hparams["mean_var_norm"],
+        hparams["embedding_model"],
+    )
+    branch.embed(torch.randn(4, 16000))  # moves the running statistics
+    return export(branch, ENCODER, str(folder))
+
+
+def write_noise(path, seconds=0.6, rate=16000, seed=0, channels=1):
+    """Writes a file of noise; its ending says the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (round(seconds * rate), channels)
+    noise = np.random.default_rng(seed).normal(0, 0.1, shape)
+    soundfile.write(path, noise, rate)
+    return str(path)

@@ -1,0 +1,196 @@
+"""The verification script: back ends that learn from clusters, and slices."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
+from speechbrain_ssl.embed import embed
+from speechbrain_ssl.evaluation import calibration, plda
+from speechbrain_ssl.pseudo_labels.labels import write_labels
+from tests.models import export_model
+
+RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
+VOICES, TAKES = 10, 5
+
+
+def write_voice(path, voice, take):
+    """Three tones of the voice, one after the other, again and again."""
+    rng = np.random.default_rng([voice, take])
+    tones = np.random.default_rng(voice).uniform(200, 7000, 3)
+    time = np.arange(6000 + 800 * take)
+    phase = np.cumsum(tones[time // 500 % 3]) / 16000
+    wav = np.sin(2 * np.pi * phase) + 0.1 * rng.normal(size=len(time))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * wav, 16000)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A model; voices to test it on; others in clusters, embedded."""
+    folder = tmp_path_factory.mktemp("verify")
+    export_model(folder / "model")
+    rows, lines = [], []
+    for voice in range(VOICES):
+        for take in range(TAKES):
+            name = f"v{voice}/{take}.wav"
+            write_voice(folder / "train" / name, voice, take)
+            frames = 6000 + 800 * take
+            rows.append((name, frames / 16000, f"$data_root/{name}", 0, frames))
+            write_voice(folder / "test" / name, 50 + voice, take)
+            if take:
+                other = (voice + take) % VOICES
+                lines.append(f"1 v{voice}/0.wav {name}")
+                lines.append(f"0 v{other}/0.wav {name}")
+    (folder / "test/list.txt").write_text("\n".join(lines) + "\n")
+    write_annotation(folder / "train.csv", rows)
+    utterances = read_annotation(folder / "train.csv", folder / "train")
+    found = embed(
+        f"{folder}/model",
+        f"{folder}/train.csv",
+        f"{folder}/labels/embeddings",
+        data_root=f"{folder}/train",
+        progress=False,
+    )
+    clusters = [int(name[1]) for name in found.ids]
+    write_labels(folder / "labels", utterances, found.ids, clusters, "any")
+    words = [
+        f"v{v}/{t}.wav,{'abc'[v % 3]}" for v in range(10) for t in range(5)
+    ]
+    (folder / "words.csv").write_text("\n".join(["ID,condition", *words]))
+    return folder
+
+
+@pytest.fixture
+def run(corpus, tmp_path, monkeypatch, capsys):
+    """The script's ``main``; gives metrics and what was printed."""
+    path = RECIPE / "verify.py"
+    spec = importlib.util.spec_from_file_location("verify_recipe", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*flags):
+        given = [
+            f"--model_folder={corpus}/model",
+            f"--trials={corpus}/test/list.txt",
+            f"--output_folder={tmp_path}",
+            *("--noprogressbar", "--device=cpu"),
+        ]
+        script.main([str(RECIPE / "hparams/verify.yaml"), *given, *flags])
+        text = (tmp_path / "list/metrics.json").read_text()
+        return json.loads(text), capsys.readouterr().out
+
+    run.folder = tmp_path / "list"
+    run.labels = (
+        f"--pseudo_labels={corpus}/labels/pseudo_labels.csv",
+        f"--data_folder={corpus}/train",
+    )
+    return run
+
+
+def test_back_ends_learn_from_clusters_and_say_so(corpus, run):
+    found, out = run(
+        *run.labels,
+        f"--cohort={corpus}/train",
+        "--top_n=10",
+        "--plda_rank=4",
+        "--calibrate=as_norm",
+        "--quality_measures=[duration, magnitude, cohort_mean]",
+        f"--conditions={corpus}/words.csv",
+    )
+    kinds = ["raw", "as_norm", "plda", "calibrated"]
+    assert list(found) == [*kinds, "label_use"]
+    assert "Nothing was trained" in found["label_use"]
+    assert "pseudo_labels.csv" in found["label_use"]
+    for kind in kinds:
+        is_ratio = kind in ("plda", "calibrated")
+        assert ("Cllr" in found[kind]) == is_ratio
+        assert set(found[kind]["conditions"]) == {
+            *("a", "b", "c", "a / b", "a / c", "b / c")
+        }
+    assert found["calibrated"]["Cllr"] < 1
+    for line in (" with AS-norm: EER", " with PLDA: EER", ", calibrated: EER"):
+        assert f"list.txt{line}" in out
+    assert out.count("actDCF") == 2 and out.count("  b / c: EER - %") == 4
+    assert (run.folder / "scores_calibrated.txt").is_file()
+    assert (run.folder / "scores_plda.txt").is_file()
+
+
+def test_calibration_alone_changes_no_order(run):
+    found, _ = run(*run.labels, "--calibrate=raw")
+    assert found["calibrated"]["EER"] == found["raw"]["EER"]
+    assert found["calibrated"]["threshold"] != found["raw"]["threshold"]
+
+
+def test_s_norm_needs_no_number(corpus, run):
+    found, _ = run(f"--cohort={corpus}/train", "--top_n=null")
+    fixed, _ = run(f"--cohort={corpus}/train", f"--top_n={VOICES * TAKES}")
+    assert found == fixed and "as_norm" in found
+
+
+def test_without_back_ends_nothing_changes(run):
+    found, out = run()
+    assert "raw" not in found and "Cllr" not in found
+    assert "actDCF" not in out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--calibrate=raw"], "pseudo_labels"),
+        (["--plda_rank=4"], "pseudo_labels"),
+        (["LABELS"], "pseudo_labels"),
+        (["LABELS", "--calibrate=asnorm"], "must be raw, as_norm"),
+        (["LABELS", "--calibrate=as_norm"], "needs a cohort"),
+        (["LABELS", "--calibrate=plda"], "needs a plda_rank"),
+        (["--quality_measures=[duration]"], "set calibrate"),
+        (
+            ["LABELS", "--calibrate=raw", "--quality_measures=[cohort_mean]"],
+            "needs a cohort",
+        ),
+        (["LABELS", "--plda_rank=7"], "7, but embeddings have 6"),
+        (["--conditions=nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(run, flags, message):
+    labels = run.labels if "LABELS" in flags else ()
+    flags = [flag for flag in flags if flag != "LABELS"]
+    with pytest.raises((OSError, ValueError), match=message):
+        run(*labels, *flags)
+
+
+def test_embeddings_of_another_model_are_refused(corpus, run, tmp_path):
+    other = tmp_path / "other"
+    text = (corpus / "labels/embeddings/meta.json").read_text()
+    meta = json.loads(text)
+    meta["settings"]["encoder"] = "another"
+    shutil.copytree(corpus / "labels/embeddings", other)
+    (other / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="not of the model"):
+        run(*run.labels, "--plda_rank=4", f"--embeddings_folder={other}")
+
+
+def test_plda_learns_from_clusters_that_do_not_calibrate(run, monkeypatch):
+    seen = {}
+    learn, fit = plda.PLDA.fit, calibration.Calibrator.fit
+
+    def note_plda(self, rows, classes):
+        seen["plda"] = set(classes.tolist())
+        return learn(self, rows, classes)
+
+    def note_calibrator(self, rows, seconds, classes, cohort=None):
+        seen["calibrator"] = set(classes.tolist())
+        return fit(self, rows, seconds, classes, cohort)
+
+    monkeypatch.setattr(plda.PLDA, "fit", note_plda)
+    monkeypatch.setattr(calibration.Calibrator, "fit", note_calibrator)
+    run(*run.labels, "--plda_rank=2", "--calibrate=plda")
+    assert len(seen["plda"]) == len(seen["calibrator"]) == VOICES / 2
+    assert not seen["plda"] & seen["calibrator"]
+    run(*run.labels, "--plda_rank=2")
+    assert len(seen["plda"]) == VOICES

@@ -1,0 +1,120 @@
+"""From a folder or a list of audio to embeddings on disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from speechbrain_ssl import embed as module
+from speechbrain_ssl.dataio.annotations import write_annotation
+from speechbrain_ssl.dataio.audio import load as load_audio
+from speechbrain_ssl.embed import embed, main
+from speechbrain_ssl.inference import load_encoder
+from tests.models import export_model, write_noise
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A model, and audio of several formats, one of them broken."""
+    folder = tmp_path_factory.mktemp("embed é")
+    export_model(folder / "model")
+    write_noise(folder / "audio/a b/one.wav", 0.6)
+    write_noise(folder / "audio/two.flac", 0.4, rate=8000, seed=1, channels=2)
+    write_noise(folder / "audio/three.ogg", 0.5, seed=2)
+    (folder / "audio/broken.wav").write_bytes(b"RIFF")
+    return folder
+
+
+def test_a_folder_becomes_a_matrix_with_names(corpus, tmp_path):
+    out = tmp_path / "out"
+    main([f"{corpus}/model", f"{corpus}/audio", f"--output_folder={out}"])
+    matrix = np.load(out / "embeddings.npy", mmap_mode="r")
+    ids = json.loads((out / "ids.json").read_text())
+    assert ids == ["a b/one.wav", "three.ogg", "two.flac"]
+    assert matrix.shape == (3, 6) and isinstance(matrix, np.memmap)
+    assert "broken.wav" in (out / "failed.csv").read_text()
+    encoder = load_encoder(f"{corpus}/model")
+    for name, row in zip(ids, matrix):
+        wav = load_audio(f"{corpus}/audio/{name}", 16000)
+        expected = encoder.encode_batch(wav[None]).flatten()
+        assert torch.allclose(torch.tensor(row), expected, atol=1e-4)
+
+
+def test_a_second_run_embeds_nothing_again(corpus, tmp_path, monkeypatch):
+    arguments = f"{corpus}/model", f"{corpus}/audio", str(tmp_path)
+    first = embed(*arguments, progress=False)
+    encoder = load_encoder(f"{corpus}/model")
+    monkeypatch.setattr(encoder, "encode_batch", None)
+    monkeypatch.setattr(module, "load_encoder", lambda *_: encoder)
+    again = embed(*arguments, progress=False)
+    assert again.ids == first.ids and list(again.failed) == ["broken.wav"]
+
+
+def test_a_list_and_an_annotation_give_the_same_rows(corpus, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{corpus}/audio/two.flac\n\n ../audio/three.ogg \n")
+    (tmp_path / "audio").symlink_to(corpus / "audio")
+    (tmp_path / "lists").mkdir()
+    listed = listed.rename(tmp_path / "lists/list.txt")
+    model = f"{corpus}/model"
+    found = embed(model, str(listed), str(tmp_path / "a"), progress=False)
+    assert found.ids == [f"{corpus}/audio/two.flac", "../audio/three.ogg"]
+    rows = [
+        ("2", 0.4, "$data_root/two.flac", 0, 3200),
+        ("3", 0.5, "$data_root/three.ogg", 0, 8000),
+    ]
+    write_annotation(tmp_path / "train.csv", rows)
+    annotated = embed(
+        model,
+        str(tmp_path / "train.csv"),
+        str(tmp_path / "b"),
+        data_root=f"{corpus}/audio",
+        progress=False,
+    )
+    assert annotated.ids == ["2", "3"]
+    np.testing.assert_allclose(annotated.matrix, found.matrix, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("nowhere", "nowhere"),
+        ("audio/two.flac", "is a file of audio"),
+        ("empty.txt", "names no audio"),
+        ("twice.txt", "two.flac"),
+        ("bytes.txt", "no list of paths"),
+        ("silent", "No audio files"),
+    ],
+)
+def test_bad_input_is_named_without_a_traceback(
+    corpus, tmp_path, source, message
+):
+    (corpus / "empty.txt").write_text("\n")
+    (corpus / "twice.txt").write_text("audio/two.flac\naudio/two.flac\n")
+    (corpus / "bytes.txt").write_bytes(b"\xff\xfe")
+    (corpus / "silent").mkdir(exist_ok=True)
+    with pytest.raises(SystemExit, match=f"embed: .*{message}"):
+        main(
+            [
+                f"{corpus}/model",
+                f"{corpus}/{source}",
+                f"--output_folder={tmp_path}",
+            ]
+        )
+
+
+def test_a_folder_that_is_no_model_is_named(corpus):
+    with pytest.raises(SystemExit, match="not an exported model"):
+        main([f"{corpus}/audio", f"{corpus}/audio"])
+
+
+def test_other_audio_does_not_mix_with_what_is_there(corpus, tmp_path):
+    embed(f"{corpus}/model", f"{corpus}/audio", str(tmp_path), progress=False)
+    with pytest.raises(ValueError, match="other settings"):
+        embed(
+            f"{corpus}/model",
+            f"{corpus}/audio/a b",
+            str(tmp_path),
+            progress=False,
+        )
