@@ -202,7 +202,7 @@ def read_labels(
 
 
 def note_labels(run_folder, csv_path):
-    """Writes down which labels a training has.
+    """Writes down which labels a training has; it may not go on with others.
 
     Arguments
     ---------
@@ -210,7 +210,15 @@ def note_labels(run_folder, csv_path):
         Its output folder.
     csv_path : str
         The file of labels.
+
+    Raises
+    ------
+    ValueError
+        If it was begun with other labels.
     """
+    if os.path.isfile(os.path.join(run_folder, TRAINED_ON)):
+        check_same_labels(run_folder, csv_path)
+        return
     record = {"labels": os.path.abspath(csv_path), "hash": file_hash(csv_path)}
     with open_whole(os.path.join(run_folder, TRAINED_ON)) as file:
         json.dump(record, file, indent=2)
@@ -247,7 +255,7 @@ def check_same_labels(run_folder, csv_path):
             f"{run_folder} was trained on {record['labels']} "
             f"({record['hash'][:12]}...); {csv_path} has other labels "
             f"({found[:12]}...), to which its classifier does not belong. "
-            "Give the same file."
+            "Give the same file, or start in a new output_folder."
         )
 
 

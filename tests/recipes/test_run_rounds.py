@@ -223,6 +223,12 @@ def test_init_previous_trains_on_from_the_round_before(run, place):
     assert found == str(place / "out/round1/train/model")
 
 
+def test_init_none_leaves_the_start_to_the_hparams_file(script, place, run):
+    with pytest.raises(ChildProcessError):  # the pretender wants it
+        run("--rounds=1", "--init=none")
+    assert "init_from" not in args_of(place / "out/round1/train")
+
+
 def test_round_index_goes_only_where_a_yaml_has_it(script, place, run):
     yaml = place / "hparams/train_dlg_lc.yaml"
     yaml.write_text(yaml.read_text().replace("round_index: 0 # none\n", ""))

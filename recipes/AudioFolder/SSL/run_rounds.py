@@ -82,10 +82,11 @@ def check_settings(hparams):
     for key in ("rounds", "processes"):
         if not (isinstance(hparams[key], int) and hparams[key] >= 1):
             raise ValueError(f"{key} must be a whole number from 1")
-    if hparams["init"] not in ("start", "previous"):
+    if hparams["init"] not in ("start", "previous", "none"):
         raise ValueError(
-            "init must be start (each round trains on from the first encoder) "
-            f"or previous (from the last one), not {hparams['init']!r}"
+            "init must be start (each round trains on from the first encoder), "
+            "previous (from the last one) or none (from what the hparams file "
+            f"of train says), not {hparams['init']!r}"
         )
     if not isinstance(hparams["trials"], list):
         raise ValueError("trials must be a list, such as [trials.txt]")
@@ -158,7 +159,9 @@ def plan(hparams):
         folder = add(number, "labels", hparams["labels"], **inputs)
         previous = {"previous": os.path.join(folder, labels.CSV_NAME)}
         inputs = {**listed, "pseudo_labels": previous["previous"]}
-        inputs["init_from"] = start if hparams["init"] == "start" else model
+        if hparams["init"] != "none":
+            first = hparams["init"] == "start"
+            inputs["init_from"] = start if first else model
         folder = add(number, "train", hparams["train"], **inputs)
         model = add_model(number, os.path.join(folder, "model"))
     return stages
