@@ -167,3 +167,30 @@ class Decisions:
                 "labels, or start in a new output_folder."
             )
         self.table = Learnt(*columns)
+
+
+def read_decisions(path):
+    """Reads what ``Decisions.write_csv`` wrote.
+
+    Arguments
+    ---------
+    path : str
+        The CSV file.
+
+    Returns
+    -------
+    ids : list of str
+        Utterances [n].
+    columns : dict of str to np.ndarray
+        ``given`` and ``learnt`` (int64 classes), ``trusted`` and
+        ``corrected`` (bool) [n].
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    kinds = [("given", "spk_id", int), ("learnt", "learnt", int)]
+    kinds += [("trusted", "trusted", bool), ("corrected", "corrected", bool)]
+    columns = {
+        name: np.array([int(row[column]) for row in rows]).astype(kind)
+        for name, column, kind in kinds
+    }
+    return [row["ID"] for row in rows], columns

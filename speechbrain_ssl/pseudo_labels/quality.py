@@ -278,6 +278,52 @@ def oracle(labels, truth):
     }
 
 
+def oracle_decisions(given, learnt, trusted, corrected, truth):
+    """How right the decisions of a gate were, for reports only.
+
+    A class stands for the speaker that is most frequent in it.
+
+    Arguments
+    ---------
+    given, learnt : np.ndarray
+        Class of each utterance by the label file, and the one learnt [n].
+    trusted, corrected : np.ndarray
+        bool, whether the former or the latter was learnt [n].
+    truth : np.ndarray
+        Number of each utterance's speaker, -1 if unknown [n].
+
+    Returns
+    -------
+    dict of str to float
+        ``trusted_right`` and ``corrected_right``: shares of those utterances
+        whose class is that of their speaker; None where there are none.
+
+    Example
+    -------
+    >>> given, learnt = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    >>> corrected, truth = given != learnt, np.array([7, 7, 8, 8])
+    >>> oracle_decisions(given, learnt, ~corrected, corrected, truth)
+    {'trusted_right': 1.0, 'corrected_right': 1.0}
+    """
+    kept = truth >= 0
+    pairs, counts = np.unique(
+        np.stack([given[kept], truth[kept]]), axis=1, return_counts=True
+    )
+    owner = np.full(max(given.max(), learnt.max()) + 1, -1)
+    order = counts.argsort(kind="stable")  # the most frequent one comes last
+    owner[pairs[0][order]] = pairs[1][order]
+    right = owner[learnt] == truth
+
+    def share(chosen):
+        chosen = chosen & kept
+        return float(right[chosen].mean()) if chosen.any() else None
+
+    return {
+        "trusted_right": share(trusted),
+        "corrected_right": share(corrected),
+    }
+
+
 def centroids(matrix, labels, chunk_size=65536):
     """Mean directions of clusters.
 

@@ -11,6 +11,7 @@ import os
 
 from speechbrain_ssl.dataio.annotations import open_whole
 from speechbrain_ssl.pseudo_labels import quality
+from speechbrain_ssl.pseudo_labels.decisions import read_decisions
 from speechbrain_ssl.pseudo_labels.labels import (
     CSV_NAME,
     REPORT_NAME,
@@ -21,6 +22,7 @@ from speechbrain_ssl.report import html, plots
 from speechbrain_ssl.report.run import read_log, read_object
 from speechbrain_ssl.stages import MARK
 
+DECISIONS = "decisions.csv"
 LABEL_USE = (
     "Labels decided nothing: neither training nor when to stop. True speakers "
     "and the labels of trials, where given, are read for the tables that say "
@@ -48,6 +50,8 @@ ORACLE = [
     ("inverse_purity", "inverse purity", 3, 1),
     ("ARI", "ARI", 3, 1),
     ("speakers", "speakers", 0, 1),
+    ("trusted_right", "trusted right %", 1, 100),
+    ("corrected_right", "corrected right %", 1, 100),
 ]
 COLUMN_WORDS = (
     "Own cosine: of an utterance to the centroid of its cluster. Margin: how "
@@ -82,8 +86,8 @@ def read_stage(folder, number, name, truth=None, data_folder=None):
         ``round``, ``stage``, ``seconds``, ``attempts``, ``warnings``. Of
         labels also ``clusters``, ``labelled``, ``own_cosine``, ``margin``,
         ``misplaced``, ``stability``, ``agreement`` and, with true speakers,
-        ``oracle``; of training ``epochs``, ``trusted``, ``corrected`` and
-        ``selected``, their sum; of verification ``lists``, by name. What is
+        ``oracle``; of training ``epochs``, ``trusted``, ``corrected``,
+        ``selected``, their sum, and ``oracle``; of verification ``lists``, by name. What is
         not known is None.
     """
     mark = read_object(os.path.join(folder, MARK))
@@ -101,6 +105,11 @@ def read_stage(folder, number, name, truth=None, data_folder=None):
             row["oracle"] = _oracle(csv_path, truth, data_folder)
     elif name == "train":
         row.update(_read_training(folder))
+        path = os.path.join(folder, DECISIONS)
+        if truth is not None and os.path.isfile(path):
+            ids, columns = read_decisions(path)
+            speakers = read_truth(truth, ids)
+            row["oracle"] = quality.oracle_decisions(**columns, truth=speakers)
     elif name == "verify":
         row["lists"] = dict(_read_lists(folder))
     return row
@@ -196,7 +205,11 @@ def tables(rows):
     found = [(STAGES, COLUMN_WORDS, *_columns(rows, LABEL_FREE))]
     known = [{**row, **row["oracle"]} for row in rows if row.get("oracle")]
     if known:
-        words = "How well the pseudo-labels agree with true speakers."
+        words = (
+            "How well the pseudo-labels agree with true speakers, and how many "
+            "of the utterances that the last epoch trusted or corrected learnt "
+            "the class in which their speaker is most frequent."
+        )
         found.append((SPEAKERS, words, *_columns(known, ORACLE)))
     verified = [row for row in rows if row.get("lists")]
     if verified:

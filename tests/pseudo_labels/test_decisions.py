@@ -6,7 +6,11 @@ import math
 import pytest
 import torch
 
-from speechbrain_ssl.pseudo_labels.decisions import COLUMNS, Decisions
+from speechbrain_ssl.pseudo_labels.decisions import (
+    COLUMNS,
+    Decisions,
+    read_decisions,
+)
 from speechbrain_ssl.pseudo_labels.loss import Learnt
 
 LABELS = torch.tensor([0, 0, 1, 2])
@@ -87,6 +91,15 @@ def test_the_csv_has_a_row_for_each_utterance_seen(decisions, tmp_path):
         ["a", "0", "2.0", "0", "1", "1"],
         ["d", "2", "-1.5", "1", "0", "2"],
     ]
+    ids, columns = read_decisions(path)
+    assert ids == ["a", "d"]
+    found = {name: column.tolist() for name, column in columns.items()}
+    assert found == {
+        "given": [0, 2],
+        "learnt": [1, 2],
+        "trusted": [False, True],
+        "corrected": [True, False],
+    }
 
 
 def test_decisions_survive_a_restart(decisions, tmp_path):

@@ -152,6 +152,25 @@ def test_true_speakers_are_compared_with_the_labels(folder):
     assert row["oracle"]["speakers"] == 2
 
 
+def test_true_speakers_are_compared_with_what_was_learnt(folder):
+    record = {"epoch": 1, "train": {"trusted": 0.5}}
+    rows = ["a,0,-1.0,1,0,0", "b,0,-1.0,1,0,0", "c,1,2.0,0,1,0"]
+    head = "ID,spk_id,log_loss,trusted,corrected,learnt"
+    place = folder(
+        **{
+            "train_log.jsonl": json.dumps(record) + "\n",
+            "decisions.csv": "\n".join([head, *rows, ""]),
+            "truth.csv": "ID,spk_id\na,x\nb,x\nc,y\n",
+        }
+    )
+    row = rounds.read_stage(place, 1, "train", str(place / "truth.csv"))
+    assert row["oracle"] == {"trusted_right": 1.0, "corrected_right": 0.0}
+    assert "oracle" not in rounds.read_stage(place, 1, "train")
+    tables = rounds.tables([row])
+    assert tables[1][0] == rounds.SPEAKERS
+    assert tables[1][2] == ["stage", "trusted right %", "corrected right %"]
+
+
 def test_the_last_epoch_of_training_counts(folder):
     records = [
         {"epoch": 1, "train": {"trusted": 0.2}, "warnings": ["early"]},
