@@ -414,14 +414,14 @@ def _eers(rows):
 
 
 def _curves(points, title, ylabel):
-    """A figure of (round, part.name, value); empty if there is none."""
+    """A figure of (round, part.name, value); empty for less than two rounds."""
     records = {}
     for number, key, value in points:
         # what plots.curves calls an epoch is a round here
         record = records.setdefault(number, {"epoch": number})
         part, name = key.split(".", 1)
         record.setdefault(part, {})[name] = value
-    if not records:
+    if len(records) < 2:
         return ""
     keys = list(dict.fromkeys(key for _, key, _ in points))
     if len(keys) == 1:  # which has no legend
