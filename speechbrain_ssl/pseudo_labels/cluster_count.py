@@ -20,7 +20,7 @@ class BestCount:
     clusterer : callable
         Takes ``n_clusters`` and returns an object with scikit-learn's
         ``fit_predict``.
-    n_clusters : list of float
+    n_clusters : list of float, or float
         Numbers to try; those below one are shares of the number of points.
 
     Example
@@ -33,13 +33,14 @@ class BestCount:
     """
 
     def __init__(self, clusterer, n_clusters):
-        if not n_clusters or not all(number > 0 for number in n_clusters):
+        numbers = np.atleast_1d(n_clusters).tolist()
+        if not numbers or not all(number > 0 for number in numbers):
             raise ValueError(
-                "n_clusters must be a list of numbers of clusters, or of "
-                f"shares of the number of points, not {n_clusters}."
+                "n_clusters must be numbers of clusters, or shares of the "
+                f"number of points, not {n_clusters}."
             )
         self.clusterer = clusterer
-        self.n_clusters = n_clusters
+        self.n_clusters = numbers
 
     def fit_predict(self, X, y=None):
         """Finds clusters.

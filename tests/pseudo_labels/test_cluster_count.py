@@ -27,6 +27,11 @@ def test_the_number_of_groups_is_found_among_shares_and_numbers():
     assert len(set(zip(labels, np.arange(60) // 5))) == 12
 
 
+def test_a_single_number_is_taken_as_it_is():
+    labels = BestCount(by_ward, 7).fit_predict(groups(12, 5))
+    assert len(set(labels)) == 7
+
+
 @pytest.mark.parametrize("numbers", [[], [0], [5, -0.1]])
 def test_numbers_that_are_none_are_refused(numbers):
     with pytest.raises(ValueError, match="n_clusters"):

@@ -62,7 +62,8 @@ def test_two_parts_and_then_a_second_round(
     assert "12 of 12 utterances in 3 clusters" in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     assert "oracle" not in report
-    assert report["quality"]["stability"]["utterances"] == 12
+    # what is joined without a seed cannot be joined from another one
+    assert report["quality"]["stability"] is None
 
     embeddings = load(out / "embeddings")
     assert embeddings.ids == names
