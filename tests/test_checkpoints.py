@@ -639,6 +639,8 @@ def in_two_processes(rank, folder, results):
     number.during_save = None
     checkpointer.save_and_keep_only()
     seen["kept"] = len(checkpointer.list_checkpoints())
+    # the other one must have counted before they are damaged
+    torch.distributed.barrier()
     if rank == 0:
         for checkpoint in checkpointer.list_checkpoints():
             os.remove(checkpoint.path / "number.ckpt")
