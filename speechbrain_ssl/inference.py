@@ -345,15 +345,7 @@ def load_encoder(folder, device="cpu"):
     FileNotFoundError
         If there is no such folder, or it is not an exported one.
     """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"No such model folder: {folder}")
-    if not _is_export(folder):
-        inner = os.path.join(folder, "model")
-        hint = f" Did you mean {inner}?" if _is_export(inner) else ""
-        raise FileNotFoundError(
-            f"{folder} is not an exported model: it needs hyperparams.yaml "
-            f"and embedding_model.ckpt.{hint}"
-        )
+    _check_export(folder)
     classifier = EncoderClassifier.from_hparams(
         source=os.path.abspath(folder),
         savedir=None,
@@ -383,7 +375,7 @@ def start_from(branch, source):
     """
     path = source
     if os.path.isdir(source):
-        load_encoder(source)  # says what is wrong with a folder
+        _check_export(source)
         path = os.path.join(source, "embedding_model.ckpt")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no model {source} to start from.")
@@ -442,6 +434,19 @@ def continue_run(encoder, classifier, run_folder):
                 f"The {name} of {run_folder} is another one. Give the YAML "
                 f"the {name} of that run. {error}"
             ) from error
+
+
+def _check_export(folder):
+    """Says what is wrong with a folder that is no exported one."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"No such model folder: {folder}")
+    if not _is_export(folder):
+        inner = os.path.join(folder, "model")
+        hint = f" Did you mean {inner}?" if _is_export(inner) else ""
+        raise FileNotFoundError(
+            f"{folder} is not an exported model: it needs hyperparams.yaml "
+            f"and embedding_model.ckpt.{hint}"
+        )
 
 
 def _is_export(folder):
