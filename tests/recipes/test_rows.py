@@ -43,7 +43,7 @@ def table_rows():
 
 
 def place_labels(folder):
-    """Adds pseudo-labels of the audio."""
+    """Adds pseudo-labels of the audio, and its speakers."""
     rows = [
         (f"s{s}/{n}.flac", 1.5, f"$data_root/s{s}/{n}.flac", 0, 24000)
         for s in range(4)
@@ -54,6 +54,8 @@ def place_labels(folder):
     ids = list(utterances.ids())
     labels = [row % 4 for row in range(len(ids))]
     write_labels(folder / "labels", utterances, ids, labels, "none")
+    speakers = [f"{name},{name.split('/')[0]}" for name in ids]
+    (folder / "speakers.csv").write_text("\n".join(["ID,spk_id", *speakers]))
 
 
 # sizes of the encoders of place_runs; the rows of train_lmft.yaml have them too

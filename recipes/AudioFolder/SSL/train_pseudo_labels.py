@@ -221,20 +221,42 @@ def draw_gates(folder):
             gate_plot(record, os.path.join(folder, "gate", name))
 
 
-def main(argv):
-    """Reads labels, trains and exports."""
-    keep_memory()
-    hparams_file, run_opts, hparams, overrides = load_experiment(argv)
-    check_settings(hparams)
-    labels = labels_of_run(hparams)
-    if hparams.get("continue_from"):
-        check_same_labels(hparams["continue_from"], hparams["pseudo_labels"])
+def begin(hparams_file, hparams, overrides, run_opts):
+    """Starts the processes and the output folder.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The hparams file.
+    hparams : dict
+        What was loaded from it.
+    overrides : str
+        What the command line changes of it.
+    run_opts : dict
+        SpeechBrain's run options.
+    """
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
+
+
+def train_and_export(hparams, run_opts, labels, **card):
+    """Trains on labels and writes all that comes of it.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file; ``pseudo_labels`` is the file of the labels.
+    run_opts : dict
+        SpeechBrain's run options.
+    labels : Labels
+        Labelled utterances and their classes.
+    **card : dict
+        ``notes`` and ``facts`` for the model card.
+    """
     sb.utils.distributed.run_on_main(
         note_labels, args=[hparams["output_folder"], hparams["pseudo_labels"]]
     )
@@ -245,10 +267,24 @@ def main(argv):
         hparams["checkpointer"].recover_if_possible(
             min_key=hparams["select_by"]
         )
-    sb.utils.distributed.run_on_main(export_model, args=[brain, hparams])
+    sb.utils.distributed.run_on_main(
+        export_model, args=[brain, hparams], kwargs=card
+    )
     sb.utils.distributed.run_on_main(
         draw_gates, args=[hparams["output_folder"]]
     )
+
+
+def main(argv):
+    """Reads labels, trains and exports."""
+    keep_memory()
+    hparams_file, run_opts, hparams, overrides = load_experiment(argv)
+    check_settings(hparams)
+    labels = labels_of_run(hparams)
+    if hparams.get("continue_from"):
+        check_same_labels(hparams["continue_from"], hparams["pseudo_labels"])
+    begin(hparams_file, hparams, overrides, run_opts)
+    train_and_export(hparams, run_opts, labels)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.runtime import keep_memory
 
 logger = logging.getLogger(__name__)
+UNLABELLED = "Trained by speechbrain_ssl on audio without speaker labels."
 
 # Python looks where this file is. A link to it in another recipe has that
 # recipe's preparation beside it.
@@ -184,7 +185,7 @@ def views_of(utterances, view_sampler):
     )
 
 
-def export_model(brain, hparams):
+def export_model(brain, hparams, notes=UNLABELLED, facts=None):
     """Exports the trained encoder, averaged over the last checkpoints.
 
     Arguments
@@ -193,6 +194,10 @@ def export_model(brain, hparams):
         After training.
     hparams : dict
         The loaded hparams file.
+    notes : str
+        What the model card begins with.
+    facts : dict of str to str
+        For the card, beside or instead of those of ``describe``.
 
     Returns
     -------
@@ -214,8 +219,8 @@ def export_model(brain, hparams):
         brain.evaluated,
         text,
         os.path.join(hparams["output_folder"], "model"),
-        notes="Trained by speechbrain_ssl on audio without speaker labels.",
-        facts=describe(brain, hparams),
+        notes=notes,
+        facts={**describe(brain, hparams), **(facts or {})},
     )
     if trials:
         summary = verify(load_encoder(model).encode_batch, trials)

@@ -8,8 +8,9 @@ once by hand::
 Both trees are taken as they are unpacked: ``dev/aac/id00012/VIDEO/00001.m4a``
 (or ``dev/wav/...`` after a conversion) and ``wav/id10270/VIDEO/00001.wav``,
 with or without folders ``dev`` and ``test`` above. A VoxCeleb path holds the
-speaker; it stands in ID and wav, and no part of the training reads it. It is
-read here only to keep the speakers of the test out.
+speaker; it stands in ID and wav, and no self-supervised training reads it. It
+is read here to keep the speakers of the test out, and by ``speaker_numbers``,
+which train_supervised.yaml names.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import re
 import urllib.request
 
+import numpy as np
 from audio_folder_prepare import (
     annotation_row,
     find_audio,
@@ -44,6 +46,7 @@ LISTS = {
 DEPTH = 3  # of folders above those of the speakers
 
 SPEAKER = re.compile(r"id\d{5}")
+SPEAKER_FOLDER = re.compile(r"(?:^|/)(id\d{5})/")
 UTTERANCE = re.compile(
     r"(?P<above>(?:.*/)?)(?P<key>(?P<speaker>id\d{5})/[^/]+/\d+)\.[^./]+"
 )
@@ -224,6 +227,39 @@ def speakers_of(lists):
                 )
             speakers.add(found[-1])
     return speakers
+
+
+def speaker_numbers(ids):
+    """Speakers of utterances, for supervised training alone.
+
+    Arguments
+    ---------
+    ids : list of str
+        IDs that ``prepare_voxceleb_ssl`` gave [n].
+
+    Returns
+    -------
+    np.ndarray
+        int64 number of each one's speaker [n].
+
+    Raises
+    ------
+    ValueError
+        If an ID is in no speaker's folder.
+
+    Example
+    -------
+    >>> speaker_numbers(["dev/id00017/a/00001", "dev/id00012/b/00001"])
+    array([1, 0])
+    """
+    found = [SPEAKER_FOLDER.search(name) for name in ids]
+    if None in found:
+        raise ValueError(
+            f"The ID {ids[found.index(None)]!r} is in no folder of a speaker "
+            "(idNNNNN). Give speakers as a CSV with ID and spk_id."
+        )
+    names = np.array([match[1] for match in found])
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):

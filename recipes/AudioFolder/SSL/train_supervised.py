@@ -1,0 +1,188 @@
+"""Trains a speaker encoder on speaker labels: baseline, upper bound, last step.
+
+This is the only training here that reads speaker labels, and the models that
+come of it say so. From random weights, or from those of a model trained
+without labels, on all labels or on those of a share of the speakers::
+
+    > python train_supervised.py hparams/train_supervised.yaml \
+        --data_folder /audio --speakers speakers.csv \
+        --label_share 0.25 --init_from results/moco/1/model
+
+``labels`` in the output folder has the labels that were used.
+"""
+
+import json
+import logging
+import os
+import sys
+
+import numpy as np
+import speechbrain as sb
+import train_pseudo_labels
+from audio_folder_prepare import prepare_audio_folder
+
+from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.options import OptionsError, load_experiment
+from speechbrain_ssl.pseudo_labels.extract import file_hash
+from speechbrain_ssl.pseudo_labels.labels import (
+    CSV_NAME,
+    REPORT_NAME,
+    read_labels,
+    read_truth,
+    write_labels,
+)
+from speechbrain_ssl.runtime import keep_memory
+
+logger = logging.getLogger(__name__)
+
+
+def label_speakers(hparams):
+    """Writes the labels that training may know, unless they are there.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Raises
+    ------
+    OptionsError
+        If ``label_share`` leaves fewer than two speakers, or the run was begun
+        with other labels.
+    """
+    folder = os.path.dirname(hparams["pseudo_labels"])
+    utterances = read_annotation(
+        hparams["train_annotation"], data_root=hparams["data_folder"]
+    )
+    ids = list(utterances.ids())
+    if callable(hparams["speakers"]):  # of a corpus whose paths name them
+        source, speakers = "the paths", hparams["speakers"](ids)
+    else:
+        source = os.path.abspath(hparams["speakers"])
+        speakers = read_truth(hparams["speakers"], ids)
+    known = known_speakers(speakers, hparams["label_share"], hparams["seed"])
+    if len(known) < 2:
+        raise OptionsError(
+            f"label_share of {hparams['label_share']} leaves {len(known)} of "
+            f"{len(set(speakers) - {-1})} speakers; there must be two."
+        )
+    record = {
+        "source": source,
+        "training_set": file_hash(hparams["train_annotation"]),
+        "speakers": int((np.unique(speakers) >= 0).sum()),
+        "known": len(known),
+        "share": hparams["label_share"],
+        "seed": hparams["seed"],
+    }
+    path = os.path.join(folder, REPORT_NAME)
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)["speakers"]
+        if found != record:
+            raise OptionsError(
+                f"{folder} has labels of {found}, not of {record}. Name "
+                "another output_folder."
+            )
+        return
+    labels = np.where(np.isin(speakers, known), speakers, -1)
+    write_labels(folder, utterances, ids, labels, None, {"speakers": record})
+
+
+def known_speakers(speakers, share, seed):
+    """Draws the speakers whose labels are known; fewer are part of more.
+
+    Arguments
+    ---------
+    speakers : np.ndarray
+        Number of each utterance's speaker, -1 if unknown [utterances].
+    share : float
+        Of the speakers, above 0, at most 1.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    np.ndarray
+        Numbers of those speakers, in no order.
+
+    Example
+    -------
+    >>> len(known_speakers(np.array([0, 0, 1, 2, 3, -1]), 0.5, seed=1))
+    2
+    """
+    numbers = np.unique(speakers[speakers >= 0])
+    drawn = np.random.default_rng(seed).permutation(numbers)
+    return drawn[: round(share * len(numbers))]
+
+
+def check_settings(hparams):
+    """Finds settings that do not fit together before the first batch.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Raises
+    ------
+    OptionsError
+        Says which keys do not fit, and what to do.
+    """
+    train_pseudo_labels.check_settings(hparams)
+    if not 0 < hparams["label_share"] <= 1:
+        raise OptionsError(
+            "label_share must be above 0 and at most 1, not "
+            f"{hparams['label_share']}"
+        )
+
+
+def prepare(hparams):
+    """Lists the audio, and writes the labels.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    """
+    prepare_corpus = hparams.get("prepare") or prepare_audio_folder
+    if not hparams["skip_prep"]:
+        prepare_corpus(
+            data_folder=hparams["data_folder"],
+            save_csv=hparams["train_annotation"],
+            min_seconds=hparams["min_seconds"],
+        )
+    label_speakers(hparams)
+
+
+def main(argv):
+    """Labels, trains and exports."""
+    keep_memory()
+    hparams_file, run_opts, hparams, overrides = load_experiment(argv)
+    check_settings(hparams)
+    folder = os.path.join(hparams["output_folder"], "labels")
+    hparams["pseudo_labels"] = os.path.join(folder, CSV_NAME)
+    train_pseudo_labels.begin(hparams_file, hparams, overrides, run_opts)
+    sb.utils.distributed.run_on_main(prepare, args=[hparams])
+    labels = read_labels(hparams["pseudo_labels"], hparams["data_folder"])
+    known = labels.report["speakers"]
+    train_pseudo_labels.train_and_export(
+        hparams,
+        run_opts,
+        labels,
+        notes="Trained by speechbrain_ssl on speaker labels.",
+        facts={
+            "pseudo-labels": "none",
+            "speaker labels": f"those of {known['known']} of "
+            f"{known['speakers']} speakers were trained on",
+            "start": str(hparams["init_from"] or "random weights"),
+        },
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        # log.txt of the output folder has the traceback
+        logger.debug("Stopped", exc_info=True)
+        sys.exit(f"train_supervised.py: {error}")

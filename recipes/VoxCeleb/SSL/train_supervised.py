@@ -1,0 +1,1 @@
+../../AudioFolder/SSL/train_supervised.py
