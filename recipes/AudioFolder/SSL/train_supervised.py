@@ -35,6 +35,10 @@ from speechbrain_ssl.runtime import keep_memory
 
 logger = logging.getLogger(__name__)
 
+# Python looks where this file is. A link to it in another recipe has that
+# recipe's preparation beside it.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 
 def label_speakers(hparams):
     """Writes the labels that training may know, unless they are there.
