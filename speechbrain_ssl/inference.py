@@ -37,7 +37,7 @@ KNOWN_PACKAGES = ("speechbrain.", "torch.")
 # import nothing of this package
 CARRIED = {
     "speechbrain_ssl.nnet.mhfa": "exported_mhfa",
-    "speechbrain_ssl.nnet.wavlm": "exported_wavlm",
+    "speechbrain_ssl.nnet.transformer": "exported_transformer",
 }
 # A file beside the YAML would be the usual place. But from_hparams neither
 # fetches it from a hub, nor tells the YAML which folder it is loaded from.

@@ -18,13 +18,13 @@ from speechbrain_ssl.inference import (
 )
 from speechbrain_ssl.nnet.branch import Branch
 from tests.consistency.test_house import PACKAGE, imports_of
-from tests.nnet import tiny_wavlm
+from tests.nnet import tiny_transformer
 
 RUN = """\
 compute_features: !new:torch.nn.Identity
 mean_var_norm: !new:speechbrain.nnet.containers.LengthsCapableSequential
     none: !new:torch.nn.Identity
-wavlm: !new:speechbrain_ssl.nnet.wavlm.WavLM
+wavlm: !new:speechbrain_ssl.nnet.transformer.PretrainedTransformer
     source: {source}
     gradient_checkpointing: True # of the run
 embedding_model: !new:speechbrain.nnet.containers.LengthsCapableSequential
@@ -65,7 +65,7 @@ torch.save(embeddings, sys.argv[1])
 
 def made(tmp_path, pooling="mhfa", seed=0):
     """A branch with weights that are not those of its source, and its YAML."""
-    source = tiny_wavlm.write(tmp_path / "source", normalize=seed == 1)
+    source = tiny_transformer.write(tmp_path / "source", normalize=seed == 1)
     text = RUN.format(source=source, pooling=POOLINGS[pooling])
     hparams = load_hyperpyyaml(text)
     parts = ("compute_features", "mean_var_norm", "embedding_model")

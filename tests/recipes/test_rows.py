@@ -19,7 +19,7 @@ from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.inference import export
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.pseudo_labels.labels import note_labels, write_labels
-from tests.nnet import tiny_wavlm
+from tests.nnet import tiny_transformer
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLES = sorted(pathlib.Path(__file__).parent.glob("*.csv"))
@@ -84,7 +84,7 @@ def place_runs(folder):
             "output_folder": str(run),
         }
         if dataset == "VoxCeleb":
-            given["wavlm_source"] = tiny_wavlm.write(folder / "wavlm")
+            given["wavlm_source"] = tiny_transformer.write(folder / "wavlm")
         path = f"recipes/{dataset}/SSL/hparams/train_lmft.yaml"
         with open(ROOT / path) as file:
             hparams = load_hyperpyyaml(file, given)

@@ -1,4 +1,4 @@
-"""WavLM: what learns, what stays, and in which mode."""
+"""Pretrained transformers: what learns, what stays, and in which mode."""
 
 import pytest
 import torch
@@ -9,16 +9,16 @@ from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.mhfa import MHFA
 from speechbrain_ssl.nnet.parameters import layerwise_rates
 from speechbrain_ssl.nnet.regularizers import DistanceToPretrained
-from speechbrain_ssl.nnet.wavlm import WavLM
+from speechbrain_ssl.nnet.transformer import PretrainedTransformer
 from tests.brains import tiny
 from tests.brains.conftest import corpus  # noqa: F401
 from tests.brains.test_pseudo_label import make_brain
-from tests.nnet import tiny_wavlm
+from tests.nnet import tiny_transformer
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return tiny_wavlm.write(tmp_path_factory.mktemp("a wavlm"))
+    return tiny_transformer.write(tmp_path_factory.mktemp("a wavlm"))
 
 
 def wavs(count=2, seconds=0.2):
@@ -28,21 +28,23 @@ def wavs(count=2, seconds=0.2):
 def test_hidden_states_are_those_of_speechbrains_wrapper(source):
     wrapper = Wrapper(source, source, output_all_hiddens=True).eval()
     wav, lengths = wavs(), torch.tensor([1.0, 0.7])
-    found = WavLM(source).eval()(wav, lengths)
-    assert found.shape[0] == tiny_wavlm.LAYERS + 1
-    assert found.shape[-1] == tiny_wavlm.WIDTH
+    found = PretrainedTransformer(source).eval()(wav, lengths)
+    assert found.shape[0] == tiny_transformer.LAYERS + 1
+    assert found.shape[-1] == tiny_transformer.WIDTH
     torch.testing.assert_close(found, wrapper(wav, lengths))
 
 
 def test_no_layer_is_left_out_in_training(source):
-    net = WavLM(source).train()
+    net = PretrainedTransformer(source).train()
     for _ in range(5):
-        assert len(net(wavs())) == tiny_wavlm.LAYERS + 1
+        assert len(net(wavs())) == tiny_transformer.LAYERS + 1
 
 
 def test_named_parts_learn_and_nothing_else(source):
-    net = WavLM(source, trained=["encoder.layers.1", "encoder.layer_norm"])
-    model = net.wavlm.model
+    net = PretrainedTransformer(
+        source, trained=["encoder.layers.1", "encoder.layer_norm"]
+    )
+    model = net.wrapper.model
     found = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n.rsplit(".", 1)[0] for n in found if "layer_norm" in n} >= {
         "encoder.layer_norm"
@@ -55,10 +57,10 @@ def test_named_parts_learn_and_nothing_else(source):
 
 
 def test_what_does_not_learn_only_evaluates(source):
-    net = WavLM(source)
+    net = PretrainedTransformer(source)
     for mode in (True, False, True):
         net.train(mode)
-        model = net.wavlm.model
+        model = net.wrapper.model
         assert model.encoder.layers[1].dropout.training is mode
         for part in (
             model,
@@ -70,15 +72,17 @@ def test_what_does_not_learn_only_evaluates(source):
 
 
 def test_frozen_front_end_keeps_no_graph(source):
-    net = WavLM(source).train()
+    net = PretrainedTransformer(source).train()
     with torch.enable_grad():
-        front = net.wavlm.model.feature_extractor(wavs())
+        front = net.wrapper.model.feature_extractor(wavs())
     assert not front.requires_grad
 
 
 def test_gradient_checkpointing_changes_no_gradient(source):
     nets = [
-        WavLM(source, gradient_checkpointing=on, trained=["encoder.layers"])
+        PretrainedTransformer(
+            source, gradient_checkpointing=on, trained=["encoder.layers"]
+        )
         for on in (False, True)
     ]
     wav, gradients = wavs(), []
@@ -87,7 +91,7 @@ def test_gradient_checkpointing_changes_no_gradient(source):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         for name in ("attention_dropout", "hidden_dropout"):
-            setattr(net.wavlm.model.config, name, 0.0)
+            setattr(net.wrapper.model.config, name, 0.0)
         for layer in net.layers:
             layer.attention.dropout = 0.0
         net.train()(wav).square().mean().backward()
@@ -101,44 +105,85 @@ def test_gradient_checkpointing_changes_no_gradient(source):
 
 
 def test_layers_are_nearly_as_exact_in_half_precision(source):
-    net = WavLM(source).eval()
-    frames = torch.randn(2, 9, tiny_wavlm.WIDTH)
+    net = PretrainedTransformer(source).eval()
+    frames = torch.randn(2, 9, tiny_transformer.WIDTH)
     with torch.no_grad():
-        exact = net.wavlm.model.encoder(frames).last_hidden_state
+        exact = net.wrapper.model.encoder(frames).last_hidden_state
     with torch.autocast("cpu", torch.bfloat16):
-        low = net.wavlm.model.encoder(frames).last_hidden_state
+        low = net.wrapper.model.encoder(frames).last_hidden_state
         net(wavs(), torch.tensor([1.0, 0.7])).float().square().sum().backward()
     assert (low.float() - exact).norm() < 0.05 * exact.norm()
     for parameter in net.layers.parameters():
         assert torch.isfinite(parameter.grad).all()
 
 
+@pytest.mark.parametrize("family", ["wavlm", "hubert", "wav2vec2", "w2v_bert"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_an_architecture_is_made_again_without_files(tmp_path, normalize):
-    net = WavLM(tiny_wavlm.write(tmp_path / "wavlm", normalize)).eval()
-    again = WavLM(**net.architecture()).eval()
+def test_an_architecture_is_made_again_without_files(
+    tmp_path, family, normalize
+):
+    folder = tiny_transformer.write(tmp_path / family, normalize, family)
+    net = PretrainedTransformer(folder, lora={"rank": 2} if normalize else None)
+    again = PretrainedTransformer(**net.eval().architecture()).eval()
     again.load_state_dict(net.state_dict())
     wav = 3 + wavs()
-    torch.testing.assert_close(again(wav), net(wav))
+    found = net(wav)
+    assert found.shape[::3] == (
+        tiny_transformer.LAYERS + 1,
+        tiny_transformer.WIDTH,
+    )
+    torch.testing.assert_close(again(wav), found)
     assert again.architecture() == net.architecture()
 
 
-def test_source_or_config_must_be_given(source):
+@pytest.mark.parametrize("family", ["wavlm", "w2v_bert"])
+def test_adapters_learn_alone_and_change_nothing_at_first(tmp_path, family):
+    folder = tiny_transformer.write(tmp_path / family, family=family)
+    plain = PretrainedTransformer(folder).eval()
+    net = PretrainedTransformer(folder, lora={"rank": 2, "alpha": 4}).eval()
+    wav = wavs()
+    torch.testing.assert_close(net(wav), plain(wav))
+    learning = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    assert learning and all(".adapter_" in name for name in learning)
+    per_layer = 2 if family == "wavlm" else 4  # linear layers with two each
+    assert len(learning) == 2 * per_layer * tiny_transformer.LAYERS
+    before = net(wav).detach()
+    net.train()(wav).square().mean().backward()
+    # of two factors the one that is zero moves first
+    with torch.no_grad():
+        for name, parameter in learning.items():
+            assert parameter.grad is not None, name
+            parameter -= 0.1 * parameter.grad.sign()
+    assert not torch.allclose(net.eval()(wav), before, atol=1e-4)
+
+
+def test_lora_needs_something_to_adapt(source):
+    with pytest.raises(ValueError, match="LoRA could adapt"):
+        PretrainedTransformer(
+            source, trained=["feature_projection"], lora={"rank": 2}
+        )
+
+
+def test_source_or_architecture_must_be_given(source):
     with pytest.raises(ValueError, match="one of them"):
-        WavLM()
+        PretrainedTransformer()
     with pytest.raises(ValueError, match="one of them"):
-        WavLM(source, config={})
+        PretrainedTransformer(source, architecture={})
 
 
 def test_a_part_that_is_not_there_is_named(source):
     with pytest.raises(ValueError, match="no part 'decoder'.*encoder"):
-        WavLM(source, trained=["decoder"])
+        PretrainedTransformer(source, trained=["decoder"])
 
 
 def test_exactly_the_layers_and_the_pooling_train(source, corpus, tmp_path):  # noqa: F811
-    wavlm = WavLM(source)
+    wavlm = PretrainedTransformer(source)
     pooling = MHFA(
-        tiny_wavlm.LAYERS + 1, tiny_wavlm.WIDTH, tiny.DIM, 2, compression=4
+        tiny_transformer.LAYERS + 1,
+        tiny_transformer.WIDTH,
+        tiny.DIM,
+        2,
+        compression=4,
     )
     encoder = Branch(
         torch.nn.Identity(),
@@ -159,7 +204,7 @@ def test_exactly_the_layers_and_the_pooling_train(source, corpus, tmp_path):  # 
     after = tiny.state_of(brain)
     moving = {n for n in before if not torch.equal(before[n], after[n])}
     pooled = "encoder.embedding_model.pooling."
-    top = "encoder.embedding_model.wavlm.wavlm.model.encoder.layers.1."
+    top = "encoder.embedding_model.wavlm.wrapper.model.encoder.layers.1."
     # a bias of all frames alike changes no share of them
     still = {f"{pooled}attention.bias"}
     wanted = {n for n in before if n.startswith((pooled, top, "classifier."))}
