@@ -32,7 +32,7 @@ test: $(VENV)/ready
 lint: $(VENV)/ready
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
-	$(run) -m yamllint -d "{extends: relaxed, rules: {line-length: disable, truthy: {allowed-values: ['True', 'False']}}}" recipes hparams
+	$(run) -m yamllint --no-warnings recipes hparams
 
 $(VENV)/ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

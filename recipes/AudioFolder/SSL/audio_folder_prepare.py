@@ -18,11 +18,11 @@ from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
-from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
-
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import open_whole, write_annotation
+from tqdm import tqdm
+
+from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 

@@ -24,18 +24,18 @@ import tempfile
 import time
 
 import run_rounds
-import speechbrain as sb
 import torch
 import train_ssl
 from audio_folder_prepare import prepare_audio_folder
-from synthesize_voices import synthesize_voices
-
 from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.inference import load_encoder, suggest_threshold
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.report.page import write_report
 from speechbrain_ssl.runtime import keep_memory
+from synthesize_voices import synthesize_voices
+
+import speechbrain as sb
 
 logger = logging.getLogger(__name__)
 HERE = os.path.dirname(os.path.abspath(__file__))

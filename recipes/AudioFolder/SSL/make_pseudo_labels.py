@@ -36,10 +36,7 @@ import os
 import sys
 
 import numpy as np
-import speechbrain as sb
 from audio_folder_prepare import prepare_audio_folder
-from speechbrain.utils.distributed import infer_device
-
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.inference import load_encoder
@@ -57,6 +54,9 @@ from speechbrain_ssl.pseudo_labels.labels import (
     write_labels,
 )
 from speechbrain_ssl.report.clusters import PAGE_NAME, write_clusters
+
+import speechbrain as sb
+from speechbrain.utils.distributed import infer_device
 
 logger = logging.getLogger(__name__)
 

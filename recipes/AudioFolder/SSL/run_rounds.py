@@ -24,7 +24,6 @@ import sys
 from typing import NamedTuple
 
 from audio_folder_prepare import prepare_audio_folder
-
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.options import load_experiment, run_option_types
 from speechbrain_ssl.pseudo_labels import labels

@@ -659,7 +659,6 @@ def _finish(speech, rate):
     """float32 at 16 kHz, peak 0.7."""
     # imported here, so that the process that talks starts without torch
     import torch
-
     from speechbrain_ssl.dataio.audio import resample
 
     samples = torch.from_numpy(speech.astype(np.float32))

@@ -20,9 +20,6 @@ import logging
 import os
 import sys
 
-import speechbrain as sb
-from train_ssl import check_rules, export_model, views_of
-
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
 from speechbrain_ssl.dataio.annotations import EpochSampler, read_annotation
@@ -37,8 +34,16 @@ from speechbrain_ssl.pseudo_labels.labels import (
 )
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.runtime import keep_memory
+from train_ssl import check_rules, export_model, views_of
+
+import speechbrain as sb
 
 logger = logging.getLogger(__name__)
+
+# SpeechBrain's checks look for every key of a YAML in the script beside it.
+# train_ssl.py and the brain read hparams["lr_schedule"], ["frozen_epochs"],
+# ["clip_each_tensor"], ["dev_trials"], ["dev_every"], ["checkpoints_to_keep"],
+# ["average_last"] and ["train_loggers"].
 
 
 def check_settings(hparams):

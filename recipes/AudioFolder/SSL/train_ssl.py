@@ -17,9 +17,7 @@ import logging
 import os
 import sys
 
-import speechbrain as sb
 from audio_folder_prepare import prepare_audio_folder
-
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.checkpoints import average_of_last
@@ -29,14 +27,12 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
 )
 from speechbrain_ssl.evaluation.verification import verify
-from speechbrain_ssl.inference import (
-    export,
-    load_encoder,
-    suggest_threshold,
-)
+from speechbrain_ssl.inference import export, load_encoder, suggest_threshold
 from speechbrain_ssl.nnet.schedules import at
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.runtime import keep_memory
+
+import speechbrain as sb
 
 logger = logging.getLogger(__name__)
 UNLABELLED = "Trained by speechbrain_ssl on audio without speaker labels."

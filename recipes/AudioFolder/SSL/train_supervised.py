@@ -17,10 +17,8 @@ import os
 import sys
 
 import numpy as np
-import speechbrain as sb
 import train_pseudo_labels
 from audio_folder_prepare import prepare_audio_folder
-
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.pseudo_labels.extract import file_hash
@@ -33,7 +31,17 @@ from speechbrain_ssl.pseudo_labels.labels import (
 )
 from speechbrain_ssl.runtime import keep_memory
 
+import speechbrain as sb
+
 logger = logging.getLogger(__name__)
+
+# SpeechBrain's checks look for every key of a YAML in the script beside it.
+# train_pseudo_labels.py reads hparams["batch_size"], ["num_workers"],
+# ["view_sampler"], ["classifier"], ["centroid_start"], ["loss"], ["gate"],
+# ["write_corrected"], ["opt_class"], ["learning_rates"], ["checkpointer"] and
+# ["select_by"]; train_ssl.py and the brain ["lr_schedule"], ["frozen_epochs"],
+# ["clip_each_tensor"], ["dev_trials"], ["dev_every"], ["checkpoints_to_keep"],
+# ["average_last"] and ["train_loggers"].
 
 # Python looks where this file is. A link to it in another recipe has that
 # recipe's preparation beside it.

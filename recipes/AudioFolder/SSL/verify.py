@@ -31,8 +31,6 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-from speechbrain.utils.distributed import infer_device
-
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.embedding import embed_files
@@ -51,6 +49,8 @@ from speechbrain_ssl.inference import load_encoder
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash, load
 from speechbrain_ssl.pseudo_labels.labels import read_labels
+
+from speechbrain.utils.distributed import infer_device
 
 logger = logging.getLogger(__name__)
 

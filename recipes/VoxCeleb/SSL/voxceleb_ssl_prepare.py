@@ -28,11 +28,11 @@ from audio_folder_prepare import (
     find_audio,
     prepare_audio_folder,
 )
-from speechbrain.utils.logger import get_logger
-
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import open_whole
 from speechbrain_ssl.evaluation.verification import read_trials
+
+from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
