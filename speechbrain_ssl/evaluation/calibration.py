@@ -1,10 +1,11 @@
 """Scores to log-likelihood ratios, learned from pseudo-labels.
 
 Two utterances of one cluster stand for a target trial, two of different
-clusters for a non-target trial; no labelled trial is seen. As the clusters were
-made of these very embeddings, such trials are easier than real ones and the
-ratios bolder than they should be: actDCF and Cllr of a labelled list say by how
-much.
+clusters for a non-target trial; no labelled trial is seen. Utterances of a cluster
+often share a recording, and the clusters were made by this very encoder, so that
+such trials are easier than real ones and the ratios bolder than they should be.
+verify.py therefore hears each utterance through a channel of its own. actDCF and
+Cllr of a labelled list say what remains.
 """
 
 import numpy as np

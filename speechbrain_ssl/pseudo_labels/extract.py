@@ -58,7 +58,7 @@ class Embeddings(NamedTuple):
 
 
 def embed_utterances(
-    embed, utterances, sample_rate, max_seconds=10.0, device="cpu"
+    embed, utterances, sample_rate, max_seconds=10.0, device="cpu", rows=None
 ):
     """Embeds the clean utterances of an annotation; processes share the work.
 
@@ -75,6 +75,8 @@ def embed_utterances(
         Longer utterances are cut to their first seconds.
     device : str | torch.device
         Where the encoder is.
+    rows : np.ndarray
+        Which utterances, in the order wanted; None: all.
 
     Returns
     -------
@@ -89,13 +91,14 @@ def embed_utterances(
     ValueError
         If a file is empty or its audio or embedding is not finite.
     """
-    count, world = len(utterances), distributed.world_size()
+    rows = range(len(utterances)) if rows is None else rows
+    count, world = len(rows), distributed.world_size()
     # equal parts; the last rows are done twice where they do not divide
     size = -(-count // world)
     first = min(distributed.rank() * size, max(count - size, 0))
     paths, spans = [], []
-    for row in range(first, min(first + size, count)):
-        path, span = _stretch(utterances, row, max_seconds)
+    for row in rows[first : first + size]:
+        path, span = _stretch(utterances, int(row), max_seconds)
         paths.append(path)
         spans.append(span)
     mine = embed_files(

@@ -8,10 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
+from speechbrain_ssl.dataio.corruption import Corruption
 from speechbrain_ssl.embed import embed
 from speechbrain_ssl.evaluation import calibration, plda
+from speechbrain_ssl.inference import load_encoder
 from speechbrain_ssl.pseudo_labels.labels import write_labels
 from tests.models import export_model
 
@@ -86,6 +89,7 @@ def run(corpus, tmp_path, monkeypatch, capsys):
         return json.loads(text), capsys.readouterr().out
 
     run.folder = tmp_path / "list"
+    run.script = script
     run.labels = (
         f"--pseudo_labels={corpus}/labels/pseudo_labels.csv",
         f"--data_folder={corpus}/train",
@@ -119,6 +123,42 @@ def test_back_ends_learn_from_clusters_and_say_so(corpus, run):
     assert out.count("actDCF") == 2 and out.count("  b / c: EER - %") == 4
     assert (run.folder / "scores_calibrated.txt").is_file()
     assert (run.folder / "scores_plda.txt").is_file()
+
+
+def test_what_calibrates_is_heard_through_channels(corpus, run):
+    model = load_encoder(f"{corpus}/model")
+    labels = f"{corpus}/labels/pseudo_labels.csv"
+    clusters = run.script.read_clusters(
+        {
+            "pseudo_labels": labels,
+            "data_folder": f"{corpus}/train",
+            "embeddings_folder": None,
+            "model_folder": f"{corpus}/model",
+        }
+    )
+    rows = np.array([7, 3, 40])
+    silent = {"chances": [1, 0, 0, 0], "equalize": 0, "gain": [0, 0]}
+    clean, heard, again = (
+        run.script.embed_corrupted(
+            model.encode_batch,
+            clusters,
+            rows,
+            Corruption(16000, simulated_rooms=4, **settings),
+            "cpu",
+        )
+        for settings in (silent, {}, {})
+    )
+    wanted = torch.from_numpy(clusters.embeddings[rows])
+    torch.testing.assert_close(clean, wanted, atol=1e-3, rtol=1e-3)
+    assert (heard - wanted).norm(dim=1).min() > 0.01 * wanted.norm()
+    torch.testing.assert_close(heard, again)
+
+
+def test_channels_reach_the_calibration(run):
+    bold, _ = run(*run.labels, "--calibrate=raw", "--corruption=null")
+    careful, _ = run(*run.labels, "--calibrate=raw")
+    found = bold["calibrated"]["Cllr"], careful["calibrated"]["Cllr"]
+    assert found[0] != found[1]
 
 
 def test_calibration_alone_changes_no_order(run):

@@ -31,6 +31,7 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.embedding import embed_files
@@ -47,7 +48,11 @@ from speechbrain_ssl.evaluation.verification import (
 )
 from speechbrain_ssl.inference import load_encoder
 from speechbrain_ssl.options import load_experiment
-from speechbrain_ssl.pseudo_labels.extract import encoder_hash, load
+from speechbrain_ssl.pseudo_labels.extract import (
+    embed_utterances,
+    encoder_hash,
+    load,
+)
 from speechbrain_ssl.pseudo_labels.labels import read_labels
 
 from speechbrain.utils.distributed import infer_device
@@ -251,7 +256,49 @@ def read_clusters(hparams):
     )
 
 
-def make_back_ends(hparams, cohort, cohort_files):
+def embed_corrupted(encode, clusters, rows, corruption, device):
+    """Embeds utterances again, each heard through a channel of its own.
+
+    Utterances of a cluster often share a recording, as those of a trial do
+    not: clean ones would calibrate for trials that are too easy.
+
+    Arguments
+    ---------
+    encode : Callable
+        Waveforms [batch, time] and relative lengths to embeddings.
+    clusters : Clusters
+        All utterances.
+    rows : np.ndarray
+        Rows of those wanted.
+    corruption : Corruption
+        What they go through.
+    device : str
+        Where the encoder is.
+
+    Returns
+    -------
+    torch.Tensor
+        Embeddings [rows, emb_dim].
+    """
+    corruption.prepare(clusters.utterances)
+    corruption.to(device)
+    rng = np.random.default_rng(corruption.seed)
+
+    def embed(wavs, lengths):
+        draws = np.stack([corruption.draw(rng) for _ in wavs])
+        return encode(corruption(wavs, torch.from_numpy(draws)), lengths)
+
+    return embed_utterances(
+        embed,
+        clusters.utterances,
+        corruption.sample_rate,
+        max_seconds=clusters.seconds[rows].max(),
+        device=device,
+        rows=clusters.places[rows],
+    )
+
+
+def make_back_ends(hparams, model, device, cohort, cohort_files):
     """Learns PLDA and calibration from pseudo-labels.
 
     One half of the clusters calibrates; PLDA then learns from the other one,
@@ -261,6 +308,10 @@ def make_back_ends(hparams, cohort, cohort_files):
     ---------
     hparams : dict
         The loaded hparams file.
+    model : EncoderClassifier
+        The model that is verified.
+    device : str
+        Where it is.
     cohort : torch.Tensor
         Embeddings of the cohort, or None [cohort utterances, emb_dim].
     cohort_files : list of str
@@ -274,10 +325,11 @@ def make_back_ends(hparams, cohort, cohort_files):
     if hparams["pseudo_labels"] is None:
         return {}
     clusters, score = read_clusters(hparams), hparams["calibrate"]
-    mine, others = split_classes(clusters.classes)
+    first, others = split_classes(clusters.classes)
+    mine, _ = split_classes(clusters.classes, hparams["calibration_size"])
     scores, back_ends = base_scores(hparams["top_n"]), {}
     if hparams["plda_rank"] is not None:
-        rows = others if score else np.sort(np.r_[mine, others])
+        rows = others if score else np.sort(np.r_[first, others])
         plda = PLDA(hparams["plda_rank"])
         plda.fit(clusters.embeddings[rows], clusters.classes[rows])
         scores["plda"] = lambda rows, enrol, test, _: plda(rows, enrol, test)
@@ -289,8 +341,18 @@ def make_back_ends(hparams, cohort, cohort_files):
     calibrator = Calibrator(
         scores[score], hparams["quality_measures"], hparams["top_n"]
     )
+    embeddings = clusters.embeddings[mine]
+    if hparams["corruption"] is not None:
+        rate = model.audio_normalizer.sample_rate
+        embeddings = embed_corrupted(
+            model.encode_batch,
+            clusters,
+            mine,
+            hparams["corruption"](sample_rate=rate),
+            device,
+        )
     calibrator.fit(
-        clusters.embeddings[mine],
+        embeddings,
         clusters.seconds[mine],
         clusters.classes[mine],
         without(cohort, cohort_files, clusters, mine),
@@ -459,7 +521,7 @@ def main(argv):
         )
         scoring.check_top_n(hparams["top_n"] or len(files), len(files))
         cohort = embed_files(model.encode_batch, files, **settings)
-    back_ends = make_back_ends(hparams, cohort, files)
+    back_ends = make_back_ends(hparams, model, device, cohort, files)
     label_use = LABEL_USE
     if back_ends:
         label_use += (
