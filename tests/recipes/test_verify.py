@@ -125,7 +125,7 @@ def test_back_ends_learn_from_clusters_and_say_so(corpus, run):
     assert (run.folder / "scores_plda.txt").is_file()
 
 
-def test_what_calibrates_is_heard_through_channels(corpus, run):
+def test_what_back_ends_learn_from_is_heard_through_channels(corpus, run):
     model = load_encoder(f"{corpus}/model")
     labels = f"{corpus}/labels/pseudo_labels.csv"
     clusters = run.script.read_clusters(

@@ -260,7 +260,7 @@ def embed_corrupted(encode, clusters, rows, corruption, device):
     """Embeds utterances again, each heard through a channel of its own.
 
     Utterances of a cluster often share a recording, as those of a trial do
-    not: clean ones would calibrate for trials that are too easy.
+    not: clean ones would stand for trials that are too easy.
 
     Arguments
     ---------
@@ -325,13 +325,23 @@ def make_back_ends(hparams, model, device, cohort, cohort_files):
     if hparams["pseudo_labels"] is None:
         return {}
     clusters, score = read_clusters(hparams), hparams["calibrate"]
-    first, others = split_classes(clusters.classes)
-    mine, _ = split_classes(clusters.classes, hparams["calibration_size"])
+    first, others = split_classes(clusters.classes, hparams["back_end_size"])
     scores, back_ends = base_scores(hparams["top_n"]), {}
+
+    def heard(rows):
+        if hparams["corruption"] is None:
+            return clusters.embeddings[rows]
+        corruption = hparams["corruption"](
+            sample_rate=model.audio_normalizer.sample_rate
+        )
+        return embed_corrupted(
+            model.encode_batch, clusters, rows, corruption, device
+        )
+
     if hparams["plda_rank"] is not None:
         rows = others if score else np.sort(np.r_[first, others])
         plda = PLDA(hparams["plda_rank"])
-        plda.fit(clusters.embeddings[rows], clusters.classes[rows])
+        plda.fit(heard(rows), clusters.classes[rows])
         scores["plda"] = lambda rows, enrol, test, _: plda(rows, enrol, test)
         back_ends["plda"] = lambda rows, _, trials: plda(
             rows, trials.enrol, trials.test
@@ -341,21 +351,11 @@ def make_back_ends(hparams, model, device, cohort, cohort_files):
     calibrator = Calibrator(
         scores[score], hparams["quality_measures"], hparams["top_n"]
     )
-    embeddings = clusters.embeddings[mine]
-    if hparams["corruption"] is not None:
-        rate = model.audio_normalizer.sample_rate
-        embeddings = embed_corrupted(
-            model.encode_batch,
-            clusters,
-            mine,
-            hparams["corruption"](sample_rate=rate),
-            device,
-        )
     calibrator.fit(
-        embeddings,
-        clusters.seconds[mine],
-        clusters.classes[mine],
-        without(cohort, cohort_files, clusters, mine),
+        heard(first),
+        clusters.seconds[first],
+        clusters.classes[first],
+        without(cohort, cohort_files, clusters, first),
     )
     back_ends["calibrated"] = lambda rows, paths, trials: calibrator(
         rows, seconds_of(paths), trials.enrol, trials.test, cohort
