@@ -38,6 +38,10 @@ POOLINGS = {
     pooling: !new:speechbrain_ssl.nnet.mhfa.MHFA
         {layers: 3, width: 32, emb_dim: 6, heads: 2, compression: 4}
 """,
+    "statistics": """\
+    pooling: !new:speechbrain_ssl.nnet.mhfa.StatisticsPooling
+        {layers: 3, width: 32, emb_dim: 6, attention_channels: 8}
+""",
     "ecapa": """\
     mean: !new:speechbrain_ssl.nnet.mhfa.WeightedLayers {layers: 3}
     ecapa: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
@@ -80,7 +84,7 @@ def made(tmp_path, pooling="mhfa", seed=0):
 def test_another_process_needs_neither_us_nor_the_source(tmp_path):
     wavs, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([1.0, 0.6])
     folders, wanted = [], []
-    for number, pooling in enumerate(["mhfa", "ecapa"]):
+    for number, pooling in enumerate(POOLINGS):
         branch, text = made(tmp_path, pooling, seed=number)
         export(branch, text, str(tmp_path / "first"))
         shutil.move(tmp_path / "first", tmp_path / f"é {pooling}")

@@ -6,6 +6,7 @@ nothing of this package.
 
 import torch
 from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 
 
 class WeightedLayers(torch.nn.Module):
@@ -128,3 +129,52 @@ class MHFA(torch.nn.Module):
         weight = logit.softmax(1).to(value.dtype)
         pooled = torch.einsum("bth,btd->bhd", weight, value)
         return self.output(pooled.flatten(1))[:, None]
+
+
+class StatisticsPooling(torch.nn.Module):
+    """Attentive mean and deviation of one mean of the layers.
+
+    K. Okabe et al., "Attentive statistics pooling for deep speaker embedding",
+    Interspeech 2018 (https://arxiv.org/abs/1803.10963), in SpeechBrain's form.
+
+    Arguments
+    ---------
+    layers : int
+        Number of hidden states: that of the transformer's layers plus one.
+    width : int
+        Their width.
+    emb_dim : int
+        Width of the embedding.
+    attention_channels : int
+        Width of the network that weighs frames.
+
+    Example
+    -------
+    >>> pooling = StatisticsPooling(layers=3, width=32, emb_dim=8)
+    >>> pooling(torch.randn(3, 2, 50, 32)).shape
+    torch.Size([2, 1, 8])
+    """
+
+    def __init__(self, layers, width, emb_dim=256, attention_channels=128):
+        super().__init__()
+        self.layers = WeightedLayers(layers)
+        self.pooling = AttentiveStatisticsPooling(width, attention_channels)
+        self.output = torch.nn.Linear(2 * width, emb_dim)
+
+    def forward(self, hidden, lengths=None):
+        """Hidden states of all layers to embeddings.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            [layers, batch, frames, width].
+        lengths : torch.Tensor
+            Relative lengths [batch]; all ones by default.
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, 1, emb_dim].
+        """
+        pooled = self.pooling(self.layers(hidden).transpose(1, 2), lengths)
+        return self.output(pooled.transpose(1, 2))

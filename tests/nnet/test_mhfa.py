@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.mhfa import MHFA, WeightedLayers
+from speechbrain_ssl.nnet.mhfa import (
+    MHFA,
+    StatisticsPooling,
+    WeightedLayers,
+)
 
 LAYERS, WIDTH, FRAMES = 3, 5, 7
 
@@ -106,3 +110,26 @@ def test_attention_is_as_exact_under_autocast():
 def test_another_number_of_layers_is_refused():
     with pytest.raises(ValueError, match="Expected 3 hidden states.*found 2"):
         WeightedLayers(LAYERS)(torch.randn(2, 1, FRAMES, WIDTH))
+
+
+def test_statistics_of_equal_weights_are_mean_and_deviation():
+    net = StatisticsPooling(LAYERS, WIDTH, emb_dim=2 * WIDTH)
+    with torch.no_grad():
+        # equal logits of all frames, and an output that changes nothing
+        net.pooling.conv.conv.weight.zero_()
+        net.output.weight.copy_(torch.eye(2 * WIDTH))
+        net.output.bias.zero_()
+    hidden = torch.randn(LAYERS, 2, FRAMES, WIDTH)
+    found = net(hidden)[:, 0]
+    frames = hidden.mean(0)
+    wanted = torch.cat([frames.mean(1), frames.std(1, correction=0)], dim=1)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_statistics_leave_out_frames_beyond_an_utterance():
+    net = moved(StatisticsPooling(LAYERS, WIDTH, emb_dim=4)).eval()
+    hidden = torch.randn(LAYERS, 2, 8, WIDTH)
+    found = net(hidden, torch.tensor([0.5, 1.0]))
+    hidden[:, 0, 4:] = 9.0
+    again = net(hidden, torch.tensor([0.5, 1.0]))
+    torch.testing.assert_close(found, again)
