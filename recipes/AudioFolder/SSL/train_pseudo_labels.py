@@ -82,8 +82,8 @@ def check_settings(hparams):
             "learning_rates must be a list of [module, rate]",
         ),
         (
-            hparams["centroid_start"] in (True, False),
-            "centroid_start must be True or False",
+            hparams["centroid_start"] in (True, False, None),
+            "centroid_start must be True, False or null",
         ),
         (
             not hparams.get("continue_from")
@@ -150,6 +150,9 @@ def train(hparams, run_opts, labels, brain_class=PseudoLabelBrain):
     speeds = hparams["view_sampler"].speeds
     classifier = hparams["classifier"](classes=labels.count * len(speeds))
     hparams["checkpointer"].add_recoverable("classifier", classifier)
+    if hparams["centroid_start"] is None:
+        # of random weights all means are one, and no class gets away from it
+        hparams["centroid_start"] = bool(hparams["init_from"])
     if hparams["init_from"]:
         start_from(hparams["encoder"], hparams["init_from"])
     if hparams.get("continue_from"):
