@@ -91,3 +91,14 @@ def test_a_run_does_not_go_on_with_other_labels(run):
     assert (out / "gate.jsonl").is_file()
     with pytest.raises(ValueError, match="other labels"):
         run(labels="b")
+
+
+def test_centers_start_at_means_where_the_encoder_has_a_start(
+    run, script, monkeypatch
+):
+    brain, calls = script.PseudoLabelBrain, []
+    monkeypatch.setattr(brain, "_start_from_centroids", calls.append)
+    out = run()
+    assert not calls
+    run(f"--init_from={out}/model", f"--output_folder={out}/next")
+    assert len(calls) == 1
