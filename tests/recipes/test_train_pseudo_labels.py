@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -94,11 +95,13 @@ def test_a_run_does_not_go_on_with_other_labels(run):
 
 
 def test_centers_start_at_means_where_the_encoder_has_a_start(
-    run, script, monkeypatch
+    run, script, monkeypatch, tmp_path
 ):
     brain, calls = script.PseudoLabelBrain, []
     monkeypatch.setattr(brain, "_start_from_centroids", calls.append)
     out = run()
     assert not calls
-    run(f"--init_from={out}/model", f"--output_folder={out}/next")
+    shutil.move(out / "model", tmp_path / "start")
+    shutil.rmtree(out)
+    run(f"--init_from={tmp_path}/start")
     assert len(calls) == 1
