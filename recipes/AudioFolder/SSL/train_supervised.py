@@ -186,7 +186,8 @@ def main(argv):
             "pseudo-labels": "none",
             "speaker labels": f"those of {known['known']} of "
             f"{known['speakers']} speakers were trained on",
-            "start": str(hparams["init_from"] or "random weights"),
+            # a card goes to others: it names no path
+            "start": "another model" if hparams["init_from"] else "random",
         },
     )
 
