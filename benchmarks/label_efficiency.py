@@ -98,14 +98,14 @@ def train(args, further, start, share, seed):
 
 def measure(args, further):
     """Trains and verifies all; returns a row for each model."""
-    rows, caches = [], {}
+    rows = []
     for seed in args.seeds:
         for share in args.shares:
             for start in STARTS:
                 model = train(args, further, start, share, seed)
                 encoder = load_encoder(model)
                 row = {"start": start, "share": share, "seed": seed}
-                cache = caches.setdefault(str(model), {})
+                cache = {}  # lists of one model may share files
                 for path in args.trials:
                     found = verify(
                         encoder.encode_batch, path, cache=cache, progress=False

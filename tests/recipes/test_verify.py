@@ -138,16 +138,15 @@ def test_what_back_ends_learn_from_is_heard_through_channels(corpus, run):
     )
     rows = np.array([7, 3, 40])
     silent = {"chances": [1, 0, 0, 0], "equalize": 0, "gain": [0, 0]}
-    clean, heard, again = (
-        run.script.embed_corrupted(
-            model.encode_batch,
-            clusters,
-            rows,
-            Corruption(16000, simulated_rooms=4, **settings),
-            "cpu",
+
+    def embed(**settings):
+        corruption = Corruption(16000, simulated_rooms=4, **settings)
+        corruption.prepare(clusters.utterances)
+        return run.script.embed_corrupted(
+            model.encode_batch, clusters, rows, corruption, "cpu"
         )
-        for settings in (silent, {}, {})
-    )
+
+    clean, heard, again = embed(**silent), embed(), embed()
     wanted = torch.from_numpy(clusters.embeddings[rows])
     torch.testing.assert_close(clean, wanted, atol=1e-3, rtol=1e-3)
     assert (heard - wanted).norm(dim=1).min() > 0.01 * wanted.norm()

@@ -271,7 +271,7 @@ def embed_corrupted(encode, clusters, rows, corruption, device):
     rows : np.ndarray
         Rows of those wanted.
     corruption : Corruption
-        What they go through.
+        What they go through, prepared.
     device : str
         Where the encoder is.
 
@@ -280,8 +280,6 @@ def embed_corrupted(encode, clusters, rows, corruption, device):
     torch.Tensor
         Embeddings [rows, emb_dim].
     """
-    corruption.prepare(clusters.utterances)
-    corruption.to(device)
     rng = np.random.default_rng(corruption.seed)
 
     def embed(wavs, lengths):
@@ -328,12 +326,15 @@ def make_back_ends(hparams, model, device, cohort, cohort_files):
     first, others = split_classes(clusters.classes, hparams["back_end_size"])
     scores, back_ends = base_scores(hparams["top_n"]), {}
 
+    corruption = hparams["corruption"]
+    if corruption is not None:  # made once: its rooms take seconds
+        corruption = corruption(sample_rate=model.audio_normalizer.sample_rate)
+        corruption.prepare(clusters.utterances)
+        corruption.to(device)
+
     def heard(rows):
-        if hparams["corruption"] is None:
+        if corruption is None:
             return clusters.embeddings[rows]
-        corruption = hparams["corruption"](
-            sample_rate=model.audio_normalizer.sample_rate
-        )
         return embed_corrupted(
             model.encode_batch, clusters, rows, corruption, device
         )
