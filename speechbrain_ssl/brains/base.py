@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # steps without anything to learn from, after which it is said
 PATIENCE = 20
+# what --compile compiles; objectives keep queues and say more than a loss
+NETWORKS = ("student", "teacher", "encoder")
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
@@ -89,9 +91,24 @@ class SpeakerBrain(sb.Brain):
         torch.nn.Module
             What the hparams file made.
         """
-        module = self.modules[name]
-        module = getattr(module, "module", module)
+        module = self.this_process(name)
         return getattr(module, "_orig_mod", module)
+
+    def this_process(self, name):
+        """A module without the wrapper of DDP, but compiled with --compile.
+
+        Arguments
+        ---------
+        name : str
+            Key of ``self.modules``.
+
+        Returns
+        -------
+        torch.nn.Module
+            What to call where processes have nothing to tell each other.
+        """
+        module = self.modules[name]
+        return getattr(module, "module", module)
 
     def make_dataloader(self, dataset, stage, **kwargs):
         """Makes the loader and notes the length of an epoch."""
@@ -138,6 +155,9 @@ class SpeakerBrain(sb.Brain):
 
     def on_fit_start(self):
         """Prepares modules and resumes; then processes part ways."""
+        if self.compile and not self.compile_module_keys:
+            names = [name for name in NETWORKS if name in self.modules]
+            self.compile_module_keys = names
         super().on_fit_start()
         # same weights everywhere, from here on other random numbers
         torch.manual_seed(self.hparams.seed + 1000 * distributed.rank())

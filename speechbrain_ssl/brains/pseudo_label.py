@@ -115,8 +115,8 @@ class PseudoLabelBrain(SpeakerBrain):
     @torch.no_grad()
     def _clean_cosines(self, crop):
         """What the model would say: no dropout, no statistics of a batch."""
-        encoder = self.module("encoder").eval()
-        embedding = encoder.embed(crop)
+        encoder = self.this_process("encoder").eval()
+        embedding = encoder([crop]).embedding[0]
         encoder.train()
         return self.module("classifier")(embedding)
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import shutil
 
 import pytest
 import torch
@@ -224,3 +225,21 @@ def test_bfloat16_trains_with_a_float32_loss(corpus, tmp_path):
         value.dtype != torch.bfloat16 for value in tiny.state_of(brain).values()
     )
     assert records(tmp_path)[0]["train"]["loss"] > 0
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_networks_learn_the_same(corpus, tmp_path):
+    plain = run(corpus, tmp_path / "plain")
+    compiled = run(corpus, tmp_path / "compiled", compile=True)
+    wrapped = [hasattr(m, "_orig_mod") for m in compiled.modules.values()]
+    assert wrapped == [True, True, False]  # student, teacher, objective
+    wanted = plain.evaluated.state_dict()
+    for name, value in compiled.evaluated.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], atol=1e-4, rtol=0)
+    last = [
+        records(tmp_path / n)[-1]["train"]["loss"]
+        for n in ("plain", "compiled")
+    ]
+    assert last[1] == pytest.approx(last[0], rel=1e-4)
