@@ -246,7 +246,7 @@ def simulate_rooms(count, sample_rate, rng, seconds=0.5):
     return torch.from_numpy(rooms.astype(np.float32))
 
 
-def read_rooms(folder, sample_rate, frames):
+def read_rooms(folder, sample_rate, frames, max_hours, rng):
     """Reads measured impulse responses.
 
     Arguments
@@ -257,14 +257,23 @@ def read_rooms(folder, sample_rate, frames):
         Rate of the result in Hz.
     frames : int
         Cut or padded to so many samples, from the direct sound on.
+    max_hours : float
+        Of responses to keep, taken from random files.
+    rng : np.random.Generator
+        Chooses the files when there are too many.
 
     Returns
     -------
     torch.Tensor
         Impulse responses of unit energy [files, frames].
     """
+    paths = audio.find_files(folder)
+    most = max(1, int(3600 * max_hours * sample_rate / frames))
+    if len(paths) > most:
+        chosen = np.sort(rng.choice(len(paths), most, replace=False))
+        paths = [paths[choice] for choice in chosen]
     rooms = []
-    for path in audio.find_files(folder):
+    for path in tqdm(paths, "Reading rooms", unit=" rooms", disable=None):
         room = audio.load(path, sample_rate)
         room = room[room.abs().argmax() :][:frames]
         room = torch.nn.functional.pad(room, (0, frames - len(room)))
@@ -299,7 +308,7 @@ class Corruption:
     simulated_rooms : int
         Number of rooms to simulate beside those of the folder.
     max_hours : float
-        Of audio to keep of each kind.
+        Of audio to keep of each kind, and of measured rooms.
     seed : int
         Seeds the simulated rooms and the choice of files, not the draws.
 
@@ -384,7 +393,11 @@ class Corruption:
         rooms = simulate_rooms(self.simulated_rooms, self.sample_rate, rng)
         if self.room_folder:
             measured = read_rooms(
-                self.room_folder, self.sample_rate, rooms.shape[1]
+                self.room_folder,
+                self.sample_rate,
+                rooms.shape[1],
+                self.max_hours,
+                rng,
             )
             rooms = torch.cat([measured, rooms])
         self.banks = {kind: banks[kind] for kind in self.snr if kind in banks}

@@ -46,7 +46,7 @@ NEAR = 1e-5
 # float64 scores that agree to as many decimals are equal; the first one wins
 DECIMALS = 12
 # most scores held at a time when they are computed again
-SCORES = 1 << 22
+SCORES = 1 << 20
 
 
 class Clusters(NamedTuple):

@@ -150,6 +150,22 @@ def test_folders_give_noise_music_rooms_and_babble(tmp_path):
     assert sources == {-1, 0, 1, 2}
 
 
+def test_of_too_many_measured_rooms_some_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        room = np.r_[1.0, np.zeros(99), 0.1 * (i + 1), np.zeros(50)]
+        soundfile.write(tmp_path / f"{i}.wav", room, RATE, subtype="FLOAT")
+    settings = {"sample_rate": RATE, "frames": 160, "rng": rng}
+    everything = c.read_rooms(tmp_path, max_hours=1.0, **settings)
+    assert everything.shape == (6, 160)
+    some = c.read_rooms(tmp_path, max_hours=3 * 160 / RATE / 3600, **settings)
+    echoes = (some[:, 100] / some[:, 0]).tolist()
+    assert len(echoes) == 3
+    # different ones of those there are
+    places = [round(10 * echo) for echo in echoes]
+    assert places == sorted(set(places)) and set(places) <= set(range(1, 7))
+
+
 def test_a_stretch_never_leaves_its_clip():
     bank = c.bank_of_clips([torch.ones(6), torch.tensor([0.25, 1.0])], 4)
     assert bank.lengths.tolist() == [6, 4]
