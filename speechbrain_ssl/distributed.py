@@ -1,5 +1,7 @@
 """Means and concatenations over processes; identities in a single process."""
 
+import gc
+
 import torch
 import torch.distributed.nn
 
@@ -15,6 +17,17 @@ def world_size():
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1
+
+
+def leave():
+    """Ends the group of processes, after a script's last word to the others.
+
+    A group, or a DDP model of it, that is still there when Python exits may
+    abort the process, and a launcher would call the run a failure.
+    """
+    if world_size() > 1:
+        gc.collect()  # models that only cycles hold
+        torch.distributed.destroy_process_group()
 
 
 def rank():

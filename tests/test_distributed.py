@@ -1,6 +1,5 @@
 """Two gloo processes do what one does with the doubled batch."""
 
-import gc
 import os
 import sys
 
@@ -67,11 +66,8 @@ def _join(rank, worker, folder, *inputs):
     )
     result = worker(rank, folder, *inputs)
     torch.save(result, os.path.join(folder, f"{rank}.pt"))
-    # a DDP model that outlives its group, or a group that the other process
-    # still talks to, aborts a process at its exit
-    gc.collect()
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    distributed.leave()
 
 
 def everyone():

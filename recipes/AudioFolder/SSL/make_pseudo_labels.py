@@ -454,6 +454,7 @@ def main(argv):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
+        distributed.leave()
     except (ImportError, OSError, ValueError) as error:
         logger.debug("Stopped", exc_info=True)
         sys.exit(f"make_pseudo_labels.py: {error}")

@@ -298,6 +298,7 @@ def main(argv):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
+        distributed.leave()
     except (OSError, ValueError) as error:
         # log.txt of the output folder has the traceback
         logger.debug("Stopped", exc_info=True)

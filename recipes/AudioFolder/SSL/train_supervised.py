@@ -19,6 +19,7 @@ import sys
 import numpy as np
 import train_pseudo_labels
 from audio_folder_prepare import prepare_audio_folder
+from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.pseudo_labels.extract import file_hash
@@ -195,6 +196,7 @@ def main(argv):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
+        distributed.leave()
     except (OSError, ValueError) as error:
         # log.txt of the output folder has the traceback
         logger.debug("Stopped", exc_info=True)
