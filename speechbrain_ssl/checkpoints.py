@@ -3,17 +3,14 @@
 ``AtomicCheckpointer`` takes the place of SpeechBrain's ``Checkpointer`` in the
 YAML. It writes a checkpoint under another name, with the size and the checksum
 of each file, and gives it its ``CKPT+...`` name in one step; a damaged one is
-passed over; a full disk does not end the training. ``RandomStates`` puts the
-random numbers of all processes into the checkpoint.
+passed over; a full disk does not end the training.
 """
 
-import functools
 import json
 import logging
 import math
 import os
 import pathlib
-import random
 import shutil
 import socket
 import time
@@ -32,20 +29,18 @@ from speechbrain.utils.checkpoints import (
     Checkpointer,
     ckpt_recency,
     get_default_hook,
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
     torch_patched_state_dict_load,
 )
 from speechbrain.utils.distributed import (
     MainProcessContext,
     ddp_barrier,
     ddp_broadcast,
-    ddp_prevent_block,
     if_main_process,
     main_process_only,
 )
 from speechbrain.utils.logger import get_logger
+
+from speechbrain_ssl import distributed
 
 logger = get_logger(__name__)
 
@@ -691,89 +686,6 @@ def average_of_last(checkpointer, name, count):
     return _average(checkpoint.paramfiles[name] for checkpoint in chosen)
 
 
-@functools.partial(register_checkpoint_hooks, save_on_main_only=False)
-class RandomStates:
-    """The random states of all processes, as one recoverable.
-
-    Python's ``random``, NumPy's global, torch's CPU and current CUDA
-    generators. Loading only remembers them, because what comes between loading
-    and training draws random numbers; ``restore_pending`` puts them back.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "random.ckpt"
-    >>> states = RandomStates()
-    >>> states.save(path)
-    >>> first = torch.rand(1), random.random()
-    >>> states.load(path, end_of_epoch=False)
-    >>> states.restore_pending()
-    True
-    >>> first == (torch.rand(1), random.random())
-    True
-    """
-
-    def __init__(self):
-        self._pending = None
-        self._end_of_epoch = False
-
-    @mark_as_saver
-    def save(self, path):
-        """Writes the states of all processes; called in all of them."""
-        states = _gather_objects(_random_state())
-        if if_main_process():
-            torch.save({"processes": states}, path)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Remembers the states of this process."""
-        states = torch.load(path, map_location="cpu", weights_only=True)
-        states = states["processes"]
-        distributed = torch.distributed
-        rank, processes = 0, 1
-        if distributed.is_available() and distributed.is_initialized():
-            rank, processes = (
-                distributed.get_rank(),
-                distributed.get_world_size(),
-            )
-        self._end_of_epoch = end_of_epoch
-        self._pending = None
-        if len(states) == processes:
-            self._pending = states[rank]
-        elif rank == 0:
-            logger.warning(
-                f"The checkpoint was written by {len(states)} processes and is "
-                f"read by {processes}: random numbers do not continue where "
-                "they were, all else does."
-            )
-
-    def restore_pending(self, starting_epoch=False):
-        """Puts remembered states back, once.
-
-        Call it with ``starting_epoch=True`` in ``on_stage_start(TRAIN)`` and
-        without at each ``on_fit_batch_start``. The uninterrupted run drew the
-        loader's random numbers after an end-of-epoch checkpoint but before an
-        intra-epoch one, so the former is put back before the loader is
-        iterated, the latter after.
-
-        Arguments
-        ---------
-        starting_epoch : bool
-            Whether the loader is still to be iterated.
-
-        Returns
-        -------
-        bool
-            Whether states were put back now.
-        """
-        if self._pending is None:
-            return False
-        if starting_epoch and not self._end_of_epoch:
-            return False
-        _set_random_state(self._pending)
-        self._pending = None
-        return True
-
-
 class _Attempt:
     """Keeps the first exception of this process instead of raising it.
 
@@ -807,7 +719,11 @@ class _Attempt:
                 "message": f"{type(self.error).__name__}: {self.error}",
                 "disk": _is_disk_error(self.error),
             }
-        errors = [error for error in _gather_objects(mine) if error is not None]
+        errors = [
+            error
+            for error in distributed.gather_objects(mine)
+            if error is not None
+        ]
         # An error of another kind matters more than the full disk.
         return min(errors, key=lambda error: error["disk"], default=None)
 
@@ -816,15 +732,6 @@ class _Attempt:
         error = self.first_error()
         if error is not None:
             raise self.error or RuntimeError(error["message"])
-
-
-def _gather_objects(obj):
-    """Lists the objects of all processes, in all processes."""
-    if ddp_prevent_block():
-        return [obj]
-    objects = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(objects, obj)
-    return objects
 
 
 def _is_disk_error(error):
@@ -961,33 +868,3 @@ def _check_same_tensors(expected, found, path):
             f"{path} cannot be averaged with the newest checkpoint: these "
             f"entries differ in name or shape: {', '.join(sorted(differing))}."
         )
-
-
-def _random_state():
-    """Of tensors and plain values only, which torch.load accepts safely."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, torch.tensor(words), gauss],
-        "numpy": [
-            name,
-            torch.from_numpy(keys.astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
-        "torch": torch.get_rng_state(),
-        "cuda": (
-            torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        ),
-    }
-
-
-def _set_random_state(state):
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -4,6 +4,7 @@ import gc
 
 import torch
 import torch.distributed.nn
+from speechbrain.utils.distributed import ddp_prevent_block
 
 
 def world_size():
@@ -60,6 +61,26 @@ def gather(x):
     parts = [torch.empty_like(x) for _ in range(world_size())]
     torch.distributed.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def gather_objects(x):
+    """Lists an object of each process, in all processes.
+
+    Arguments
+    ---------
+    x : Any
+        Something that can be pickled.
+
+    Returns
+    -------
+    list
+        One of each process.
+    """
+    if world_size() == 1 or ddp_prevent_block():
+        return [x]
+    objects = [None] * world_size()
+    torch.distributed.all_gather_object(objects, x)
+    return objects
 
 
 class _Gather(torch.autograd.Function):

@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.collapse import CollapseStats
-from speechbrain_ssl.checkpoints import RandomStates
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.nnet.parameters import clip_gradients, parameter_groups
 from speechbrain_ssl.nnet.schedules import at
+from speechbrain_ssl.random_states import RandomStates
 
 logger = logging.getLogger(__name__)
 
