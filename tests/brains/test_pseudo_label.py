@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -193,6 +194,27 @@ def test_labels_are_corrected_from_clean_twins(corpus, tmp_path):
     assert brain.optimizer_step > 0
     learnt = brain.decisions.corrected_labels()
     assert learnt.shape == (12,) and learnt.max() < 4
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
+)
+def test_a_compiled_encoder_learns_the_same_from_the_same_labels(
+    corpus, tmp_path
+):
+    loss = GatedLoss(AAMSoftmax(), correct_from=1.0, threshold=0.0)
+    runs = {
+        name: run(
+            corpus, tmp_path / name, loss=loss, compile=name == "compiled"
+        )
+        for name in ("plain", "compiled")
+    }
+    assert hasattr(runs["compiled"].modules.encoder, "_orig_mod")
+    wanted, found = map(tiny.state_of, runs.values())
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=0)
+    labels = [b.decisions.corrected_labels() for b in runs.values()]
+    assert torch.equal(*labels)
 
 
 def test_centers_may_start_at_the_mean_embeddings(corpus, tmp_path):
