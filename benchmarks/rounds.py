@@ -4,7 +4,7 @@
         --model_folder MOCO/model --truth SPEECH/truth/train_speakers.csv \
         --trials SPEECH/trials/wild.txt SPEECH/trials/clean.txt \
         [--methods ungated lgl dlg_lc] [--seeds 1 2 3] [--rounds 2] \
-        [--output_folder results/rounds_of] [further arguments of run_rounds.py]
+        [--output_folder results/rounds_table] [further arguments of run_rounds.py]
 
 One run of ``recipes/AudioFolder/SSL/run_rounds.py`` after another, each in
 ``<output_folder>/<method>_<seed>``. What is done is not repeated, so that the
@@ -17,6 +17,7 @@ it alone.
 import argparse
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ def parse_arguments():
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
-        "--output_folder", type=pathlib.Path, default="results/rounds_of"
+        "--output_folder", type=pathlib.Path, default="results/rounds_table"
     )
     return parser.parse_known_args()
 
@@ -82,10 +83,10 @@ def read_runs(folder):
 
 
 def figures(stages, name, digits, scale=1):
-    """A figure of several runs; what true labels say counts as one."""
+    """Mean of a figure over runs, among what true labels say, too."""
     found = [{**row, **row.get("oracle", {})}.get(name) for row in stages]
     found = [scale * value for value in found if value is not None]
-    return spread(found, digits) if found else ""
+    return f"{statistics.mean(found):.{digits}f}" if found else ""
 
 
 def error_rates(runs, number, lists):
