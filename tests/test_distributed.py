@@ -25,6 +25,7 @@ from speechbrain_ssl.objectives.barlow_twins import BarlowTwins
 from speechbrain_ssl.objectives.byol import BYOL
 from speechbrain_ssl.objectives.deep_cluster import DeepCluster
 from speechbrain_ssl.objectives.dino import DINO
+from speechbrain_ssl.objectives.koleo import KoLeo
 from speechbrain_ssl.objectives.lim import LIM
 from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.objectives.nnclr import NNCLR
@@ -120,6 +121,7 @@ OBJECTIVES = {
         False,
     ),
     "nnclr": (lambda: NNCLR(DIM, 7, queue_size=QUEUE, norm=None), False),
+    "koleo": (lambda: KoLeo(), False),
     "lim_nce": (lambda: LIM("nce"), False),
     "lim_bce": (lambda: LIM("bce"), False),
     "lim_mine": (lambda: LIM("mine"), False),

@@ -32,6 +32,11 @@ class NNCLR(torch.nn.Module):
         Temperature of the softmax.
     norm : type
         Normalisation class of the predictor, or None.
+    neighbors_from : float
+        Epoch from which on positives are neighbors. Before it they are the
+        views themselves, as in SimCLR: neighbors that an untrained encoder
+        finds are alike in their channel, and training on them makes it worse.
+        0 is the paper.
 
     Example
     -------
@@ -50,6 +55,7 @@ class NNCLR(torch.nn.Module):
         queue_size=65536,
         temperature=0.2,
         norm=torch.nn.BatchNorm1d,
+        neighbors_from=0.0,
     ):
         super().__init__()
         if temperature <= 0 or queue_size < 1:
@@ -59,6 +65,7 @@ class NNCLR(torch.nn.Module):
             )
         self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
         self.temperature = temperature
+        self.neighbors_from = neighbors_from
         self.register_buffer(
             "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
         )
@@ -74,7 +81,7 @@ class NNCLR(torch.nn.Module):
         teacher : None
             Not used.
         epoch : float
-            Not used.
+            Training time, for ``neighbors_from``.
 
         Returns
         -------
@@ -82,7 +89,7 @@ class NNCLR(torch.nn.Module):
             Scalar, mean over utterances and pairs of different views.
         stats : dict of torch.Tensor
             ``accuracy`` of finding the positive; mean ``positive_cosine``
-            and ``negative_cosine`` of neighbors to predictions, and
+            and ``negative_cosine`` of positives to predictions, and
             ``neighbor_cosine`` of views to their neighbors; all near 1 on
             collapse.
 
@@ -98,9 +105,11 @@ class NNCLR(torch.nn.Module):
         # [processes, views, batch, dim] to [views, everyone, dim]
         everyone = distributed.gather_with_gradient(prediction[None])
         everyone = everyone.transpose(0, 1).flatten(1, 2)
-        key = F.normalize(point.detach(), dim=-1)
+        view = F.normalize(point, dim=-1)
+        key = view.detach()
         nearest, place = (key @ self.queue.T).max(-1)
-        cosine = torch.einsum("pbd,pnd->pbn", self.queue[place][s], everyone[t])
+        target = self.queue[place] if epoch >= self.neighbors_from else view
+        cosine = torch.einsum("pbd,pnd->pbn", target[s], everyone[t])
         batch = point.shape[1]
         own = torch.arange(batch, device=point.device)
         own = (own + distributed.rank() * batch).repeat(len(s))

@@ -40,6 +40,36 @@ def test_equals_the_written_out_formula(count, norm):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_before_its_epoch_it_is_contrast_of_the_views_themselves():
+    objective = identity(7, 5, temperature=0.3, neighbors_from=2.0).eval()
+    points = torch.randn(2, 3, 7, requires_grad=True)
+    student = Views(points, points)
+    early, stats = objective(student, None, 1.9)
+    assert stats["neighbor_cosine"].item() < 0.99
+    unit = F.normalize(points, dim=-1)
+    losses = [
+        F.cross_entropy(unit[s] @ unit[t].T / 0.3, torch.arange(3))
+        for s, t in [(0, 1), (1, 0)]
+    ]
+    expected = sum(losses) / 2
+    assert early.item() == pytest.approx(expected.item(), rel=1e-5)
+    # both sides learn
+    gradients = [torch.autograd.grad(x, points)[0] for x in (early, expected)]
+    assert torch.allclose(*gradients, atol=1e-6)
+    # from its epoch on: the same, where the queue holds just the views
+    objective.queue = unit.detach().flatten(0, 1)
+    late, _ = objective(student, None, 2.0)
+    assert late.item() == pytest.approx(early.item(), rel=1e-6)
+
+
+def test_the_queue_fills_before_neighbors_are_taken():
+    objective = NNCLR(4, 5, queue_size=3, neighbors_from=9.0)
+    student = views(2, 3, 4)
+    objective(student, None, 0.0)
+    keys = F.normalize(student.projection[0], dim=-1)
+    assert torch.equal(objective.queue, keys)
+
+
 def test_equal_predictions_give_the_log_of_the_batch_size():
     objective = identity(8, 16)
     points = torch.ones(2, 64, 8)

@@ -1,0 +1,59 @@
+"""KoLeo alone, to stand beside an objective that lets embeddings crowd.
+
+A. Sablayrolles et al., "Spreading vectors for similarity search", ICLR 2019
+(https://arxiv.org/abs/1806.03198); beside another objective as in M. Oquab et
+al., "DINOv2", TMLR 2024 (https://arxiv.org/abs/2304.07193).
+"""
+
+import torch
+
+from speechbrain_ssl.nnet.regularizers import koleo
+
+
+class KoLeo(torch.nn.Module):
+    """Pushes each embedding away from its nearest one of another utterance.
+
+    It knows nothing of what belongs together: ``Weighted`` puts it beside an
+    objective that does. DINO and SDPN have it as a part of their own.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.objectives.byol import BYOL
+    >>> from speechbrain_ssl.objectives.weighted import Weighted
+    >>> crops = torch.randn(2, 8, 16)
+    >>> views = Views(crops, crops)
+    >>> both = Weighted([BYOL(dim=16, hidden=32), KoLeo()], weights=[1.0, 0.5])
+    >>> loss, stats = both(views, views, 0.0)
+    >>> bool(stats["koleo_loss"] < 0)  # random points are far apart
+    True
+    """
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            Any views of two utterances or more.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar, mean over views of minus the logarithm of the distance of
+            unit embeddings to the nearest one of the same view.
+        stats : dict of torch.Tensor
+            ``nearest_distance``, its geometric mean: from 0 on collapse to 2.
+
+        Raises
+        ------
+        ValueError
+            If there is only one utterance.
+        """
+        embedding = student.embedding.float()
+        loss = torch.stack([koleo(view) for view in embedding]).mean()
+        return loss, {"nearest_distance": torch.exp(-loss.detach())}
