@@ -58,37 +58,43 @@ def place_labels(folder):
     (folder / "speakers.csv").write_text("\n".join(["ID,spk_id", *speakers]))
 
 
-# sizes of the encoders of place_runs; the rows of train_lmft.yaml have them too
+# what train_lmft.yaml says it goes on from, and the sizes of those encoders in
+# place_runs; its rows have them too
 RUNS = {
-    "AudioFolder": {
-        "emb_dim": 16,
-        "embedding_model": {"channels": [8, 8, 8, 8, 24]},
-    },
-    "VoxCeleb": {
-        "emb_dim": 16,
-        "pooling": {"layers": 3, "width": 32, "heads": 4, "compression": 8},
-    },
+    "AudioFolder": (
+        "train_dlg_lc.yaml",
+        {
+            "emb_dim": 16,
+            "embedding_model": {"channels": [8, 8, 8, 8, 24]},
+        },
+    ),
+    "VoxCeleb": (
+        "train_wavlm_mhfa.yaml",
+        {
+            "emb_dim": 16,
+            "pooling": {"layers": 3, "width": 32, "heads": 4, "compression": 8},
+        },
+    ),
 }
 
 
 def place_runs(folder):
     """Adds runs on the pseudo-labels, for train_lmft.yaml to go on from."""
     labels = str(folder / "labels" / "pseudo_labels.csv")
-    for dataset, sizes in RUNS.items():
+    for dataset, (before, sizes) in RUNS.items():
         run = folder / f"run_{dataset}"
         given = {
             **sizes,
             "data_folder": "x",
             "pseudo_labels": labels,
-            "continue_from": "x",
             "output_folder": str(run),
         }
         if dataset == "VoxCeleb":
             given["wavlm_source"] = tiny_transformer.write(folder / "wavlm")
-        path = f"recipes/{dataset}/SSL/hparams/train_lmft.yaml"
-        with open(ROOT / path) as file:
+        with open(ROOT / f"recipes/{dataset}/SSL/hparams" / before) as file:
             hparams = load_hyperpyyaml(file, given)
-        classifier = hparams["classifier"](classes=4)
+        speeds = len(hparams["view_sampler"].speeds)
+        classifier = hparams["classifier"](classes=4 * speeds)
         hparams["checkpointer"].add_recoverable("classifier", classifier)
         hparams["checkpointer"].save_checkpoint()
         note_labels(str(run), labels)
