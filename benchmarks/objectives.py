@@ -8,15 +8,24 @@
 One run of ``recipes/AudioFolder/SSL/demo.py`` after another, each in
 ``<output_folder>/<method>_<seed>``. Runs that are complete are not repeated, so
 that the command can be stopped, called again, and called with more methods.
-Prints a Markdown table of all runs in the folder.
+Prints a Markdown table of all runs in the folder, with two floors beside them:
+the untrained encoder, and mean and deviation of MFCCs over each utterance.
 """
 
 import argparse
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
+
+import torch
+import torchaudio
+
+from speechbrain_ssl.dataio.audio import find_files, load
+from speechbrain_ssl.evaluation.verification import verify
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/AudioFolder/SSL"
@@ -78,33 +87,68 @@ def read_runs(folder):
     return runs
 
 
+def mfcc_statistics(wav):
+    """Mean and deviation of 30 MFCCs over an utterance [60]."""
+    melkwargs = {"n_fft": 512, "hop_length": 160, "n_mels": 60}
+    mfcc = torchaudio.transforms.MFCC(16000, 30, melkwargs=melkwargs)(wav)
+    return torch.cat([mfcc.mean(1), mfcc.std(1)])
+
+
+def measure_mfcc(data_folder, trials):
+    """Summaries of what MFCCs, standardised on the training set, say."""
+    paths = find_files(data_folder)
+    train = torch.stack([mfcc_statistics(load(x, 16000)) for x in paths])
+
+    def embed(wavs, wav_lens):
+        lengths = (wav_lens * wavs.shape[1]).round().int()
+        found = [mfcc_statistics(w[:n]) for w, n in zip(wavs, lengths)]
+        return (torch.stack(found) - train.mean(0)) / train.std(0)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            pathlib.Path(path).stem: verify(embed, path, folder)
+            for path in trials
+        }
+
+
+def rates(summaries, name):
+    """EER and interval of one run, or mean and deviation of several."""
+    values = [summary[name]["EER"] for summary in summaries]
+    if len(values) > 1:
+        return spread(values)
+    found = summaries[0][name]
+    return f"{values[0]:.1f} [{found['EER_low']:.1f}, {found['EER_high']:.1f}]"
+
+
 def spread(values, digits=1):
     """One value, or mean and standard deviation of several."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     deviation = statistics.stdev(values)
-    return f"{statistics.mean(values):.{digits}f} (sd {deviation:.{digits}f})"
+    return f"{statistics.mean(values):.{digits}f} ({deviation:.{digits}f})"
 
 
 def row(method, runs):
     """A line of the table."""
-    lists = list(runs[0]["after"])
     train = [run["last"]["train"] for run in runs]
+    hparams = (RECIPE / f"hparams/train_{method}.yaml").read_text()
     cells = [
         method,
+        re.search(r"\nextract_from: (\w+)", hparams).group(1),
         ", ".join(str(run["seed"]) for run in runs),
         ", ".join(str(run["steps"]) for run in runs),
+        ", ".join(f"{run['training_seconds']:.0f}" for run in runs),
         spread([run["views_per_second"] for run in runs], 0),
         *(
-            spread([run["after"][name]["EER"] for run in runs])
-            for name in lists
+            rates([run["after"] for run in runs], name)
+            for name in runs[0]["after"]
         ),
         spread([stats["effective_rank"] for stats in train], 0),
         spread([stats["embedding_spread"] for stats in train], 2),
         "; ".join(run["warnings"][0][:40] for run in runs if run["warnings"])
         or "none",
     ]
-    return "| " + " | ".join(cells) + " |"
+    return cells
 
 
 def main():
@@ -115,22 +159,22 @@ def main():
             run(method, seed, args, further)
     runs = read_runs(args.output_folder)
     some = next(iter(runs.values()))[0]
-    names = [f"{name} EER %" for name in some["after"]]
-    heads = ["objective", "seeds", "steps", "views/s", *names]
+    lists = list(some["after"])
+    heads = ["objective", "exported", "seeds", "steps", "seconds", "views/s"]
+    heads += [f"{name} EER %" for name in lists]
     heads += ["effective rank", "spread", "warnings"]
-    before = [
-        f"{name} {run['EER']:.1f}" for name, run in some["before"].items()
-    ]
-    print(f"{some['machine']}. Untrained, seed {some['seed']}: {before}\n")
-    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-    for _, line in sorted(
-        (
-            found[0]["after"][next(iter(found[0]["after"]))]["EER"],
-            row(name, found),
-        )
-        for name, found in runs.items()
-    ):
-        print(line)
+    table = [row(name, found) for name, found in runs.items()]
+    table.sort(key=lambda cells: float(cells[6].split()[0]))
+    floors = {
+        f"untrained, seed {some['seed']}": some["before"],
+        "MFCC statistics": measure_mfcc(args.data_folder, args.trials),
+    }
+    for name, found in floors.items():
+        figures = [rates([found], name) for name in lists]
+        table.append([name, *[""] * 5, *figures, *[""] * 3])
+    print(f"{some['machine']}\n")
+    for cells in [heads, ["---"] * len(heads), *table]:
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

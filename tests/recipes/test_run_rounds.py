@@ -105,7 +105,7 @@ KEYS = {
     "verify": "model_folder output_folder trials",
 }
 YAMLS = {
-    "train_ssl": "train_dino",
+    "train_ssl": "train_moco",
     "make_pseudo_labels": "pseudo_labels",
     "train_pseudo_labels": "train_dlg_lc",
     "verify": "verify",
