@@ -277,8 +277,14 @@ class SpeakerBrain(sb.Brain):
         self.optimizer_step += 1
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        """Never inside a window: its gradients are not part of a checkpoint."""
-        if self.step not in (self._window()[-1], self.steps_per_epoch):
+        """Never inside a window, nor after the last step of an epoch.
+
+        Gradients of a window are not part of a checkpoint. At the end of an
+        epoch comes a checkpoint anyway; one just before it would be resumed
+        with an epoch of no steps, of which there is nothing to say.
+        """
+        last = self._window()[-1]
+        if self.step != last or last == self.steps_per_epoch:
             return False
         return super()._should_save_intra_epoch_ckpt(
             last_ckpt_time, steps_since_ckpt

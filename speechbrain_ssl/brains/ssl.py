@@ -143,7 +143,10 @@ class SSLBrain(SpeakerBrain):
         """Adds clusters and what the objective has to say."""
         warnings = super().describe_epoch(seconds)
         self.train_stats.update(self.cluster_stats)
-        ask = getattr(self.module("objective"), "warnings", lambda stats: [])
+        ask = getattr(self.module("objective"), "warnings", None)
+        # not of an epoch in which no loss was finite
+        if ask is None or "loss" not in self.train_stats:
+            return warnings
         return warnings + ask(self.train_stats)
 
     @property

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from speechbrain_ssl import distributed
+
 
 class Views(NamedTuple):
     """What one branch says about V views of the same B utterances.
@@ -20,12 +22,56 @@ class Views(NamedTuple):
     number : tuple of int
         What distinguishes the views: the same number in student and teacher
         is the same corrupted crop. None stands for 0, 1, 2 ...
+    own : torch.Tensor
+        The utterances' own projections, where ``projection`` holds those of
+        others in their place (SSPS), for objectives that keep projections;
+        None where they are the same.
     """
 
     embedding: torch.Tensor
     projection: torch.Tensor
     index: torch.Tensor | None = None
     number: tuple | None = None
+    own: torch.Tensor | None = None
+
+
+def check_views(objective, views, dim=None, utterances=1):
+    """Says in words that views do not fit an objective.
+
+    Arguments
+    ---------
+    objective : torch.nn.Module
+        Who asks.
+    views : Views
+        What it got.
+    dim : int
+        Width of projections that it was made for; None: any.
+    utterances : int
+        How many it needs in all processes together.
+
+    Raises
+    ------
+    ValueError
+        If the width is another one, or if there are fewer utterances.
+
+    Example
+    -------
+    >>> views = Views(torch.zeros(2, 8, 4), torch.zeros(2, 8, 4))
+    >>> check_views(torch.nn.Identity(), views, dim=4, utterances=2)
+    """
+    name = type(objective).__name__
+    _, batch, found = views.projection.shape
+    if dim is not None and found != dim:
+        raise ValueError(
+            f"{name} expects projections of {dim}, got {found}: change the "
+            "width it was made for, or the head"
+        )
+    count = batch * distributed.world_size()
+    if count < utterances:
+        raise ValueError(
+            f"{name} needs {utterances} utterances or more, got {count}: "
+            "enlarge the batch"
+        )
 
 
 def different_views(student, teacher):

@@ -38,6 +38,41 @@ def mlp(sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d):
     return torch.nn.Sequential(*layers)
 
 
+def predicted_cosine(predictor, projection, target, s, t):
+    """How well a predictor guesses from some views what is said of others.
+
+    Arguments
+    ---------
+    predictor : torch.nn.Module
+        Projections [rows, dim] to guesses of the same width.
+    projection : torch.Tensor
+        What it guesses from [views, batch, dim].
+    target : torch.Tensor
+        What it should guess, without gradient [views, batch, dim].
+    s, t : list of int
+        Pairs of views of ``projection`` and ``target``.
+
+    Returns
+    -------
+    cosine : torch.Tensor
+        Scalar, mean over pairs and utterances.
+    negative : torch.Tensor
+        The same with targets of other utterances, without gradient; near
+        ``cosine`` and 1 on collapse.
+    """
+    batch = projection.shape[1]
+    # all views together, as they go through the head
+    said = predictor(projection.float().flatten(0, 1)).float()
+    said = F.normalize(said, dim=-1).view_as(projection)
+    target = F.normalize(target.detach().float(), dim=-1)
+    cosine = (said[s] * target[t]).sum(-1).mean()
+    with torch.no_grad():
+        # the mean over all pairs of utterances, less those with themselves
+        total = (said.mean(1)[s] * target.mean(1)[t]).sum(-1).mean()
+        negative = (batch * total - cosine) / max(batch - 1, 1)
+    return cosine, negative
+
+
 class Prototypes(torch.nn.Module):
     """Cosine similarity to learnable unit vectors.
 
@@ -49,12 +84,16 @@ class Prototypes(torch.nn.Module):
         Width of the input.
     count : int
         Number of prototypes.
+    std : float
+        Deviation of their first values. They are used at unit length, so that
+        it says nothing of where they point, but a step turns short ones
+        further. A linear layer of torch has (3 dim) ** -0.5.
     """
 
-    def __init__(self, dim, count):
+    def __init__(self, dim, count, std=0.02):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.empty(count, dim))
-        torch.nn.init.trunc_normal_(self.weight, std=0.02)
+        torch.nn.init.trunc_normal_(self.weight, std=std)
 
     def forward(self, x):
         """Scores points against all prototypes.

@@ -5,10 +5,9 @@ self-supervised learning", NeurIPS 2020 (https://arxiv.org/abs/2006.07733).
 """
 
 import torch
-import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import different_views
-from speechbrain_ssl.nnet.heads import mlp
+from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 
 
 class BYOL(torch.nn.Module):
@@ -76,21 +75,10 @@ class BYOL(torch.nn.Module):
             projections are not ``dim`` wide.
         """
         s, t = different_views(student, teacher)
-        views, batch, dim = student.projection.shape
-        if dim != self.dim:
-            raise ValueError(
-                f"BYOL expects projections of {self.dim} (dim), got {dim}: "
-                "change dim or the head"
-            )
-        # all views together, as they go through the head
-        said = self.predictor(student.projection.float().flatten(0, 1))
-        said = F.normalize(said.float(), dim=-1).view(views, batch, dim)
-        target = F.normalize(teacher.projection.detach().float(), dim=-1)
-        cosine = (said[s] * target[t]).sum(-1).mean()
-        with torch.no_grad():
-            # the mean over all pairs of utterances, less those with themselves
-            total = (said.mean(1)[s] * target.mean(1)[t]).sum(-1).mean()
-            negative = (batch * total - cosine) / max(batch - 1, 1)
+        check_views(self, student, self.dim)
+        cosine, negative = predicted_cosine(
+            self.predictor, student.projection, teacher.projection, s, t
+        )
         return 2 - 2 * cosine, {
             "cosine": cosine.detach(),
             "negative_cosine": negative,

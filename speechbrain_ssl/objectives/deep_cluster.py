@@ -58,6 +58,8 @@ class DeepCluster(torch.nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
+        if not tables:
+            raise ValueError("DeepCluster needs one table or more, got none")
         self.tables = list(tables)
         self.temperature = temperature
         self.concentrations = concentrations
@@ -89,6 +91,8 @@ class DeepCluster(torch.nn.Module):
         ValueError
             If nothing has been clustered.
         """
+        if student.index is None:
+            raise ValueError("DeepCluster needs the index of the utterances")
         point = F.normalize(student.embedding.float(), dim=-1)
         losses, accuracies, used = [], [], []
         for table in self.tables:

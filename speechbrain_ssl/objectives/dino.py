@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.regularizers import koleo
 from speechbrain_ssl.nnet.schedules import at
 
@@ -73,6 +73,12 @@ class DINO(torch.nn.Module):
             raise ValueError(
                 f"center_momentum must be in 0..1, not {center_momentum}"
             )
+        if student_temperature <= 0 or sinkhorn_iterations < 0:
+            raise ValueError(
+                "student_temperature must be positive and sinkhorn_iterations "
+                f"0 or more, not {student_temperature} and "
+                f"{sinkhorn_iterations}"
+            )
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.center_momentum = center_momentum
@@ -109,6 +115,7 @@ class DINO(torch.nn.Module):
             If there is no teacher, or no pair of different views.
         """
         s, t = different_views(student, teacher)
+        check_views(self, teacher, len(self.center))
         logits = teacher.projection.detach().float()
         target = self._target(logits, at(self.teacher_temperature, epoch))
         cross = self._cross_entropy(student.projection, target)[s, t].mean()
@@ -176,7 +183,8 @@ class DINO(torch.nn.Module):
         # logsumexp(x) - <target, x> instead of log_softmax, which would hold
         # another copy of what may be 65,536 logits for each view
         scaled = projection.float() / self.student_temperature
-        chosen = torch.einsum("sbk,tbk->st", scaled, target) / target.shape[1]
+        # [s, t, batch]: one sum over batch and prototypes would lose digits
+        chosen = torch.einsum("sbk,tbk->stb", scaled, target).mean(-1)
         return scaled.logsumexp(-1).mean(1, keepdim=True) - chosen
 
     @torch.no_grad()

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.queues import next_slots
+
+# the cosine of a key to itself, less what float32 may lose of it
+SAME = 1 - 1e-5
 
 
 class MoCo(torch.nn.Module):
@@ -91,15 +94,25 @@ class MoCo(torch.nn.Module):
             If there is no teacher, or no pair of different views.
         """
         q, k = different_views(student, teacher)
+        check_views(self, student, self.queue.shape[1])
         point = student.projection.float()
-        key = F.normalize(teacher.projection.float(), dim=-1)
+        key = F.normalize(teacher.projection.detach().float(), dim=-1)
+        fresh = key
+        if teacher.own is not None:
+            fresh = F.normalize(teacher.own.detach().float(), dim=-1)
         if not self.symmetric:
             # the first query and its first key, as if there were no others
-            point, key, q, k = point[q[:1]], key[k[:1]], [0], [0]
+            point, key, fresh = point[q[:1]], key[k[:1]], fresh[k[:1]]
+            q, k = [0], [0]
         query = F.normalize(point, dim=-1)
         positive = (query[q] * key[k]).sum(-1)
         # a copy, as the queue moves on before the gradient is computed
         negative = query @ self.queue.T.clone()
+        mean_negative = negative.detach().mean()
+        if teacher.own is not None:
+            # the positive of another utterance may wait in the queue as well
+            itself = (key @ self.queue.T > SAME).any(0)
+            negative = negative.masked_fill(itself, -torch.inf)
         harder = self.margin(positive, negative, point.norm(dim=-1)[q], q)
         spread = (harder.negative / self.temperature).logsumexp(-1)[harder.row]
         logit = harder.positive / self.temperature
@@ -108,12 +121,12 @@ class MoCo(torch.nn.Module):
         loss = F.softplus(spread - logit).mean() + harder.penalty
 
         if self.training:
-            self._enqueue(key)
+            self._enqueue(fresh)
         found = positive > negative.detach().amax(-1)[q]
         return loss, {
             "accuracy": found.float().mean(),
             "positive_cosine": positive.detach().mean(),
-            "negative_cosine": negative.detach().mean(),
+            "negative_cosine": mean_negative,
         }
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.heads import mlp
 from speechbrain_ssl.nnet.queues import next_slots
 
@@ -99,6 +99,7 @@ class NNCLR(torch.nn.Module):
             If there is no pair of different views.
         """
         s, t = different_views(student, student)
+        check_views(self, student, self.queue.shape[1])
         point = student.projection.float()
         prediction = self.predictor(point.flatten(0, 1)).float()
         prediction = F.normalize(prediction, dim=-1).view_as(point)

@@ -8,6 +8,7 @@ using regularized distillation framework", ICASSP 2023
 import torch
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.branch import check_views
 from speechbrain_ssl.nnet.regularizers import (
     covariance,
     squared_off_diagonal,
@@ -84,6 +85,7 @@ class RDINO(torch.nn.Module):
             ``covariance`` (sum of squares over the width).
         """
         wide, logits = self._parts(student)
+        check_views(self, student, utterances=2)
         loss, stats = self.dino(
             student._replace(projection=logits),
             teacher and teacher._replace(projection=self._parts(teacher)[1]),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
 from speechbrain_ssl.nnet.regularizers import koleo
 
@@ -86,6 +86,7 @@ class SDPN(torch.nn.Module):
         self.entropy_weight = entropy_weight
         self.koleo_weight = koleo_weight
         self.dimension_weight = dimension_weight
+        self.utterances = prototypes  # of the last step, for warnings
 
     def forward(self, student, teacher, epoch):
         """Loss of one batch.
@@ -114,14 +115,15 @@ class SDPN(torch.nn.Module):
             If there is no teacher, or no pair of different views.
         """
         s, t = different_views(student, teacher)
+        check_views(self, student, self.prototypes.weight.shape[1], 2)
+        self.utterances = student.projection.shape[1] * distributed.world_size()
         log_prob = F.log_softmax(self._score(student), dim=-1)
         with torch.no_grad():
             score = self._score(teacher) / self.sharpening
             target = F.log_softmax(score, dim=-1).flatten(0, 1)
             target = sinkhorn(target, self.sinkhorn_iterations).view_as(score)
-        cross = (
-            -torch.einsum("sbk,tbk->st", log_prob, target) / log_prob.shape[1]
-        )
+        # one sum over batch and prototypes would lose digits
+        cross = -torch.einsum("sbk,tbk->stb", log_prob, target).mean(-1)
         cross_entropy = cross[s, t].mean()
         prob = log_prob.exp()
         mean_prob = distributed.mean(prob.mean(dim=(0, 1)))
@@ -155,10 +157,11 @@ class SDPN(torch.nn.Module):
         list of str
             One sentence for each sign of collapse.
         """
-        count = len(self.prototypes.weight)
-        if stats["prototypes_used"] < FEW_PROTOTYPES * count:
+        # a step uses no more prototypes than it has utterances
+        count = min(len(self.prototypes.weight), self.utterances)
+        if stats["prototypes_used"] < max(FEW_PROTOTYPES * count, 2.0):
             return [
-                f"Collapse: of {count} prototypes only "
+                f"Collapse: of {count} prototypes that a step may use only "
                 f"{stats['prototypes_used']:.1f} are used. Raise "
                 "entropy_weight or koleo_weight, or take fewer prototypes."
             ]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.branch import check_views
 from speechbrain_ssl.nnet.margins import as_margin
 
 
@@ -75,6 +76,7 @@ class SimCLR(torch.nn.Module):
         views, batch, _ = student.projection.shape
         if views < 2:
             raise ValueError(f"SimCLR needs two views or more, got {views}")
+        check_views(self, student, utterances=2)
         point = student.projection.float()
         anchor = F.normalize(point, dim=-1)
         # [processes, views, batch, dim] to the order of the anchors

@@ -5,10 +5,9 @@ X. Chen and K. He, "Exploring simple siamese representation learning", CVPR
 """
 
 import torch
-import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import different_views
-from speechbrain_ssl.nnet.heads import mlp
+from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 
 
 class SimSiam(torch.nn.Module):
@@ -77,22 +76,10 @@ class SimSiam(torch.nn.Module):
             wide.
         """
         s, t = different_views(student, student)
-        views, batch, dim = student.projection.shape
-        if dim != self.dim:
-            raise ValueError(
-                f"SimSiam expects projections of {self.dim} (dim), got {dim}: "
-                "change dim or the head"
-            )
-        projection = student.projection.float()
-        # all views together, as they go through the head
-        said = self.predictor(projection.flatten(0, 1)).float()
-        said = F.normalize(said, dim=-1).view(views, batch, dim)
-        target = F.normalize(projection.detach(), dim=-1)
-        cosine = (said[s] * target[t]).sum(-1).mean()
-        with torch.no_grad():
-            # the mean over all pairs of utterances, less those with themselves
-            total = (said.mean(1)[s] * target.mean(1)[t]).sum(-1).mean()
-            negative = (batch * total - cosine) / max(batch - 1, 1)
+        check_views(self, student, self.dim)
+        cosine, negative = predicted_cosine(
+            self.predictor, student.projection, student.projection, s, t
+        )
         return -cosine, {
             "cosine": cosine.detach(),
             "negative_cosine": negative,

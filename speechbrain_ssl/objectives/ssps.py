@@ -32,7 +32,9 @@ class SSPS(torch.nn.Module):
     dim : int
         Width of the projections.
     queue_size : int
-        Number of projections kept.
+        Number of projections kept, in every process and checkpoint. For DINO
+        they are as wide as there are prototypes: 25,000 of 65,536 would be
+        6.5 GB, so take fewer of both.
     neighbors : int
         Positives come from one of so many nearest other clusters; 0: from
         the own cluster.
@@ -92,7 +94,9 @@ class SSPS(torch.nn.Module):
         kept = side.projection[:1] if teacher is None else side.projection[:0]
         rest = side.projection[len(kept) :]
         rest = torch.where(found[:, None], sampled, rest)
-        changed = side._replace(projection=torch.cat([kept, rest]))
+        changed = side._replace(
+            projection=torch.cat([kept, rest]), own=side.projection
+        )
         if teacher is None:
             loss, stats = self.objective(changed, None, epoch)
         else:
@@ -128,6 +132,8 @@ class SSPS(torch.nn.Module):
         number = (index + 1) * HASH + self.seen * 40503
         wanted = label
         if self.neighbors:
+            if len(centroids) < 2:
+                return nothing  # no other cluster
             near = self.table.nearest(self.neighbors).to(index.device)
             wanted = near[label.clamp(min=0), number % near.shape[1]]
         held = torch.where(self.row >= 0, labels[self.row.clamp(min=0)], -1)

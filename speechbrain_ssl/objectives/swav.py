@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import Views, different_views
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
 from speechbrain_ssl.nnet.queues import next_slots
 
@@ -111,11 +111,13 @@ class SwAV(torch.nn.Module):
         key = F.normalize(point.detach()[: self.target_views], dim=-1)
         number = student.number and student.number[: len(key)]
         s, t = different_views(student, Views(key, key, number=number))
+        check_views(self, student, self.prototypes.weight.shape[1])
         score = self.prototypes(point)
         target = self._target(score.detach()[: len(key)], epoch)
         log_prob = F.log_softmax(score / self.temperature, dim=-1)
-        cross = torch.einsum("sbk,tbk->st", log_prob, target)
-        cross = -cross[s, t].mean() / score.shape[1]
+        # one sum over batch and prototypes would lose digits
+        cross = -torch.einsum("sbk,tbk->stb", log_prob, target).mean(-1)
+        cross = cross[s, t].mean()
         if self.training and len(self.queue):
             self._enqueue(key)
         entropy = torch.special.entr(target).sum(-1).mean(1)[t].mean()

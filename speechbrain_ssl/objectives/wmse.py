@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.branch import check_views, different_views
 
 
 class WMSE(torch.nn.Module):
@@ -88,11 +88,12 @@ class WMSE(torch.nn.Module):
             dimensions although ``eps`` is 0.
         """
         s, t = different_views(student, student)
+        check_views(self, student, self.dim)
         # utterances first, as that is where processes are put together
         points = student.projection.float().transpose(0, 1)
         points = distributed.gather_with_gradient(points).transpose(0, 1)
         batch = points.shape[1]
-        self._check(batch, points.shape[2])
+        self._check(batch)
         parts = points[:, self._cut(batch).to(points.device)]
         unit = F.normalize(self._whiten(parts), dim=-1)
         cosine = (unit[s] * unit[t]).sum(-1).mean()
@@ -107,18 +108,13 @@ class WMSE(torch.nn.Module):
             "negative_cosine": (total - 1) / (batch - 1),
         }
 
-    def _check(self, batch, dim):
+    def _check(self, batch):
         """Refuses what cannot be whitened."""
         size = min(self.whitening_size, batch)
-        if dim != self.dim:
-            raise ValueError(
-                f"W-MSE expects projections of {self.dim} (dim), got {dim}: "
-                "change dim or the head"
-            )
-        if size <= dim or batch % size:
+        if size <= self.dim or batch % size:
             raise ValueError(
                 "W-MSE whitens parts of min(whitening_size, batch) utterances, "
-                f"here {size}, which must be more than dim ({dim}) and divide "
+                f"here {size}, which must be more than dim ({self.dim}) and divide "
                 f"the batch of all processes ({batch}): change the batch size, "
                 "whitening_size or the width of the head"
             )

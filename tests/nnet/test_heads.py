@@ -2,7 +2,12 @@
 
 import torch
 
-from speechbrain_ssl.nnet.heads import Prototypes, mlp
+from speechbrain_ssl.nnet.heads import (
+    PrototypeHead,
+    Prototypes,
+    mlp,
+    predicted_cosine,
+)
 
 
 def test_the_last_layer_of_an_mlp_is_linear():
@@ -11,6 +16,37 @@ def test_the_last_layer_of_an_mlp_is_linear():
     block = ["Linear", "BatchNorm1d", "GELU"]
     assert names == [*block, *block, "Linear"]
     assert layers(torch.randn(3, 4)).shape == (3, 2)
+
+
+def test_a_wide_head_says_its_linear_layer_and_then_cosines():
+    head = PrototypeHead([4, 8, 6, 3], Prototypes(3, 5), wide=True).eval()
+    points = torch.randn(7, 4)
+    hidden = head.hidden(points)
+    assert isinstance(head.hidden[-1], torch.nn.Linear)
+    assert hidden.shape == (7, 6)
+    said = head(points)
+    assert torch.equal(said[:, :6], hidden)
+    assert torch.equal(said[:, 6:], head.prototypes(head.projector(hidden)))
+
+
+def test_a_plain_head_says_cosines_only():
+    head = PrototypeHead([4, 8, 3], Prototypes(3, 5)).eval()
+    points = torch.randn(7, 4)
+    assert torch.equal(head(points), head.prototypes(head.projector(points)))
+
+
+def test_predicted_cosines_are_those_of_the_pairs_that_are_named():
+    projection, target = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    s, t = [0, 2], [1, 0]
+    cosine, negative = predicted_cosine(
+        torch.nn.Identity(), projection, target, s, t
+    )
+    every = torch.nn.functional.cosine_similarity(
+        projection[s][:, :, None], target[t][:, None], dim=-1
+    )
+    mine = torch.eye(4, dtype=torch.bool)
+    assert torch.allclose(cosine, every[:, mine].mean(), atol=1e-6)
+    assert torch.allclose(negative, every[:, ~mine].mean(), atol=1e-6)
 
 
 def test_an_mlp_can_do_without_normalisation():

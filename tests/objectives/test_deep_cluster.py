@@ -129,6 +129,14 @@ def test_keeps_the_contract():
     check_objective(DeepCluster([made], concentrations=True), dim=5)
 
 
+def test_missing_indices_and_tables_are_refused():
+    points = torch.randn(2, 3, 4)
+    with pytest.raises(ValueError, match="index of the utterances"):
+        DeepCluster([ClusterTable(KMeans, 2)])(Views(points, points), None, 0)
+    with pytest.raises(ValueError, match="one table or more"):
+        DeepCluster([])
+
+
 def test_missing_clusters_are_refused():
     empty = ClusterTable(KMeans, 2)
     empty.prepare(3)

@@ -165,8 +165,11 @@ def test_no_gradient_reaches_the_teacher():
     assert teacher.projection.grad is None and teacher.embedding.grad is None
 
 
-def train(objective, steps=150):
-    """Stats of a linear student and its moving average on random points."""
+def train(objective, steps=150, offset=0.0):
+    """Stats of a linear student and its moving average on random points.
+
+    With an offset all points have something in common to collapse along.
+    """
     torch.manual_seed(0)
     student = torch.nn.Linear(6, 16, bias=False)
     teacher = torch.nn.Linear(6, 16, bias=False)
@@ -174,7 +177,7 @@ def train(objective, steps=150):
     moving = torch.optim.Adam(student.parameters(), lr=0.05)
     points = torch.randn(64, 6)
     for _ in range(steps):
-        crops = points + 0.3 * torch.randn(2, 64, 6)
+        crops = points + offset + 0.3 * torch.randn(2, 64, 6)
         mine = student(crops)
         with torch.no_grad():
             theirs = teacher(crops)
@@ -195,18 +198,18 @@ def test_without_sharpening_it_collapses_to_uniform_and_says_so():
 
 
 def test_without_center_it_collapses_to_a_point_and_says_so():
-    torch.manual_seed(0)
-    points = torch.ones(2, 8, 16) * torch.arange(16)
-    both = Views(points, points)
-    _, stats = DINO(16, center_momentum=1.0)(both, both, 0.0)
-    stats = {name: value.item() for name, value in stats.items()}
-    assert "uses 1.0 prototypes" in DINO(16).warnings(stats)[0]
+    still = DINO(16, 0.5, 0.2, center_momentum=1.0)
+    stats = train(still, offset=2.0)
+    assert "uses 1.0 prototypes" in still.warnings(stats)[0]
 
 
 @pytest.mark.parametrize("iterations", [0, 3])
-def test_a_healthy_run_is_silent(iterations):
+@pytest.mark.parametrize("offset", [0.0, 2.0])
+def test_a_healthy_run_is_silent(iterations, offset):
     objective = DINO(16, 0.5, 0.2, sinkhorn_iterations=iterations)
-    assert objective.warnings(train(objective)) == []
+    stats = train(objective, offset=offset)
+    assert objective.warnings(stats) == []
+    assert stats["prototypes_used"] > 6
 
 
 def test_keeps_the_contract():
@@ -214,6 +217,18 @@ def test_keeps_the_contract():
     check_objective(DINO(5), dim=5, views=6, teacher_views=2)
     settings = {"consistency_weight": 1.0, "koleo_weight": 0.1}
     check_objective(DINO(5, sinkhorn_iterations=3, **settings), dim=5, views=3)
+
+
+def test_settings_that_make_no_distributions_are_refused():
+    with pytest.raises(ValueError, match="student_temperature"):
+        DINO(5, student_temperature=0.0)
+    with pytest.raises(ValueError, match="sinkhorn_iterations"):
+        DINO(5, sinkhorn_iterations=-1)
+
+
+def test_another_number_of_prototypes_is_refused():
+    with pytest.raises(ValueError, match="DINO expects projections of 5"):
+        DINO(5, sinkhorn_iterations=3)(views(2), views(2), 0.0)
 
 
 def test_a_center_momentum_beyond_one_is_refused():

@@ -54,6 +54,50 @@ def test_perfect_keys_give_the_floor_of_the_loss():
     assert loss.item() == pytest.approx(floor, rel=1e-4)
 
 
+def test_collapse_shows_in_negatives_and_accuracy():
+    objective = MoCo(8, queue_size=6)
+    point = torch.ones(2, 6, 8)
+    for _ in range(2):
+        _, stats = objective(Views(point, point), Views(point, point), 0.0)
+    assert stats["negative_cosine"].item() == pytest.approx(1.0)
+    assert stats["accuracy"].item() == 0.0
+
+
+def test_orthonormal_utterances_are_healthy():
+    objective = MoCo(8, queue_size=8)
+    objective.queue.copy_(torch.eye(8))
+    point = torch.eye(8)[:4].expand(2, 4, 8)
+    objective.queue[:4] = 0.0  # nobody's
+    _, stats = objective(Views(point, point), Views(point, point), 0.0)
+    assert stats["negative_cosine"].item() == pytest.approx(0.0)
+    assert stats["positive_cosine"].item() == pytest.approx(1.0)
+    assert stats["accuracy"].item() == 1.0
+
+
+def test_a_positive_of_another_utterance_is_not_kept_and_no_negative():
+    """What SSPS puts in the place of the own key."""
+    objective = MoCo(4, queue_size=6, temperature=1.0)
+    other = objective.queue[2].clone()
+    student, teacher = views(2, 3, 4), views(2, 3, 4)
+    replaced = teacher._replace(
+        projection=other.expand(2, 3, 4), own=teacher.projection
+    )
+    queue = objective.queue.clone()
+    loss, _ = objective(student, replaced, 0.0)
+    unit = F.normalize(student.projection, dim=-1)
+    rest = (unit @ queue[[0, 1, 3, 4, 5]].T).exp().sum(-1)
+    positive = (unit @ other).exp()
+    expected = -(positive / (positive + rest)).log().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    kept = F.normalize(teacher.projection.transpose(0, 1), dim=-1)
+    assert torch.equal(objective.queue, kept.flatten(0, 1))
+
+
+def test_another_width_is_refused():
+    with pytest.raises(ValueError, match="MoCo expects projections of 4"):
+        MoCo(4, 6)(views(2, 3, 5), views(2, 3, 5), 0.0)
+
+
 def test_queue_keeps_the_newest_keys_after_wrapping():
     objective = MoCo(4, queue_size=10)
     seen = []

@@ -29,8 +29,13 @@ def both(locals_=4, globals_=1, batch=3, dim=5, emb_dim=6):
 @pytest.mark.parametrize("locals_", [1, 4, 5])
 @pytest.mark.parametrize("globals_", [1, 3])
 @pytest.mark.parametrize("batch", [2, 3])
-def test_equals_the_written_out_formula(locals_, globals_, batch):
+@pytest.mark.parametrize("shared", [0, 1])
+def test_equals_the_written_out_formula(locals_, globals_, batch, shared):
+    """``shared`` of the student's views are crops of the teacher's, too."""
+    locals_ += shared  # one local crop at least
     student, teacher = both(locals_, globals_, batch)
+    number = (*range(shared), *student.number[shared:])
+    student = student._replace(number=number)
     objective = SDPN(5, 7, 0.2, 0.5, 3, True, 0.7, 0.3, 0.4)
     loss, _ = objective(student, teacher, 0.0)
     slow = distillation.sdpn(
@@ -41,6 +46,7 @@ def test_equals_the_written_out_formula(locals_, globals_, batch):
         0.2,
         0.5,
         (0.7, 0.3, 0.4),
+        [(v, v) for v in range(shared)],
     )
     assert loss.item() == pytest.approx(slow, rel=1e-5)
 
@@ -66,7 +72,7 @@ def test_collapse_onto_one_prototype_gives_the_golden_values_and_a_warning():
     assert stats["cross_entropy"].item() == pytest.approx(10.0, abs=0.1)
     assert stats["entropy_gap"].item() == pytest.approx(6.36, abs=0.1)
     stats = {name: value.item() for name, value in stats.items()}
-    assert "prototypes only" in objective.warnings(stats)[0]
+    assert "only 1.8 are used" in objective.warnings(stats)[0]
 
 
 def test_random_points_are_healthy():
@@ -76,6 +82,20 @@ def test_random_points_are_healthy():
     assert stats["cross_entropy"].item() == pytest.approx(7.13, abs=0.1)
     assert stats["entropy_gap"].item() < 2e-3
     stats = {name: value.item() for name, value in stats.items()}
+    assert objective.warnings(stats) == []
+
+
+def test_a_batch_smaller_than_the_prototypes_is_healthy():
+    """Each utterance on a prototype of its own is all that a step can do."""
+    objective = SDPN(256, 1024)
+    unit = torch.nn.functional.normalize(objective.prototypes.weight, dim=-1)
+    points = unit[:32].detach().expand(4, 32, 256)
+    emb = torch.randn(4, 32, 6)
+    student = Views(emb, points, number=(1, 2, 3, 4))
+    teacher = Views(emb[:1], points[:1], number=(0,))
+    _, stats = objective(student, teacher, 0.0)
+    stats = {name: value.item() for name, value in stats.items()}
+    assert stats["prototypes_used"] < 100
     assert objective.warnings(stats) == []
 
 

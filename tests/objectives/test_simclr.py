@@ -57,6 +57,11 @@ def test_keeps_the_contract():
     check_objective(SimCLR(margin=0.1), dim=5, views=4, teacher_views=0)
 
 
+def test_one_utterance_is_refused():
+    with pytest.raises(ValueError, match="2 utterances or more"):
+        loss_of(torch.randn(2, 1, 8))
+
+
 def test_one_view_is_refused():
     with pytest.raises(ValueError, match="two views"):
         loss_of(torch.randn(1, 4, 8))

@@ -65,6 +65,25 @@ def test_positives_come_from_the_nearest_other_clusters(neighbors, wanted):
     assert objective.objective.student is student
 
 
+def test_moco_keeps_the_keys_of_the_utterances_themselves():
+    objective = SSPS(MoCo(4, queue_size=6), table(), 4, 8)
+    first, second = views(range(6), count=2), views([0, 2, 5], count=2)
+    objective(first, first, 0.0)
+    _, stats = objective(second, second, 0.0)
+    assert stats["replaced"].item() == 1.0
+    keys = second.projection.transpose(0, 1).flatten(0, 1)
+    unit = torch.nn.functional.normalize(keys, dim=-1)
+    assert torch.equal(objective.objective.queue, unit)
+
+
+def test_with_a_single_cluster_nothing_is_replaced():
+    objective, _ = filled()
+    objective.table._fill(torch.zeros(6, dtype=torch.long))
+    objective.table.centroids = CENTROIDS[:1]
+    _, stats = objective(views([0, 2]), views([0, 2]), 0.0)
+    assert stats["replaced"].item() == 0.0
+
+
 def test_in_the_own_cluster_another_utterance_is_taken():
     objective, queued = filled(neighbors=0)
     objective(views([0, 3, 4]), views([0, 3, 4]), 0.0)

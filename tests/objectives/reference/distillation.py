@@ -51,8 +51,20 @@ def koleo(points):
     return sum(losses) / len(losses)
 
 
-def sdpn(student, teacher, prototypes, embeddings, tau, sharpening, weights):
-    """Loss of student[v][i], teacher[w][i]; weights: entropy, KoLeo, moments."""
+def sdpn(
+    student,
+    teacher,
+    prototypes,
+    embeddings,
+    tau,
+    sharpening,
+    weights,
+    same=(),
+):
+    """Loss of student[v][i], teacher[w][i] but for pairs (v, w) in same.
+
+    weights: entropy, KoLeo, moments.
+    """
     rows = [np.array(p) / np.linalg.norm(p) for p in prototypes]
 
     def cosines(point):
@@ -68,7 +80,8 @@ def sdpn(student, teacher, prototypes, embeddings, tau, sharpening, weights):
     cross = [
         cross_entropy(targets[w * batch + i], guess)
         for w in range(len(teacher))
-        for view in guesses
+        for v, view in enumerate(guesses)
+        if (v, w) not in same
         for i, guess in enumerate(view)
     ]
     mean = np.mean([guess for view in guesses for guess in view], axis=0)
