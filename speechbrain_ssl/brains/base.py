@@ -33,7 +33,9 @@ class SpeakerBrain(sb.Brain):
     a schedule of it; gradients of all groups are clipped; a window of
     accumulated batches that is cut off by the end of the epoch still makes a
     step; a loss that is not finite in one process skips the step in all of
-    them and names the utterances; a resumed run is bit-exact on a CPU; each
+    them and names the utterances; more than ``nonfinite_patience`` of these,
+    or of gradients that are not finite, in an epoch or in a row end the run; a
+    resumed run is bit-exact on a CPU; each
     process draws its own random numbers; BatchNorm works in processes without
     GPUs.
 
@@ -66,7 +68,10 @@ class SpeakerBrain(sb.Brain):
         self.nothing_to_learn = False
         self.steps_without = 0
         self.batch_is_finite = True
+        self.lost_in_a_row = 0
         self.batch_stats = {}
+        self.views_per_step = 0
+        self.buffers_before = []
         self.training_seconds = 0.0
         self.train_stats = {}
         if self.checkpointer is not None:
@@ -115,6 +120,9 @@ class SpeakerBrain(sb.Brain):
         loader = super().make_dataloader(dataset, stage, **kwargs)
         if stage == sb.Stage.TRAIN:
             self.steps_per_epoch = len(loader)
+            self.utterances_per_step = (
+                loader.batch_size or 1
+            ) * distributed.world_size()
             if self.debug:
                 self.steps_per_epoch = min(len(loader), self.debug_batches)
         return loader
@@ -181,12 +189,12 @@ class SpeakerBrain(sb.Brain):
         window = self._window()
         should_step = self.step in (window[-1], self.steps_per_epoch)
         self.on_fit_batch_start(batch, should_step)
-        before = [buffer.clone() for buffer in self.modules.buffers()]
+        self._note_buffers()
         with self.no_sync(not should_step):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            self._check_finite(loss, batch, before)
+            self._check_finite(loss, batch)
             if self.window_is_finite:
                 self.scaler.scale(loss / len(window)).backward()
         if self.batch_is_finite:
@@ -194,7 +202,7 @@ class SpeakerBrain(sb.Brain):
         self.window_teaches |= not self.nothing_to_learn
         stepped = should_step and self.window_is_finite and self.window_teaches
         if stepped:
-            self.optimizers_step()
+            stepped = self.optimizers_step()
         if should_step:
             self._count_steps_without()
             self.zero_grad(set_to_none=True)
@@ -212,32 +220,50 @@ class SpeakerBrain(sb.Brain):
         first = (self.step - 1) // size * size + 1
         return range(first, min(first + size - 1, self.steps_per_epoch) + 1)
 
-    def _check_finite(self, loss, batch, before):
+    @torch.no_grad()
+    def _note_buffers(self):
+        """Keeps the buffers as they are, in memory that is taken once."""
+        buffers = list(self.modules.buffers())
+        if [b.shape for b in self.buffers_before] != [b.shape for b in buffers]:
+            self.buffers_before = [torch.empty_like(b) for b in buffers]
+        for kept, buffer in zip(self.buffers_before, buffers):
+            kept.copy_(buffer)
+
+    def _check_finite(self, loss, batch):
         """Gives up the window in all processes if one loss is not finite.
 
-        ``before`` are the buffers as they were: such a batch may have left
-        its traces in a queue or in running statistics.
+        Buffers get their values from before: such a batch may have left its
+        traces in a queue or in running statistics.
         """
         finite = torch.isfinite(loss.detach())
         self.batch_is_finite = distributed.everywhere(finite)
         if self.batch_is_finite:
             return
-        for buffer, kept in zip(self.modules.buffers(), before):
+        for buffer, kept in zip(self.modules.buffers(), self.buffers_before):
             buffer.copy_(kept)
         self.window_is_finite = False
-        self.nonfinite_count += 1
-        if not finite:
+        ids = distributed.gather_objects([] if finite else batch.id)
+        if sb.utils.distributed.if_main_process():
             logger.warning(
-                "The loss is %s; the step is skipped. Utterances: %s",
-                loss.item(),
-                ", ".join(batch.id),
+                "The loss is not finite; the step is skipped. Utterances: %s",
+                ", ".join(name for names in ids for name in names),
             )
+        self._lose_step("loss was")
+
+    def _lose_step(self, what):
+        """Ends the run if too many steps were lost, here or in a row."""
+        self.nonfinite_count += 1  # SpeechBrain begins anew in each epoch
+        self.lost_in_a_row += 1
         if self.nonfinite_count > self.nonfinite_patience:
-            raise ValueError(
-                f"The loss was not finite {self.nonfinite_count} times in one "
-                "epoch (nonfinite_patience). Look at the utterances named in "
-                "the log, or lower the learning rate."
-            )
+            when = f"{self.nonfinite_count} times in one epoch"
+        elif self.lost_in_a_row > self.nonfinite_patience:
+            when = f"{self.lost_in_a_row} times in a row"
+        else:
+            return
+        raise ValueError(
+            f"The {what} not finite {when} (nonfinite_patience). Look at the "
+            "utterances named in the log, or lower the learning rate."
+        )
 
     def _count_steps_without(self):
         """Warns of windows in a row that had nothing to learn from."""
@@ -257,7 +283,13 @@ class SpeakerBrain(sb.Brain):
             group["lr"] = group["initial_lr"] * factor
 
     def optimizers_step(self):
-        """Drops gradients of frozen modules, clips all the others, steps."""
+        """Drops gradients of frozen modules, clips all the others, steps.
+
+        Returns
+        -------
+        bool
+            Whether it stepped: not if gradients are not finite.
+        """
         self.scaler.unscale_(self.optimizer)
         for module, epoch in self.hparams.frozen_epochs:
             if self.epoch < epoch:
@@ -268,13 +300,19 @@ class SpeakerBrain(sb.Brain):
             self.max_grad_norm,
             each=self.hparams.clip_each_tensor,
         )
-        self.note({"gradient_norm": norm})
-        if self.scaler.is_enabled() or torch.isfinite(norm):
-            self.scaler.step(self.optimizer)
-        else:
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.note({"gradient_norm": norm})
+        # a scaler looks for its scale by steps that it skips itself
+        if not finite and not self.scaler.is_enabled():
             logger.warning("Gradients are not finite; the step is skipped.")
+            self._lose_step("gradients were")
+            return False
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer_step += 1
+        self.lost_in_a_row = 0
+        return True
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """Never inside a window, nor after the last step of an epoch.
@@ -381,11 +419,25 @@ class SpeakerBrain(sb.Brain):
     def _keep(self, epoch, valid_stats):
         """Saves; keeps the newest, or the best by a declared labelled list."""
         best_by = [self.hparams.select_by] if self.hparams.select_by else []
+        # one inside an epoch takes no place of those that are averaged ...
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, **valid_stats},
             num_to_keep=self.hparams.checkpoints_to_keep,
             keep_recent=True,
             min_keys=best_by,
+            ckpt_predicate=lambda c: c.meta["end-of-epoch"],
+        )
+        # ... and goes where its epoch has been saved
+        self.checkpointer.delete_checkpoints(
+            num_to_keep=0, ckpt_predicate=self._is_superseded
+        )
+
+    def _is_superseded(self, checkpoint):
+        """Whether a checkpoint inside an epoch is older than one of an end."""
+        return not checkpoint.meta["end-of-epoch"] and any(
+            other.meta["end-of-epoch"]
+            and other.meta["unixtime"] > checkpoint.meta["unixtime"]
+            for other in self.checkpointer.list_checkpoints()
         )
 
     def _log(self, epoch, valid_stats, warnings):
@@ -412,17 +464,35 @@ class SpeakerBrain(sb.Brain):
 
     @sb.utils.checkpoints.mark_as_saver
     def _save(self, path):
-        """Adds the time spent to what SpeechBrain saves."""
+        """Adds the time spent, and what a step is, to what SpeechBrain saves."""
         super()._save(path)
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"training_seconds: {self.training_seconds}\n")
+            file.write(f"utterances_per_step: {self.utterances_per_step}\n")
 
     @sb.utils.checkpoints.mark_as_loader
     def _recover(self, path, end_of_epoch):
-        """Reads what ``_save`` wrote."""
+        """Reads what ``_save`` wrote.
+
+        Raises
+        ------
+        ValueError
+            If an epoch would go on with steps of another size: utterances
+            would be left out or seen twice.
+        """
         super()._recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as file:
-            self.training_seconds = yaml.safe_load(file)["training_seconds"]
+            saved = yaml.safe_load(file)
+        self.training_seconds = saved["training_seconds"]
+        before = saved.get("utterances_per_step", self.utterances_per_step)
+        if not end_of_epoch and before != self.utterances_per_step:
+            raise ValueError(
+                f"{os.path.dirname(path)} lies inside an epoch with "
+                f"{before} utterances in a step of all processes, not "
+                f"{self.utterances_per_step}. Go on with the batch_size and "
+                "the number of processes of before, or delete that folder to "
+                "go on from the end of the epoch before."
+            )
 
 
 def write_epoch(path, record):

@@ -5,6 +5,7 @@ import time
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 
@@ -125,6 +126,9 @@ class SSLBrain(SpeakerBrain):
         branch = self.evaluated
         was_training = branch.training
         branch.eval()
+        # a teacher's statistics are those of its process: one network for all
+        for buffer in branch.buffers():
+            buffer.copy_(distributed.from_first(buffer))
         embeddings = embed_utterances(
             branch.embed,
             self.utterances,

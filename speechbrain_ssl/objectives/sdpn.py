@@ -48,6 +48,8 @@ class SDPN(torch.nn.Module):
         Weight of the squared Frobenius norm of the second moments of unit
         embeddings, diagonal included (the extension of 2025, whose weight is
         not public).
+    prototype_std : float
+        Deviation of the prototypes' first values, see ``Prototypes``.
 
     Example
     -------
@@ -71,6 +73,7 @@ class SDPN(torch.nn.Module):
         entropy_weight=1.0,
         koleo_weight=0.1,
         dimension_weight=0.0,
+        prototype_std=0.02,
     ):
         super().__init__()
         if temperature <= 0 or sharpening <= 0:
@@ -78,7 +81,7 @@ class SDPN(torch.nn.Module):
                 "temperature and sharpening must be positive, not "
                 f"{temperature} and {sharpening}"
             )
-        self.prototypes = Prototypes(dim, prototypes)
+        self.prototypes = Prototypes(dim, prototypes, prototype_std)
         self.prototypes.requires_grad_(train_prototypes)
         self.temperature = temperature
         self.sharpening = sharpening

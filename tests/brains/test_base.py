@@ -60,6 +60,61 @@ def test_an_interrupted_run_ends_with_the_same_bits(corpus, tmp_path, stop_at):
     assert [r["epoch"] for r in records(tmp_path / "parts")] == [1, 2]
 
 
+def test_a_run_killed_at_the_end_of_an_epoch_ends_with_the_same_bits(
+    corpus, tmp_path
+):
+    class Dies(SSLBrain):
+        def verify_epoch(self, epoch):
+            raise Interrupted
+
+    settings = {"encoder": tiny.ecapa, "ckpt_interval_steps": 1}
+    whole = run(corpus, tmp_path / "whole", **settings)
+    parts = tmp_path / "parts"
+    with pytest.raises(Interrupted):
+        run(corpus, parts, brain_class=Dies, **settings)
+    second = run(corpus, parts, **settings)
+    found = tiny.state_of(second)
+    for name, value in tiny.state_of(whole).items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_run_that_has_all_its_steps_can_be_started_again(corpus, tmp_path):
+    for _ in range(2):
+        brain = run(corpus, tmp_path, optimizer_step_limit=5)
+        assert brain.optimizer_step == 5
+
+
+def test_an_epoch_is_not_resumed_with_steps_of_another_size(corpus, tmp_path):
+    class Dies(Watching):
+        stop_at = 2
+
+    with pytest.raises(Interrupted):
+        run(corpus, tmp_path, brain_class=Dies, ckpt_interval_steps=1)
+    with pytest.raises(ValueError, match="3 utterances in a step .* not 6"):
+        run(corpus, tmp_path, batch_size=6)
+    assert run(corpus, tmp_path).optimizer_step == 8
+
+
+def test_checkpoints_inside_epochs_take_no_place_of_those_at_ends(
+    corpus, tmp_path
+):
+    class Dies(Watching):
+        stop_at = 14
+
+    settings = {"epochs": 4, "checkpoints_to_keep": 3, "ckpt_interval_steps": 1}
+    with pytest.raises(Interrupted):
+        run(corpus, tmp_path, brain_class=Dies, **settings)
+
+    def ends():
+        brain = tiny.make_brain(corpus, str(tmp_path), **settings)
+        found = brain.checkpointer.list_checkpoints()
+        return sorted(c.meta["end-of-epoch"] for c in found)
+
+    assert ends() == [False, True, True, True]
+    run(corpus, tmp_path, **settings)
+    assert ends() == [True, True, True]
+
+
 def test_accumulated_windows_step_once_and_the_last_one_is_not_lost(
     corpus, tmp_path
 ):
@@ -78,6 +133,7 @@ def test_accumulation_gives_the_gradient_of_the_mean_loss(corpus, tmp_path):
             layer = self.module("student").embedding_model.layer
             gradients.append(layer.weight.grad.clone())
             self.optimizer_step += 1
+            return True
 
     settings = {"epochs": 1, "brain_class": Noting}
     for factor in (1, 4):
@@ -182,6 +238,54 @@ def test_a_loss_that_stays_no_number_ends_the_run(corpus, tmp_path):
 
     with pytest.raises(ValueError, match="not finite"):
         run(corpus, tmp_path, objective=Broken(1), nonfinite_patience=2)
+
+
+class NoGradient(torch.nn.Module):
+    """A finite loss whose gradient is none at some calls."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls, self.call = calls, 0
+
+    def forward(self, student, teacher, epoch):
+        self.call += 1
+        x = student.projection.float()
+        root = (0 * x).sqrt().mean()  # whose gradient is inf * 0
+        loss = root if self.call in self.calls else x.square().mean()
+        return loss, {"loss": loss.detach()}
+
+
+def test_gradients_that_are_no_numbers_make_no_step(corpus, tmp_path):
+    brain = run(
+        corpus,
+        tmp_path,
+        epochs=1,
+        objective=NoGradient({2}),
+        brain_class=Watching,
+    )
+    assert brain.updates == brain.optimizer_step == 3
+    stats = records(tmp_path)[0]["train"]
+    assert all(value == value for value in stats.values())
+
+
+@pytest.mark.parametrize("objective", [NoGradient(range(99)), None])
+def test_steps_that_are_lost_in_a_row_end_the_run_over_epochs(
+    corpus, tmp_path, objective
+):
+    """Four steps an epoch: nonfinite_patience alone would never be reached."""
+
+    class Never(BreaksAt):
+        def forward(self, *inputs):
+            self.call = self.calls + 1
+            return super().forward(*inputs)
+
+    with pytest.raises(ValueError, match="6 times in a row"):
+        run(
+            corpus,
+            tmp_path,
+            objective=objective or Never(1),
+            nonfinite_patience=5,
+        )
 
 
 def test_frozen_modules_start_moving_at_their_epoch(corpus, tmp_path):

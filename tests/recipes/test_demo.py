@@ -87,7 +87,7 @@ def test_it_times_steps_trains_verifies_and_reports(
     assert json.loads((tmp_path / "demo.json").read_text()) == before
 
 
-def test_another_run_in_the_same_folder_starts_anew(demo, tmp_path):
+def test_another_run_in_the_same_folder_is_refused(demo, tmp_path):
     def settings(seed):
         args, further = demo.parse_arguments(
             ["--output_folder", str(tmp_path), "--seed", str(seed)]
@@ -98,8 +98,12 @@ def test_another_run_in_the_same_folder_starts_anew(demo, tmp_path):
     (tmp_path / "save").mkdir()
     settings(1)
     assert (tmp_path / "save").is_dir()
-    settings(2)
-    assert not (tmp_path / "save").exists()
+    with pytest.raises(FileExistsError, match="seed differs"):
+        settings(2)
+    (tmp_path / "demo.json").unlink()
+    with pytest.raises(FileExistsError, match="not of demo.py"):
+        settings(1)
+    assert (tmp_path / "save").is_dir()
 
 
 def test_missing_folders_and_lists_are_named(demo, tmp_path):

@@ -26,6 +26,12 @@ def run(*flags):
         (["--temprature=0.1"], "temprature"),
         (["--view_sampler={global_second: 3.0}"], "global_second"),
         (["--average_last=9"], "checkpoints_to_keep"),
+        (["--select_by=eer", "--dev_trials=x"], "EER or minDCF_0.01"),
+        (
+            ["--select_by=EER", "--dev_trials=x", "--dev_every=99"],
+            "number_of_epochs",
+        ),
+        (["--dev_trials=no list.txt"], "no list.txt"),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_is_prepared(

@@ -17,7 +17,6 @@ import logging
 import os
 import platform
 import shlex
-import shutil
 import statistics
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from speechbrain_ssl.runtime import keep_memory
 from synthesize_voices import synthesize_voices
 
 import speechbrain as sb
+from speechbrain.utils.distributed import infer_device
 
 logger = logging.getLogger(__name__)
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -97,7 +97,7 @@ def prepare_corpus(args):
 
 
 def start_or_continue(args, further):
-    """Keeps what an equal run left behind, and nothing of another one.
+    """Lets an equal run go on; refuses a folder with another one.
 
     Arguments
     ---------
@@ -111,19 +111,27 @@ def start_or_continue(args, further):
     str
         File of the settings of the run; holds its number of epochs once it
         is known.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds a run of other settings, or of another script.
     """
     path = os.path.join(args.output_folder, "demo.json")
     settings = {**vars(args), "further": further}
+    found, other = {}, []
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        if {**found, "epochs": None} == {**settings, "epochs": None}:
-            return path
-    for name in ("save", "model", "verification", "rounds"):
-        shutil.rmtree(
-            os.path.join(args.output_folder, name), ignore_errors=True
+        other = [k for k in settings if found.get(k) != settings[k]]
+    if other or (not found and os.path.exists(f"{args.output_folder}/save")):
+        raise FileExistsError(
+            f"{args.output_folder} holds another run "
+            f"({', '.join(other) or 'not of demo.py'} differs). Name another "
+            "--output_folder, or remove that one."
         )
-    _write_json(path, settings)
+    if not found:
+        _write_json(path, settings)
     return path
 
 
@@ -176,7 +184,7 @@ def epochs_for(args, further):
     return max(epochs, 1)
 
 
-def verify_all(embed, args, tag):
+def verify_all(embed, args, tag, device="cpu"):
     """Verifies an encoder on all trial lists.
 
     Arguments
@@ -187,6 +195,8 @@ def verify_all(embed, args, tag):
         The arguments.
     tag : str
         Name of the folder for the results.
+    device : str
+        Where the encoder is.
 
     Returns
     -------
@@ -197,17 +207,21 @@ def verify_all(embed, args, tag):
     summaries, cache = {}, {}
     for path in args.trials:
         name = os.path.splitext(os.path.basename(path))[0]
-        summaries[name] = verify(embed, path, folder, cache=cache)
+        summaries[name] = verify(
+            embed, path, folder, cache=cache, device=device
+        )
     return summaries
 
 
 def verify_untrained(args, further):
-    """Error rates of the encoder before training."""
+    """Error rates of the encoder before training, and the device it is on."""
     with tempfile.TemporaryDirectory() as folder:
-        _, _, hparams, _ = load_experiment(
+        _, run_opts, hparams, _ = load_experiment(
             training_arguments(args, further, folder)
         )
-    return verify_all(hparams["student"].eval().embed, args, "before")
+    device = run_opts["device"] or infer_device()
+    student = hparams["student"].to(device).eval()
+    return verify_all(student.embed, args, "before", device), device
 
 
 def describe_machine():
@@ -290,17 +304,18 @@ def main(argv):
     os.makedirs(args.output_folder, exist_ok=True)
     prepare_corpus(args)
     settings = start_or_continue(args, further)
-    before = verify_untrained(args, further)
+    before, device = verify_untrained(args, further)
     with open(settings, encoding="utf-8") as file:
         kept = json.load(file)
-    if "--number_of_epochs" not in further:
+    if not any(x.split("=")[0] == "--number_of_epochs" for x in further):
         kept.setdefault("epochs", None)
         kept["epochs"] = kept["epochs"] or epochs_for(args, further)
         _write_json(settings, kept)
         further = [*further, "--number_of_epochs", str(kept["epochs"])]
     train_ssl.main(training_arguments(args, further, args.output_folder))
     model = os.path.join(args.output_folder, "model")
-    after = verify_all(load_encoder(model).encode_batch, args, "after")
+    encoder = load_encoder(model, device)
+    after = verify_all(encoder.encode_batch, args, "after", device)
     for name, figures in list(after.items())[:1]:
         suggest_threshold(model, figures, name)
     summarize_run(args, argv, before, after)

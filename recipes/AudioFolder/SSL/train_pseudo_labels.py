@@ -34,7 +34,7 @@ from speechbrain_ssl.pseudo_labels.labels import (
 )
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.runtime import keep_memory
-from train_ssl import check_rules, export_model, views_of
+from train_ssl import check_rules, choose_checkpoint, export_model, views_of
 
 import speechbrain as sb
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 # SpeechBrain's checks look for every key of a YAML in the script beside it.
 # train_ssl.py and the brain read hparams["lr_schedule"], ["frozen_epochs"],
 # ["clip_each_tensor"], ["dev_trials"], ["dev_every"], ["checkpoints_to_keep"],
-# ["average_last"] and ["train_loggers"].
+# ["average_last"], ["select_by"] and ["train_loggers"].
 
 
 def check_settings(hparams):
@@ -271,10 +271,7 @@ def train_and_export(hparams, run_opts, labels, **card):
     brain = train(hparams, run_opts, labels)
     if hparams["write_corrected"]:
         sb.utils.distributed.run_on_main(write_corrected, args=[hparams, brain])
-    if hparams["select_by"]:
-        hparams["checkpointer"].recover_if_possible(
-            min_key=hparams["select_by"]
-        )
+    choose_checkpoint(hparams)
     sb.utils.distributed.run_on_main(
         export_model, args=[brain, hparams], kwargs=card
     )

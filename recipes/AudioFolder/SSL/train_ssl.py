@@ -26,7 +26,11 @@ from speechbrain_ssl.dataio.annotations import (
     UtteranceDataset,
     read_annotation,
 )
-from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.evaluation.verification import (
+    read_trials,
+    trial_paths,
+    verify,
+)
 from speechbrain_ssl.inference import export, load_encoder, suggest_threshold
 from speechbrain_ssl.nnet.schedules import at
 from speechbrain_ssl.options import OptionsError, load_experiment
@@ -35,6 +39,7 @@ from speechbrain_ssl.runtime import keep_memory
 import speechbrain as sb
 
 logger = logging.getLogger(__name__)
+SELECT_BY = (None, "EER", "minDCF_0.01")  # what verify_epoch reports
 UNLABELLED = "Trained by speechbrain_ssl on audio without speaker labels."
 
 # Python looks where this file is. A link to it in another recipe has that
@@ -91,6 +96,8 @@ def check_rules(hparams, *rules):
     ------
     OptionsError
         Of the first rule that does not hold.
+    OSError, ValueError
+        If ``dev_trials`` or audio that it names cannot be read.
     """
     shared = [
         (
@@ -98,7 +105,20 @@ def check_rules(hparams, *rules):
             "select_by chooses checkpoints by a labelled list; name it as "
             "dev_trials, or set select_by to null",
         ),
-        (hparams["dev_every"] >= 1, "dev_every must be 1 epoch or more"),
+        (
+            hparams["select_by"] in SELECT_BY,
+            f"select_by is {hparams['select_by']!r}; it must be null, EER or "
+            "minDCF_0.01",
+        ),
+        (
+            1 <= hparams["dev_every"]
+            and (
+                not hparams["select_by"]
+                or hparams["dev_every"] <= hparams["epoch_counter"].limit
+            ),
+            "dev_every must be 1 epoch or more and, with select_by, not more "
+            "than number_of_epochs",
+        ),
         (
             hparams["average_last"] <= hparams["checkpoints_to_keep"],
             "average_last must not be more than checkpoints_to_keep",
@@ -128,6 +148,8 @@ def check_rules(hparams, *rules):
     for holds, message in (*rules, *shared):
         if not holds:
             raise OptionsError(message)
+    if hparams["dev_trials"]:  # now, not when the first epochs are done
+        trial_paths(read_trials(hparams["dev_trials"]), hparams["dev_trials"])
 
 
 def dataio_prepare(hparams):
@@ -219,7 +241,8 @@ def export_model(brain, hparams, notes=UNLABELLED, facts=None):
         facts={**describe(brain, hparams), **(facts or {})},
     )
     if trials:
-        summary = verify(load_encoder(model).encode_batch, trials)
+        encoder = load_encoder(model, brain.device)
+        summary = verify(encoder.encode_batch, trials, device=brain.device)
         suggest_threshold(model, summary, os.path.basename(trials))
     return model
 
@@ -254,6 +277,31 @@ def describe(brain, hparams):
         "speaker labels": label_use,
     }
     return {name: str(fact) for name, fact in facts.items()}
+
+
+def choose_checkpoint(hparams):
+    """Loads what a declared labelled list chooses, if there is one.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Raises
+    ------
+    ValueError
+        If no checkpoint has the figure to choose by.
+    """
+    name = hparams["select_by"]
+    if not name:
+        return
+    chosen = hparams["checkpointer"].recover_if_possible(min_key=name)
+    if chosen is None or name not in chosen.meta:
+        raise ValueError(
+            f"No checkpoint in {hparams['checkpointer'].checkpoints_dir} has "
+            f"the {name} of select_by: dev_trials were never verified. Train "
+            "on with a smaller dev_every, or set select_by to null."
+        )
 
 
 def train(hparams, run_opts, brain_class=SSLBrain):
@@ -326,10 +374,7 @@ def main(argv):
             },
         )
     brain = train(hparams, run_opts)
-    if hparams["select_by"]:
-        hparams["checkpointer"].recover_if_possible(
-            min_key=hparams["select_by"]
-        )
+    choose_checkpoint(hparams)
     sb.utils.distributed.run_on_main(export_model, args=[brain, hparams])
 
 
