@@ -71,6 +71,7 @@ class SpeakerBrain(sb.Brain):
         self.lost_in_a_row = 0
         self.batch_stats = {}
         self.views_per_step = 0
+        self.utterances_hash = None  # of subclasses that keep rows
         self.buffers_before = []
         self.training_seconds = 0.0
         self.train_stats = {}
@@ -469,6 +470,7 @@ class SpeakerBrain(sb.Brain):
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"training_seconds: {self.training_seconds}\n")
             file.write(f"utterances_per_step: {self.utterances_per_step}\n")
+            file.write(f"utterances_hash: {self.utterances_hash}\n")
 
     @sb.utils.checkpoints.mark_as_loader
     def _recover(self, path, end_of_epoch):
@@ -478,12 +480,20 @@ class SpeakerBrain(sb.Brain):
         ------
         ValueError
             If an epoch would go on with steps of another size: utterances
-            would be left out or seen twice.
+            would be left out or seen twice. If the training set is another
+            one: clusters and queues know utterances by their rows.
         """
         super()._recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as file:
             saved = yaml.safe_load(file)
         self.training_seconds = saved["training_seconds"]
+        known = saved.get("utterances_hash", self.utterances_hash)
+        if known not in ("None", self.utterances_hash):
+            raise ValueError(
+                f"{os.path.dirname(path)} was trained on other utterances, or "
+                "in another order. Bring the training CSV of before, or train "
+                "in another output_folder."
+            )
         before = saved.get("utterances_per_step", self.utterances_per_step)
         if not end_of_epoch and before != self.utterances_per_step:
             raise ValueError(

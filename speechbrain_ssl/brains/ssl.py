@@ -7,7 +7,10 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain
-from speechbrain_ssl.pseudo_labels.extract import embed_utterances
+from speechbrain_ssl.pseudo_labels.extract import (
+    embed_utterances,
+    utterances_hash,
+)
 
 
 class SSLBrain(SpeakerBrain):
@@ -29,6 +32,7 @@ class SSLBrain(SpeakerBrain):
     def make_dataloader(self, dataset, stage, **kwargs):
         """Makes the loader and remembers what it is made of."""
         self.utterances = dataset.utterances
+        self.utterances_hash = utterances_hash(self.utterances)
         return super().make_dataloader(dataset, stage, **kwargs)
 
     def on_fit_start(self):

@@ -85,6 +85,16 @@ def test_clusters_are_made_at_their_epochs_and_change_training(
     assert aware.modules.training and plain.modules.training
 
 
+def test_a_run_does_not_go_on_with_other_utterances(tmp_path):
+    tiny.write_corpus(tmp_path)
+    tiny.run(tmp_path, tmp_path / "out", epochs=1)
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    lines[1], lines[2] = lines[2], lines[1]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="other utterances"):
+        tiny.run(tmp_path, tmp_path / "out", epochs=2)
+
+
 @pytest.mark.parametrize("stop_at", [5, 6])
 def test_a_cluster_aware_run_resumes_with_the_same_bits(
     corpus, tmp_path, stop_at

@@ -32,6 +32,7 @@ def run(*flags):
             "number_of_epochs",
         ),
         (["--dev_trials=no list.txt"], "no list.txt"),
+        (["--cluster_tables=[]"], "never be filled"),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_is_prepared(

@@ -63,6 +63,7 @@ def check_settings(hparams):
     branch = hparams["extract_from"]
     has_teacher = "teacher" in hparams["modules"]
     has_locals = hparams["view_sampler"].counts[1] > 0
+    partners = hparams["view_sampler"].partners
     check_rules(
         hparams,
         (
@@ -78,6 +79,11 @@ def check_settings(hparams):
         (
             isinstance(hparams["cluster_tables"], list),
             "cluster_tables must be a list",
+        ),
+        (
+            partners is None or partners.table in hparams["cluster_tables"],
+            "view_sampler has partners from a table that is not in "
+            "cluster_tables: it would never be filled",
         ),
     )
 
