@@ -1,5 +1,7 @@
 """Two gloo processes do what one does with the doubled batch."""
 
+import datetime
+import functools
 import os
 import sys
 
@@ -63,7 +65,12 @@ def _join(rank, worker, folder, *inputs):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/meet", rank=rank, world_size=WORLD
+        "gloo",
+        f"file://{folder}/meet",
+        rank=rank,
+        world_size=WORLD,
+        # who waits in vain fails, instead of half an hour later
+        timeout=datetime.timedelta(minutes=3),
     )
     result = worker(rank, folder, *inputs)
     torch.save(result, os.path.join(folder, f"{rank}.pt"))
@@ -195,22 +202,33 @@ def test_objectives_see_one_batch(name, both_processes):
         assert torch.allclose(first[3][key], value, atol=1e-6), key
 
 
-def _table_worker(rank, folder):
+def _table_worker(rank, folder, share):
     torch.manual_seed(rank)  # a clusterer alone would differ
-    table = ClusterTable(KMeans, clusters=3, min_agreement=0.01)
-    table.prepare(WORLD * BATCH)
-    # three groups, so that the gate lets them pass
-    points = torch.eye(3, DIM).repeat(WORLD * BATCH, 1)[: WORLD * BATCH]
-    report = table.refresh(points + 0.05 * everyone()[0, 0], epoch=0)
+    table = ClusterTable(
+        functools.partial(KMeans, distributed=share),
+        clusters=12,
+        max_size=2000,
+        min_agreement=0.01,
+    )
+    # more than a block for each process, in groups that pass the gate
+    generator = torch.Generator().manual_seed(7)
+    points = 0.3 * torch.randn(6000, DIM, generator=generator)
+    points += torch.eye(3, DIM).repeat(2000, 1)
+    table.prepare(len(points))
+    report = table.refresh(points, epoch=0)
     return table.labels, table.centroids, report
 
 
-def test_all_processes_get_one_cluster_table(tmp_path):
-    first, second = run(_table_worker, tmp_path)
-    for mine, other in zip(first[:2], second[:2]):
+@pytest.mark.parametrize("share", [False, True])
+def test_all_processes_get_one_cluster_table(tmp_path, share):
+    first, second = run(_table_worker, tmp_path, share)
+    alone = _table_worker(0, None, share)
+    for mine, other, single in zip(first[:2], second[:2], alone[:2]):
         assert torch.equal(mine, other)
-    assert first[2] == second[2]
-    assert first[0].max() == 2
+        assert torch.equal(mine, single)
+    assert first[2] == second[2] == pytest.approx(alone[2])
+    assert first[2]["cluster_accepted"] == 1.0
+    assert first[0].max() == 11
 
 
 def _extract_worker(rank, folder, csv):

@@ -47,16 +47,18 @@ class ClusterTable:
     clusterer : callable
         Takes ``n_clusters`` and, if it has an argument of that name,
         ``random_state``; returns an object with scikit-learn's
-        ``fit_predict``.
+        ``fit_predict``, which all processes call if it has an attribute
+        ``distributed`` that is True, and the first one for all otherwise.
     clusters : float or callable
-        Number of clusters, or a schedule of it; below one it is a share of
-        the number of utterances.
+        Number of clusters, or a schedule of it; a float up to 1.0 is a share
+        of the number of utterances.
     start : float
         Epoch of the first refresh; infinity: never.
     every : int
         Epochs from one refresh to the next.
     min_size, max_size : int
-        Clusters outside are not trusted: their utterances stand alone.
+        Clusters outside are not trusted: their utterances stand alone. A
+        new table in which all do is not taken over.
     min_agreement : float
         Agreement with a clustering of noisy embeddings, below which a new
         table is not taken over; 0 does not ask.
@@ -109,8 +111,15 @@ class ClusterTable:
         ---------
         count : int
             Number of utterances.
+
+        Raises
+        ------
+        ValueError
+            If the first refresh would want more clusters than utterances.
         """
         if self.labels is None:
+            if self.start < math.inf:
+                self._number(math.ceil(self.start), count)
             self.labels = torch.full((count,), -1).share_memory_()
             # rows sorted by cluster, and where each cluster begins there
             self.order = torch.arange(count).share_memory_()
@@ -149,7 +158,7 @@ class ClusterTable:
         -------
         dict of str to float
             ``cluster_count``, ``cluster_largest`` (share of the utterances),
-            ``cluster_alone`` (share whose cluster is not trusted),
+            ``cluster_alone`` (share that has no partners),
             ``cluster_cosine`` (mean cosine to the own centroid),
             ``cluster_agreement`` if asked for (share of an utterance's
             partners that it keeps when noise is added to all embeddings
@@ -158,35 +167,38 @@ class ClusterTable:
         """
         self.last = int(epoch)
         unit = F.normalize(embeddings.float(), dim=-1)
-        number = at(self.clusters, epoch)
-        number = round(number * len(unit)) if number < 1 else round(number)
+        number = self._number(epoch, len(unit))
         labels = self._cluster(unit, number, self.seed)
         if (labels < 0).all():
             logger.warning(
-                "The clusterer calls all utterances noise: the table stays as "
-                "it was."
+                "The table stays as it was: the clusterer calls all utterances "
+                "noise."
             )
             return {"cluster_count": 0.0, "cluster_accepted": 0.0}
         report = self._describe(unit, labels)
-        accepted = True
+        problem = None
         if self.min_agreement > 0:
             other = self._cluster(unit, number, self.seed + 1, NOISE)
             agreement = _kept_together(
                 labels.numpy(), other.numpy(), self.min_size, self.max_size
             )
             report["cluster_agreement"] = agreement
-            accepted = agreement >= self.min_agreement
-            if not accepted:
-                logger.warning(
-                    "The clusters agree by %.2f only with those of noisy "
-                    "embeddings (min_agreement %.2f): the table stays as it "
-                    "was.",
-                    agreement,
-                    self.min_agreement,
+            if agreement < self.min_agreement:
+                problem = (
+                    f"the clusters agree by {agreement:.2f} only with those of "
+                    f"noisy embeddings (min_agreement {self.min_agreement:.2f})"
                 )
-        if accepted:
+        if report["cluster_alone"] == 1.0:
+            problem = (
+                "no utterance has a partner in a cluster of "
+                f"{self.min_size} to {self.max_size} (min_size, max_size). "
+                "Change clusters, or these"
+            )
+        if problem is None:
             self._fill(labels, unit)
-        return {**report, "cluster_accepted": float(accepted)}
+        else:
+            logger.warning("The table stays as it was: %s.", problem)
+        return {**report, "cluster_accepted": float(problem is None)}
 
     def members(self, row):
         """Rows of the utterances that belong with one of them.
@@ -221,10 +233,10 @@ class ClusterTable:
         labels : torch.Tensor
             Cluster of each utterance, -1 for none [N].
         centroids : torch.Tensor
-            [clusters, emb_dim]; None before the first refresh.
+            [clusters, emb_dim]; both are None before the first table.
         """
         if self.centroids is None:
-            return self.labels.to(device), None
+            return None, None
         if device not in self._copies:
             found = self.labels.to(device), self.centroids.to(device)
             self._copies[device] = found
@@ -257,17 +269,33 @@ class ClusterTable:
             self._nearest = found.gather(1, order)[:, : wanted - 1]
         return self._nearest[:, :count]
 
+    def _number(self, epoch, count):
+        """Clusters wanted of so many utterances."""
+        asked = at(self.clusters, epoch)
+        # schedules give floats: from 0.5 to 1.0 is from half of them to all
+        share = asked <= 1 and not isinstance(asked, int)
+        number = round(asked * count) if share else round(asked)
+        if not 1 <= number <= count:
+            raise ValueError(
+                f"The cluster table can have 1 to {count} clusters of {count} "
+                f"utterances, but clusters is {asked} at epoch {epoch}. Give "
+                "a number in between, or a share of them like 0.5."
+            )
+        return number
+
     def _cluster(self, unit, number, seed, noise=0.0):
-        """Labels of unit embeddings, from the first process for all."""
+        """Labels of unit embeddings, the same in all processes."""
+        settings = {"n_clusters": number}
+        # what has no use for chance, as agglomeration, does not take it
+        if "random_state" in inspect.signature(self.clusterer).parameters:
+            settings["random_state"] = seed
+        clusterer = self.clusterer(**settings)
         labels = torch.empty(len(unit), dtype=torch.long)
-        if distributed.rank() == 0:
-            settings = {"n_clusters": number}
-            # what has no use for chance, as agglomeration, does not take it
-            if "random_state" in inspect.signature(self.clusterer).parameters:
-                settings["random_state"] = seed
+        # one that shares the work would wait for the other processes forever
+        if distributed.rank() == 0 or getattr(clusterer, "distributed", False):
             if noise:
                 unit = _disturbed(unit, noise, seed)
-            found = self.clusterer(**settings).fit_predict(unit.numpy())
+            found = clusterer.fit_predict(unit.numpy())
             # without gaps, whatever the clusterer calls them; -1 is noise
             names, found = np.unique(found, return_inverse=True)
             labels = torch.from_numpy(found - int(names[0] < 0)).long()
@@ -276,7 +304,7 @@ class ClusterTable:
     def _describe(self, unit, labels):
         """Label-free figures of a clustering."""
         sizes = labels[labels >= 0].bincount()
-        alone = (sizes < self.min_size) | (sizes > self.max_size)
+        alone = (sizes < max(self.min_size, 2)) | (sizes > self.max_size)
         trusted = sizes[~alone].sum().item()
         centroid = F.normalize(_means(unit, labels), dim=-1)
         cosine = (unit * centroid[labels.clamp(min=0)]).sum(-1)[labels >= 0]

@@ -64,6 +64,8 @@ class DeepCluster(torch.nn.Module):
         self.temperature = temperature
         self.concentrations = concentrations
         self.smoothing = smoothing
+        # of each table: its centroids, and the temperatures made for them
+        self._made = {}
 
     def forward(self, student, teacher, epoch):
         """Loss of one batch.
@@ -99,7 +101,8 @@ class DeepCluster(torch.nn.Module):
             labels, centroids = table.on(point.device)
             if centroids is None:
                 raise ValueError(
-                    "DeepCluster has no clusters yet: set cluster_from to 0"
+                    "DeepCluster has no clusters yet: set cluster_from to 0, "
+                    "or see in the log why the first ones were not taken over"
                 )
             label = labels[student.index]
             # noise has no cluster to be told from others
@@ -125,10 +128,18 @@ class DeepCluster(torch.nn.Module):
         """One temperature, or one for each cluster [clusters]."""
         if not self.concentrations:
             return self.temperature
+        made_of, found = self._made.get(table, (None, None))
+        if made_of is not centroids:  # it was refreshed
+            found = self._concentrated(table).to(centroids.device)
+            self._made[table] = centroids, found
+        return found
+
+    def _concentrated(self, table):
+        """The temperature of each cluster [clusters]."""
         sizes = table.labels[table.labels >= 0].bincount()
         spread = table.spread / (sizes + self.smoothing).log()
         # a cluster of one point has no spread; PCL gives it the largest one
         spread = torch.where(sizes > 1, spread, spread.max())
         spread = spread.clamp(*spread.quantile(torch.tensor([0.1, 0.9])))
         mean = spread.mean().clamp(min=1e-12)
-        return (self.temperature * spread / mean).to(centroids.device)
+        return self.temperature * spread / mean

@@ -19,6 +19,7 @@ from speechbrain_ssl.dataio.annotations import (
 )
 from speechbrain_ssl.dataio.clusters import ClusterPartners, ClusterTable
 from speechbrain_ssl.dataio.views import ViewSampler
+from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.pseudo_labels.clustering import KMeans, TwoStage
 
 
@@ -127,8 +128,32 @@ def test_clusters_without_partners_agree_in_nothing():
     alone = list(range(6))
     table, report = table_of(alone, alone, min_agreement=0.5)
     assert report["cluster_agreement"] == report["cluster_accepted"] == 0.0
-    table, report = table_of(alone, alone)
-    assert report["cluster_accepted"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "labels, sizes",
+    [
+        ([0, 1, 2, 3, 4, 5], {}),
+        ([0, 1, 2, 3, 4, 5], {"min_size": 1}),
+        ([0, 0, 0, 1, 1, -1], {"min_size": 4}),
+        ([0, 0, 0, 1, 1, 1], {"max_size": 2}),
+    ],
+)
+def test_a_table_without_partners_is_not_taken_over(labels, sizes, caplog):
+    table, report = table_of(labels, **sizes)
+    assert report["cluster_alone"] == 1.0
+    assert report["cluster_accepted"] == 0.0
+    assert "no utterance has a partner" in caplog.text
+    assert table.centroids is None
+
+
+def test_partners_stay_when_a_refresh_leaves_none():
+    table, _ = table_of([0, 0, 1, 1])
+    before = members(table)
+    table.clusterer = functools.partial(Given, labels=[[0, 1, 2, 3]])
+    report = table.refresh(torch.randn(4, 4), epoch=1)
+    assert report["cluster_accepted"] == 0.0
+    assert members(table) == before == [[0, 1], [0, 1], [2, 3], [2, 3]]
 
 
 AVERAGE = {"linkage": "average"}
@@ -184,8 +209,8 @@ def test_noise_everywhere_changes_nothing():
 def test_copies_for_a_device_are_of_the_newest_table():
     table = ClusterTable(KMeans, clusters=2)
     table.prepare(4)
-    labels, centroids = table.on(torch.device("cpu"))
-    assert labels.tolist() == [-1] * 4 and centroids is None
+    # the labels of nobody need not travel in each step
+    assert table.on(torch.device("cpu")) == (None, None)
     for rows in ([0, 1, 0, 1], [0, 0, 1, 2]):
         table._fill(torch.tensor(rows), torch.randn(4, 3))
         labels, centroids = table.on(torch.device("cpu"))
@@ -200,11 +225,28 @@ def test_number_of_clusters_is_a_share_or_a_schedule():
         asked.append(n_clusters)
         return Given(n_clusters, 0, [[0] * 10])
 
-    for clusters in (0.5, 3, lambda epoch: 2 + epoch):
+    rising = functools.partial(linear, start=0.5, stop=1.0, epochs=4)
+    for clusters in (0.5, 3, lambda epoch: 2 + epoch, 1, 1.0, rising):
         table = ClusterTable(clusterer, clusters)
         table.prepare(10)
         table.refresh(torch.randn(10, 4), epoch=4)
-    assert asked == [5, 3, 6]
+    assert asked == [5, 3, 6, 1, 10, 10]
+
+
+@pytest.mark.parametrize("clusters", [7, 0, 0.01, lambda epoch: epoch])
+def test_an_impossible_number_of_clusters_is_refused_before_training(clusters):
+    table = ClusterTable(KMeans, clusters, start=6.5)
+    with pytest.raises(ValueError, match="1 to 6 clusters .* at epoch 7"):
+        ClusterPartners(table).prepare(range(6))
+    # nobody minds where nothing is clustered
+    ClusterTable(KMeans, clusters, start=math.inf).prepare(6)
+
+
+def test_a_schedule_may_not_rise_above_the_number_of_utterances():
+    table = ClusterTable(KMeans, lambda epoch: 5 + epoch)
+    table.prepare(6)
+    with pytest.raises(ValueError, match="clusters is 7 at epoch 2"):
+        table.refresh(torch.randn(6, 4), epoch=2)
 
 
 def test_refreshes_are_due_from_the_start_on_and_once_an_epoch():
@@ -217,7 +259,7 @@ def test_refreshes_are_due_from_the_start_on_and_once_an_epoch():
 
 
 def test_nearest_clusters_are_never_the_cluster_itself():
-    table, _ = table_of([0, 1, 2, 3])
+    table, _ = table_of([0, 1, 2, 3] * 2)
     cosine = table.centroids @ table.centroids.T
     cosine.fill_diagonal_(-2)
     wanted = cosine.argsort(dim=1, descending=True)

@@ -101,6 +101,20 @@ def test_concentrations_are_those_of_pcl_around_the_temperature():
     assert loss.item() == pytest.approx(formula, rel=1e-4)
 
 
+def test_concentrations_are_made_once_for_each_refresh():
+    labels, points = [0, 0, 0, 1, 1, 2, 2, 2], torch.randn(8, 5)
+    made = table(labels, points)
+    kept = DeepCluster([made], concentrations=True)
+    for epoch, refreshed in enumerate([labels, [0, 1, 2, 3] * 2]):
+        labels[:] = refreshed
+        made.refresh(points, epoch)
+        _, centroids = made.on(torch.device("cpu"))
+        found = kept._temperatures(made, centroids)
+        assert kept._temperatures(made, centroids) is found
+        anew = DeepCluster([made], concentrations=True)
+        assert torch.equal(anew._temperatures(made, centroids), found)
+
+
 def test_collapse_shows():
     points = torch.eye(4).repeat(2, 1)
     objective = DeepCluster([table([0, 1, 2, 3] * 2, points)])
