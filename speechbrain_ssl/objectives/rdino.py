@@ -34,7 +34,9 @@ class RDINO(torch.nn.Module):
     variance_weight : float
         Weight of the hinge on standard deviations within it.
     covariance_weight : float
-        Weight of the squared covariances within it.
+        Weight of the squared covariances, over the width, within it. The
+        published code divides by its 65,536 prototypes instead of its width of
+        8,192, which is an eighth.
 
     Example
     -------
@@ -54,7 +56,7 @@ class RDINO(torch.nn.Module):
         width,
         weight=0.2,
         variance_weight=10.0,
-        covariance_weight=1.0,
+        covariance_weight=0.125,
     ):
         super().__init__()
         self.dino = dino

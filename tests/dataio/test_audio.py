@@ -1,5 +1,7 @@
 """Tests of reading audio files."""
 
+import types
+
 import numpy as np
 import pytest
 import soundfile
@@ -16,6 +18,27 @@ def sine(seconds, rate, frequency=200.0):
 @pytest.fixture
 def noise():
     return np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
+
+
+def note_opened(monkeypatch):
+    """A list of paths, which grows with every file that soundfile opens."""
+    opened = []
+
+    class Noted(soundfile.SoundFile):
+        def __init__(self, path, *args, **settings):
+            opened.append(path)
+            super().__init__(path, *args, **settings)
+
+    monkeypatch.setattr(soundfile, "SoundFile", Noted)
+    return opened
+
+
+def read_slowly(path, start, stop):
+    """A stretch as mono, of a file opened for it alone."""
+    samples, _ = soundfile.read(
+        path, stop - start, start, dtype="float32", always_2d=True
+    )
+    return samples.mean(axis=1)
 
 
 @pytest.mark.parametrize("extension", ["wav", "flac"])
@@ -92,3 +115,84 @@ def test_error_names_the_file(tmp_path, function, name):
 def test_missing_m4a_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="speech.m4a"):
         audio.info(str(tmp_path / "speech.m4a"))
+
+
+NEAR = [(3000, 6000), (1000, 4000), (2000, 5000)]
+FAR = [(7000, 7900), (100, 1000)]
+ACROSS_THE_END = [(5000, 7500), (6000, 9000)]
+AS_WAV = ["PCM_16", "PCM_24", "FLOAT", "ULAW", "IMA_ADPCM", "MS_ADPCM"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize(
+    "extension, subtype",
+    [("wav", subtype) for subtype in AS_WAV]
+    + [("flac", "PCM_16"), ("mp3", None), ("ogg", "VORBIS"), ("ogg", "OPUS")],
+)
+def test_spans_equal_stretches_read_one_by_one(
+    tmp_path, noise, extension, subtype, channels
+):
+    path = str(tmp_path / f"a.{extension}")
+    try:
+        samples = np.stack([np.roll(noise, n) for n in range(channels)], 1)
+        soundfile.write(path, samples, 16000, subtype=subtype)
+    except soundfile.SoundFileError:
+        pytest.skip(f"{subtype or extension} has no {channels} channels")
+    for spans in (NEAR, FAR, ACROSS_THE_END, NEAR[:1]):
+        with audio.Reader(path) as file:
+            # twice: what was read before must not matter
+            for found in (file.read_spans(spans), file.read_spans(spans)):
+                wanted = [read_slowly(path, *span) for span in spans]
+                assert all(map(np.array_equal, found, wanted))
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+@pytest.mark.parametrize("spans", [NEAR, FAR])
+def test_spans_open_a_file_once(tmp_path, noise, monkeypatch, extension, spans):
+    path = str(tmp_path / f"a.{extension}")
+    soundfile.write(path, noise, 16000)
+    opened = note_opened(monkeypatch)
+    with audio.Reader(path) as file:
+        assert file.rate == 16000
+        file.read_spans(spans)
+        assert opened == [path] and not file.file.closed
+    assert file.file.closed
+
+
+def test_damage_between_spans_does_not_matter(tmp_path):
+    path = tmp_path / "a.flac"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 64000)
+    soundfile.write(path, noise, 16000)
+    spans = [(0, 24000), (40000, 64000)]
+    whole = [audio.read(str(path), *span)[0] for span in spans]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="a.flac"):
+        audio.read(str(path))
+    with audio.Reader(str(path)) as file:
+        found = file.read_spans(spans)
+    assert all(map(np.array_equal, found, whole))
+
+
+@pytest.mark.parametrize("spans", [NEAR, FAR])
+def test_spans_of_m4a_take_one_decoder(monkeypatch, noise, spans):
+    made = []
+
+    def decode(start, stop):
+        frames = slice(round(start * 16000), round(stop * 16000))
+        return types.SimpleNamespace(data=torch.tensor(noise[None, frames]))
+
+    def decoder(path):
+        made.append(path)
+        return types.SimpleNamespace(
+            metadata=types.SimpleNamespace(sample_rate=16000),
+            get_samples_played_in_range=decode,
+        )
+
+    monkeypatch.setattr(audio, "_decoder", decoder)
+    with audio.Reader("a.m4a") as file:
+        found = file.read_spans(spans)
+    wanted = [noise[start:stop] for start, stop in spans]
+    assert all(map(np.array_equal, found, wanted))
+    assert made == ["a.m4a"] and file.rate == 16000

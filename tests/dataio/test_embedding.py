@@ -8,8 +8,9 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
-from speechbrain_ssl.dataio import embedding
+from speechbrain_ssl.dataio import audio, embedding
 from speechbrain_ssl.dataio.embedding import embed_files
+from tests.dataio.test_audio import note_opened
 from tests.evaluation.test_verification import (
     statistics,
     write_list,
@@ -170,3 +171,14 @@ def test_spans_embed_stretches_of_files(tmp_path):
     embed_files(embed, [path, path], progress=False, spans=spans)
     assert [len(wav) for wav in seen] == [16000, 4000]
     assert np.array_equal(seen[1].numpy(), samples[4000:8000])
+
+
+def test_a_stretch_of_a_known_rate_takes_one_open_and_a_whole_file_two(
+    tmp_path, monkeypatch
+):
+    paths = [write_wav(tmp_path / f"{n}.wav", seed=n) for n in range(2)]
+    audio.sample_rate(paths[0])
+    opened = note_opened(monkeypatch)
+    spans = [(1000, 8000), (0, None)]
+    embed_files(statistics, paths, progress=False, spans=spans)
+    assert sorted(opened) == [paths[0], paths[1], paths[1]]

@@ -1,12 +1,17 @@
 """Views: where they are cut, and what their randomness depends on."""
 
+import math
+import types
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.corruption import Corruption
-from speechbrain_ssl.dataio.views import ViewSampler, positions
+from speechbrain_ssl.dataio.views import POSITIONS, ViewSampler, positions
+from tests.dataio.test_audio import note_opened, read_slowly
 
 RATE = 16000
 
@@ -186,3 +191,76 @@ def test_the_speed_of_an_utterance_is_told(ramp):
         assert slope == pytest.approx([0.5, 1.0, 2.0][place], rel=0.05)
         found.add(place)
     assert found == {0, 1, 2}
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "ogg"])
+@pytest.mark.parametrize("rate", [RATE, 48000])
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5, 5.0])
+def test_views_equal_crops_read_one_by_one(tmp_path, extension, rate, seconds):
+    path = str(tmp_path / f"a.{extension}")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * rate, 2))
+    soundfile.write(path, noise, rate)
+    (views, more), _ = cut(
+        ViewSampler(RATE, 2, seconds, 3, 0.5), path, (2, 5), 100, 3 * rate
+    )
+    rng = np.random.default_rng((0, 2, 5, POSITIONS))
+    rng.random()  # the speed
+    for crops, length in ((views, seconds), (more, 0.5)):
+        needed = round(length * rate)
+        starts = positions(3 * rate - 100, needed, len(crops), None, rng)
+        spans = [(100 + s, min(100 + s + needed, 3 * rate)) for s in starts]
+        wanted = [np.resize(read_slowly(path, *s), needed) for s in spans]
+        wanted = torch.from_numpy(np.stack(wanted))
+        wanted = audio.resample(wanted, rate, RATE)
+        assert torch.equal(torch.cat(crops), wanted)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+def test_each_file_of_a_sample_is_opened_once(tmp_path, monkeypatch, extension):
+    paths = [str(tmp_path / f"{n}.{extension}") for n in range(3)]
+    for path in paths:
+        soundfile.write(path, np.zeros(3 * RATE), RATE)
+    # rows 3 to 5 are later stretches of the same files
+    rows = [
+        {"wav": paths[n % 3], "start": n // 3 * RATE, "stop": 3 * RATE}
+        for n in range(6)
+    ]
+
+    class Partners:
+        utterances = types.SimpleNamespace(row=rows.__getitem__)
+
+        def __call__(self, key, counts):
+            return [0, 1, 3, 4, 1]
+
+    opened = note_opened(monkeypatch)
+    ViewSampler(RATE, 2, 1.0, 3, 0.5)((0, 0), paths[2], 0, 3 * RATE)
+    assert opened == [paths[2]]
+    sampler = ViewSampler(RATE, 2, 1.0, 3, 0.5, partners=Partners())
+    sampler((0, 0), paths[0], 0, 3 * RATE)
+    assert opened[1:] == paths[:2]
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("speed", [0.9, 0.95, 1.1])
+def test_a_speed_is_rounded_to_rates_that_are_cheap_to_resample(
+    tmp_path, monkeypatch, rate, speed
+):
+    path = str(tmp_path / "tone.wav")
+    tone = np.sin(2 * np.pi * 1000 * np.arange(3 * rate) / rate)
+    soundfile.write(path, 0.5 * tone, rate)
+    resample, played = audio.resample, []
+
+    def note(samples, old, new):
+        played.append(old)
+        return resample(samples, old, new)
+
+    monkeypatch.setattr(audio, "resample", note)
+    sampler = ViewSampler(RATE, 2, 1.0, speeds=[speed])
+    (views, _), _ = cut(sampler, path, stop=3 * rate)
+    assert math.gcd(played[0], RATE) >= 100
+    assert abs(played[0] - rate * speed) <= 50
+    assert [view.shape for view in views] == 2 * [(1, RATE)]
+    # to the last sample: no silence where frames would be missing
+    assert views[0][0, -50:].abs().max() > 0.3
+    pitch = torch.fft.rfft(views[0][0]).abs().argmax().item()
+    assert pitch == pytest.approx(1000 * speed, abs=5)
