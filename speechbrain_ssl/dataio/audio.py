@@ -4,6 +4,7 @@ soundfile reads wav, flac, ogg, opus and mp3; m4a and other containers need
 ``torchcodec`` (``pip install speechbrain_ssl[m4a]``).
 """
 
+import contextlib
 import functools
 import os
 from typing import NamedTuple
@@ -16,6 +17,10 @@ import torchaudio
 SOUNDFILE_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 TORCHCODEC_EXTENSIONS = (".m4a", ".mp4", ".aac", ".webm")
 EXTENSIONS = SOUNDFILE_EXTENSIONS + TORCHCODEC_EXTENSIONS
+# soundfile's codings whose samples are the same wherever reading begins
+EXACT = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+# stretches are read in one go if that takes at most so many times their frames
+ONE_GO = 1.5
 
 
 class AudioInfo(NamedTuple):
@@ -63,10 +68,8 @@ def info(path):
         meta = _decoder(path).metadata
         frames = round(meta.duration_seconds_from_header * meta.sample_rate)
         return AudioInfo(frames, meta.sample_rate, meta.num_channels)
-    try:
+    with _naming(path):
         header = soundfile.info(path)
-    except soundfile.SoundFileError as error:
-        raise OSError(f"Cannot read {path}: {error}") from error
     return AudioInfo(header.frames, header.samplerate, header.channels)
 
 
@@ -100,18 +103,106 @@ def read(path, start=0, stop=None):
     OSError
         If the file cannot be read; the message names it.
     """
-    if needs_torchcodec(path):
-        return _read_torchcodec(path, start, stop)
-    try:
-        with soundfile.SoundFile(path) as file:
-            file.seek(start)
+    with Reader(path) as file:
+        return file.read(start, stop), file.rate
+
+
+class Reader:
+    """A file that is opened once, for several reads, in a ``with`` block.
+
+    Its ``rate`` in Hz is that of the file; all frames count at it.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened; the message names it.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.decoder = _decoder(path) if needs_torchcodec(path) else None
+        if self.decoder:
+            self.rate = self.decoder.metadata.sample_rate
+            return
+        with _naming(path):
+            self.file = soundfile.SoundFile(path)
+        self.rate = self.file.samplerate
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        # torchcodec's decoder has nothing to close
+        if not self.decoder:
+            self.file.close()
+
+    def read(self, start=0, stop=None):
+        """Reads a stretch as mono, seeking to it.
+
+        Arguments
+        ---------
+        start : int
+            First frame.
+        stop : int
+            Frame after the last one; None reads to the end.
+
+        Returns
+        -------
+        np.ndarray
+            float32 [frames]; channels are averaged.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read; the message names it.
+        """
+        if self.decoder:
+            until = None if stop is None else stop / self.rate
+            decode = self.decoder.get_samples_played_in_range
+            return decode(start / self.rate, until).data[0].numpy()
+        with _naming(self.path):
+            self.file.seek(start)
             frames = -1 if stop is None else stop - start
-            samples = file.read(frames, dtype="float32", always_2d=True)
-            rate = file.samplerate
-    except (soundfile.SoundFileError, OSError) as error:
-        raise OSError(f"Cannot read {path}: {error}") from error
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    return np.ascontiguousarray(mono), rate
+            samples = self.file.read(frames, dtype="float32", always_2d=True)
+        mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        return np.ascontiguousarray(mono)
+
+    def read_spans(self, spans):
+        """Reads several stretches as mono, in one go where that is cheaper.
+
+        Arguments
+        ---------
+        spans : list of tuple of int
+            First frame of each and the one after its last.
+
+        Returns
+        -------
+        list of np.ndarray
+            float32 [frames] each; what ``read`` of a file opened anew gives,
+            save that m4a may differ by the noise that AAC fills in.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read; the message names it.
+        """
+        starts, stops = zip(*spans)
+        first, last = min(starts), max(stops)
+        if self.decoder or self.file.subtype.startswith(EXACT):
+            if last - first > ONE_GO * (sum(stops) - sum(starts)):
+                return [self.read(*span) for span in spans]
+            # damage may lie between the stretches
+            with contextlib.suppress(OSError):
+                whole = self.read(first, last)
+                if len(whole) == last - first:
+                    return [whole[a - first : b - first] for a, b in spans]
+        # mp3 and ogg depend on what was read before, even after a seek
+        return [read(self.path, *span)[0] for span in spans]
 
 
 def resample(samples, rate, new_rate):
@@ -203,6 +294,15 @@ def _resampler(rate, new_rate):
     return torchaudio.transforms.Resample(rate, new_rate)
 
 
+@contextlib.contextmanager
+def _naming(path):
+    """Lets soundfile's errors name the file."""
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError) as error:
+        raise OSError(f"Cannot read {path}: {error}") from error
+
+
 def _decoder(path):
     """torchcodec's decoder, with one error for all that can go wrong."""
     if not os.path.isfile(path):
@@ -218,12 +318,3 @@ def _decoder(path):
         return AudioDecoder(path, num_channels=1)
     except (RuntimeError, ValueError) as error:
         raise OSError(f"Cannot read {path}: {error}") from error
-
-
-def _read_torchcodec(path, start, stop):
-    """``read`` for containers that soundfile does not know."""
-    decoder = _decoder(path)
-    rate = decoder.metadata.sample_rate
-    until = None if stop is None else stop / rate
-    samples = decoder.get_samples_played_in_range(start / rate, until)
-    return samples.data[0].numpy(), rate

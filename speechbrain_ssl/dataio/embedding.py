@@ -127,10 +127,13 @@ def _batches(lengths, budget):
 
 def _length(path, span, sample_rate):
     """Samples of a stretch of a file at the encoder's rate."""
-    header = audio.info(path)
     start, stop = span
-    frames = (header.frames if stop is None else stop) - start
-    return -(-frames * sample_rate // header.sample_rate)
+    if stop is None:
+        stop, rate, _ = audio.info(path)
+    else:
+        # remembered: who chose the stretch has often asked for it, too
+        rate = audio.sample_rate(path)
+    return -(-(stop - start) * sample_rate // rate)
 
 
 def _load(path, span, sample_rate):

@@ -1,5 +1,7 @@
 """Views: segments of an utterance, each with its own corruption."""
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -41,7 +43,8 @@ class ViewSampler:
         it they are spread as far as it goes.
     speeds : list of float
         One is drawn for each utterance and epoch and played by all its
-        views: a voice at another speed is another voice.
+        views: a voice at another speed is another voice. Speeds other than 1
+        are exact to 100 Hz of a file's rate.
     corrupt_on : str
         ``workers`` or ``device``.
     partners : ClusterPartners
@@ -138,11 +141,17 @@ class ViewSampler:
         speed = self.speeds[self._speed(rng)]
         sources = self._sources(key, (wav, start, stop))
         views, done = [], 0
-        for count, frames in zip(self.counts, self.frames):
-            if count:
-                mine = sources[done : done + count]
-                views.append(self._segments(mine, frames, speed, rng))
-            done += count
+        with contextlib.ExitStack() as stack:
+            files = {
+                path: stack.enter_context(audio.Reader(path))
+                for path in dict.fromkeys(path for path, *_ in sources)
+            }
+            sources = [(files[path], *span) for path, *span in sources]
+            for count, frames in zip(self.counts, self.frames):
+                if count:
+                    mine = sources[done : done + count]
+                    views.append(self._segments(mine, frames, speed, rng))
+                done += count
         draws = torch.from_numpy(self._draws(key))
         if self.corrupt_on == "workers":
             views = self.corrupt(views, draws[None])
@@ -278,22 +287,25 @@ class ViewSampler:
                 played[i] = segment
         return torch.stack(played)
 
-    def _cut(self, wav, start, stop, count, frames, speed, rng):
+    def _cut(self, file, start, stop, count, frames, speed, rng):
         """Segments of one utterance [count, frames]."""
-        rate = audio.sample_rate(wav)
+        rate = file.rate
+        if speed != 1:
+            # rates with a small common divisor are slow to resample
+            speed = round(rate * speed, -2) / rate
         # played faster, a second of view takes more of the file
         needed = int(np.ceil(frames * rate * speed / self.sample_rate))
         gap = None if self.min_gap is None else round(self.min_gap * rate)
-        offsets = positions(stop - start, needed, count, gap, rng)
-        segments = []
-        for offset in offsets:
-            begin = start + int(offset)
-            samples, _ = audio.read(wav, begin, min(begin + needed, stop))
-            if not np.isfinite(samples).all():
-                raise ValueError(f"{wav} holds samples that are no numbers")
-            segments.append(np.resize(samples, needed))
-        segments = torch.from_numpy(np.stack(segments))
-        played = audio.resample(segments, round(rate * speed), self.sample_rate)
+        begins = start + positions(stop - start, needed, count, gap, rng)
+        segments = file.read_spans(
+            [(begin, min(begin + needed, stop)) for begin in begins.tolist()]
+        )
+        if not all(np.isfinite(samples).all() for samples in segments):
+            raise ValueError(f"{file.path} holds samples that are no numbers")
+        segments = np.stack([np.resize(s, needed) for s in segments])
+        played = audio.resample(
+            torch.from_numpy(segments), round(rate * speed), self.sample_rate
+        )
         return played[:, :frames]
 
 
