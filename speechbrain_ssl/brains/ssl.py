@@ -140,8 +140,17 @@ class SSLBrain(SpeakerBrain):
             device=self.device,
         )
         branch.train(was_training)
+        everyone = self.hparams.cluster_tables
         for table in tables:
-            self.cluster_stats = table.refresh(embeddings, epoch)
+            report = table.refresh(embeddings, epoch)
+            # a table alone is "cluster"; of several each has its number
+            number = f"_{everyone.index(table) + 1}" if everyone[1:] else ""
+            self.cluster_stats.update(
+                {
+                    name.replace("cluster", f"cluster{number}", 1): value
+                    for name, value in report.items()
+                }
+            )
         # training waits for it, but not for data
         now = time.monotonic()
         self.training_seconds += now - self.clock

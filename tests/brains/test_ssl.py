@@ -95,6 +95,18 @@ def test_a_run_does_not_go_on_with_other_utterances(tmp_path):
         tiny.run(tmp_path, tmp_path / "out", epochs=2)
 
 
+def test_each_of_several_tables_is_in_the_log(corpus, tmp_path):
+    settings = cluster_aware(start=0.0, epochs=1)
+    (first,) = settings["cluster_tables"]
+    second = ClusterTable(KMeans, clusters=2, start=0.0, min_agreement=0.0)
+    settings["cluster_tables"] = [first, second]
+    run(corpus, tmp_path, **settings)
+    stats = records(tmp_path)[0]["train"]
+    counts = [stats[f"cluster_{n}_count"] for n in (1, 2)]
+    assert counts == [3.0, 2.0]
+    assert "cluster_count" not in stats
+
+
 @pytest.mark.parametrize("stop_at", [5, 6])
 def test_a_cluster_aware_run_resumes_with_the_same_bits(
     corpus, tmp_path, stop_at
