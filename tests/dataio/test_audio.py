@@ -175,11 +175,23 @@ def test_damage_between_spans_does_not_matter(tmp_path):
     assert all(map(np.array_equal, found, whole))
 
 
-@pytest.mark.parametrize("spans", [NEAR, FAR])
-def test_spans_of_m4a_take_one_decoder(monkeypatch, noise, spans):
-    made = []
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+def test_a_span_beyond_the_end_is_refused_by_name(tmp_path, noise, extension):
+    path = str(tmp_path / f"a.{extension}")
+    soundfile.write(path, noise, 16000)
+    with audio.Reader(path) as file:
+        with pytest.raises(OSError, match=f"a.{extension}"):
+            file.read_spans([(7000, 8000), (8500, 9500)])
+
+
+@pytest.mark.parametrize("spans, reads", [(NEAR, 1), (FAR, 2)])
+def test_m4a_takes_one_decoder_and_near_spans_one_read(
+    monkeypatch, noise, spans, reads
+):
+    made, done = [], []
 
     def decode(start, stop):
+        done.append((start, stop))
         frames = slice(round(start * 16000), round(stop * 16000))
         return types.SimpleNamespace(data=torch.tensor(noise[None, frames]))
 
@@ -195,4 +207,4 @@ def test_spans_of_m4a_take_one_decoder(monkeypatch, noise, spans):
         found = file.read_spans(spans)
     wanted = [noise[start:stop] for start, stop in spans]
     assert all(map(np.array_equal, found, wanted))
-    assert made == ["a.m4a"] and file.rate == 16000
+    assert made == ["a.m4a"] and len(done) == reads
