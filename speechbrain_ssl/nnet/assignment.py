@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.precision import full_precision
 
 
 @torch.no_grad()
@@ -33,8 +34,7 @@ def sinkhorn(log_assignment, iterations=3):
     >>> sinkhorn(torch.zeros(2, 4)).tolist()[0]
     [0.25, 0.25, 0.25, 0.25]
     """
-    if log_assignment.dtype != torch.float64:
-        log_assignment = log_assignment.float()
+    log_assignment = full_precision(log_assignment)
     for _ in range(iterations):
         mass = log_assignment.logsumexp(0, keepdim=True)
         mass = distributed.gather(mass).logsumexp(0)
@@ -62,5 +62,5 @@ def prototypes_used(assignment):
     >>> round(prototypes_used(torch.eye(4)).item(), 3)
     4.0
     """
-    mean = distributed.mean(assignment.float().flatten(0, -2).mean(0))
+    mean = distributed.mean(full_precision(assignment).flatten(0, -2).mean(0))
     return torch.special.entr(mean).sum().exp()

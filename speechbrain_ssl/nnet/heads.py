@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ssl.nnet.precision import full_precision
+
 
 def mlp(sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d):
     """Linear layers with normalisation and activation in between.
@@ -62,9 +64,9 @@ def predicted_cosine(predictor, projection, target, s, t):
     """
     batch = projection.shape[1]
     # all views together, as they go through the head
-    said = predictor(projection.float().flatten(0, 1)).float()
-    said = F.normalize(said, dim=-1).view_as(projection)
-    target = F.normalize(target.detach().float(), dim=-1)
+    said = predictor(full_precision(projection).flatten(0, 1))
+    said = F.normalize(full_precision(said), dim=-1).view_as(projection)
+    target = F.normalize(full_precision(target.detach()), dim=-1)
     cosine = (said[s] * target[t]).sum(-1).mean()
     with torch.no_grad():
         # the mean over all pairs of utterances, less those with themselves
@@ -111,7 +113,8 @@ class Prototypes(torch.nn.Module):
         # temperatures down to 0.02 leave no room for half precision
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(
-                F.normalize(x.float(), dim=-1), F.normalize(self.weight, dim=-1)
+                F.normalize(full_precision(x), dim=-1),
+                F.normalize(self.weight, dim=-1),
             )
 
 

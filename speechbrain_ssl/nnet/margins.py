@@ -258,7 +258,8 @@ def _angle(cosine):
 
 def _turn(cosine, margin):
     """Cosine of the angle plus a margin, a number or one for each."""
-    angle, margin = _angle(cosine), torch.as_tensor(margin)
+    angle = _angle(cosine)
+    margin = torch.as_tensor(margin, dtype=angle.dtype)
     return torch.where(
         angle < math.pi - margin,
         torch.cos(angle + margin),

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.precision import full_precision
 
 # keeps the root's gradient finite where a dimension is constant (VICReg)
 VARIANCE_EPS = 1e-4
@@ -174,7 +175,7 @@ class DistanceToPretrained:
         pairs = zip(self.moving, self.start)
         self.start = [start.to(now.device) for now, start in pairs]
         norms = [
-            torch.linalg.vector_norm(now.float() - start)
+            torch.linalg.vector_norm(full_precision(now) - start)
             for now, start in zip(self.moving, self.start)
         ]
         distance = torch.stack(norms).sum() if norms else loss.new_zeros(())

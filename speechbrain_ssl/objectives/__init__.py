@@ -15,8 +15,10 @@ teacher : Views or None
 epoch : float
     Training time: 2.5 is half-way through the third epoch.
 loss : torch.Tensor
-    Scalar, float32 whatever the precision of the inputs (``.float()``
-    them); the brain calls objectives with autocast off.
+    Scalar, float32 for inputs of half precision or float32 (lift them by
+    ``nnet.precision.full_precision``, or ``.float()``); the brain calls
+    objectives with autocast off. Inputs of float64 stay float64 here, for
+    tests and ``torch.autograd.gradcheck`` of ``objective.double()``.
 stats : dict of str to torch.Tensor
     Detached scalars for the log. A collapse must show in them.
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import squared_off_diagonal
 
 
@@ -72,7 +73,7 @@ class BarlowTwins(torch.nn.Module):
             If there is only one view, or one utterance in all processes.
         """
         # utterances first, as that is where processes are put together
-        points = student.projection.float().transpose(0, 1)
+        points = full_precision(student.projection).transpose(0, 1)
         points = distributed.gather_with_gradient(points)
         batch, views, dim = points.shape
         if views < 2 or batch < 2:

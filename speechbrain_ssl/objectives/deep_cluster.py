@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used
+from speechbrain_ssl.nnet.precision import full_precision
 
 
 class DeepCluster(torch.nn.Module):
@@ -95,7 +96,7 @@ class DeepCluster(torch.nn.Module):
         """
         if student.index is None:
             raise ValueError("DeepCluster needs the index of the utterances")
-        point = F.normalize(student.embedding.float(), dim=-1)
+        point = F.normalize(full_precision(student.embedding), dim=-1)
         losses, accuracies, used = [], [], []
         for table in self.tables:
             labels, centroids = table.on(point.device)
@@ -106,16 +107,16 @@ class DeepCluster(torch.nn.Module):
                 )
             label = labels[student.index]
             # noise has no cluster to be told from others
-            known = label >= 0
-            logits = point @ centroids.T / self._temperatures(table, centroids)
+            known = (label >= 0).to(point.dtype)
+            cosine = point @ centroids.T.to(point.dtype)
+            logits = cosine / self._temperatures(table, centroids)
             target = label.clamp(min=0).expand(len(point), -1)
             loss = F.cross_entropy(
                 logits.flatten(0, 1), target.flatten(), reduction="none"
             ).view_as(target)
-            count = distributed.mean(known.float().sum()).clamp(min=1)
-            share = known.float() / count
+            share = known / distributed.mean(known.sum()).clamp(min=1)
             losses.append((loss * share).sum(1).mean())
-            hit = (logits.argmax(-1) == target).float()
+            hit = logits.argmax(-1) == target
             accuracies.append((hit * share).sum(1).mean())
             used.append(prototypes_used(logits.softmax(-1)))
         return torch.stack(losses).mean(), {

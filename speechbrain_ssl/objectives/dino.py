@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
 from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import koleo
 from speechbrain_ssl.nnet.schedules import at
 
@@ -116,19 +117,20 @@ class DINO(torch.nn.Module):
         """
         s, t = different_views(student, teacher)
         check_views(self, teacher, len(self.center))
-        logits = teacher.projection.detach().float()
+        logits = full_precision(teacher.projection.detach())
         target = self._target(logits, at(self.teacher_temperature, epoch))
         cross = self._cross_entropy(student.projection, target)[s, t].mean()
         loss = cross
         if self.consistency_weight:
             cosine = F.cosine_similarity(
-                student.embedding.float()[s],
-                teacher.embedding.detach().float()[t],
+                full_precision(student.embedding)[s],
+                full_precision(teacher.embedding.detach())[t],
                 dim=-1,
             )
             loss = loss + self.consistency_weight * (1 - cosine).mean()
         if self.koleo_weight:
-            spread = torch.stack([koleo(x) for x in student.embedding.float()])
+            embedding = full_precision(student.embedding)
+            spread = torch.stack([koleo(x) for x in embedding])
             loss = loss + self.koleo_weight * spread.mean()
 
         if self.training and not self.sinkhorn_iterations:
@@ -182,7 +184,7 @@ class DINO(torch.nn.Module):
         """Of each view of the student to each of the teacher [s, t]."""
         # logsumexp(x) - <target, x> instead of log_softmax, which would hold
         # another copy of what may be 65,536 logits for each view
-        scaled = projection.float() / self.student_temperature
+        scaled = full_precision(projection) / self.student_temperature
         # [s, t, batch]: one sum over batch and prototypes would lose digits
         chosen = torch.einsum("sbk,tbk->stb", scaled, target).mean(-1)
         return scaled.logsumexp(-1).mean(1, keepdim=True) - chosen

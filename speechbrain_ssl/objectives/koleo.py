@@ -7,6 +7,7 @@ al., "DINOv2", TMLR 2024 (https://arxiv.org/abs/2304.07193).
 
 import torch
 
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import koleo
 
 
@@ -54,6 +55,6 @@ class KoLeo(torch.nn.Module):
         ValueError
             If there is only one utterance.
         """
-        embedding = student.embedding.float()
+        embedding = full_precision(student.embedding)
         loss = torch.stack([koleo(view) for view in embedding]).mean()
         return loss, {"nearest_distance": torch.exp(-loss.detach())}

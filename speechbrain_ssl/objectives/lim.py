@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.nnet.precision import full_precision
 
 KINDS = ("nce", "bce", "mine")
 
@@ -73,7 +74,7 @@ class LIM(torch.nn.Module):
             If there is no pair of different views, or only one utterance.
         """
         s, t = different_views(student, student)
-        point = F.normalize(student.projection.float(), dim=-1)
+        point = F.normalize(full_precision(student.projection), dim=-1)
         other = self._next_utterances(point)
         positive = (point[s] * point[t]).sum(-1)
         negative = (point[s] * other[t]).sum(-1)

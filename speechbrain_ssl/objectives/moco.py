@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.margins import as_margin
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
 
 # the cosine of a key to itself, less what float32 may lose of it
@@ -95,11 +96,11 @@ class MoCo(torch.nn.Module):
         """
         q, k = different_views(student, teacher)
         check_views(self, student, self.queue.shape[1])
-        point = student.projection.float()
-        key = F.normalize(teacher.projection.detach().float(), dim=-1)
+        point = full_precision(student.projection)
+        key = F.normalize(full_precision(teacher.projection.detach()), dim=-1)
         fresh = key
         if teacher.own is not None:
-            fresh = F.normalize(teacher.own.detach().float(), dim=-1)
+            fresh = F.normalize(full_precision(teacher.own.detach()), dim=-1)
         if not self.symmetric:
             # the first query and its first key, as if there were no others
             point, key, fresh = point[q[:1]], key[k[:1]], fresh[k[:1]]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.heads import mlp
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
 
 
@@ -100,8 +101,8 @@ class NNCLR(torch.nn.Module):
         """
         s, t = different_views(student, student)
         check_views(self, student, self.queue.shape[1])
-        point = student.projection.float()
-        prediction = self.predictor(point.flatten(0, 1)).float()
+        point = full_precision(student.projection)
+        prediction = full_precision(self.predictor(point.flatten(0, 1)))
         prediction = F.normalize(prediction, dim=-1).view_as(point)
         # [processes, views, batch, dim] to [views, everyone, dim]
         everyone = distributed.gather_with_gradient(prediction[None])

@@ -9,6 +9,7 @@ import torch
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import check_views
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     covariance,
     squared_off_diagonal,
@@ -96,7 +97,9 @@ class RDINO(torch.nn.Module):
         # the paper's code takes the mean of the two global crops and adds the
         # teacher's terms, which have no gradient and change nothing
         views = len(teacher.projection)
-        wide = distributed.gather_with_gradient(wide[:views].float().mean(0))
+        wide = distributed.gather_with_gradient(
+            full_precision(wide[:views]).mean(0)
+        )
         variance = 0.5 * variance_hinge(wide)
         redundancy = squared_off_diagonal(covariance(wide)) / self.width
         loss = loss + at(self.weight, epoch) * (

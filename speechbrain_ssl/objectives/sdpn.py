@@ -16,6 +16,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
 from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import koleo
 
 # prototypes in use, as a share of all, below which a warning is due
@@ -131,7 +132,7 @@ class SDPN(torch.nn.Module):
         prob = log_prob.exp()
         mean_prob = distributed.mean(prob.mean(dim=(0, 1)))
         gap = math.log(len(mean_prob)) - torch.special.entr(mean_prob).sum()
-        embedding = student.embedding.float()
+        embedding = full_precision(student.embedding)
         spread = torch.stack([koleo(x) for x in embedding])
         loss = (
             cross_entropy
@@ -172,7 +173,7 @@ class SDPN(torch.nn.Module):
 
     def _score(self, views):
         """Cosines to the prototypes over the temperature."""
-        return self.prototypes(views.projection.float()) / self.temperature
+        return self.prototypes(views.projection) / self.temperature
 
     def _dimensions(self, embedding):
         """Squared Frobenius norm of their second moments [views, batch, dim].

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import check_views
 from speechbrain_ssl.nnet.margins import as_margin
+from speechbrain_ssl.nnet.precision import full_precision
 
 
 class SimCLR(torch.nn.Module):
@@ -77,7 +78,7 @@ class SimCLR(torch.nn.Module):
         if views < 2:
             raise ValueError(f"SimCLR needs two views or more, got {views}")
         check_views(self, student, utterances=2)
-        point = student.projection.float()
+        point = full_precision(student.projection)
         anchor = F.normalize(point, dim=-1)
         # [processes, views, batch, dim] to the order of the anchors
         everyone = distributed.gather_with_gradient(anchor[None])

@@ -102,7 +102,8 @@ class SSPS(torch.nn.Module):
         else:
             loss, stats = self.objective(student, changed, epoch)
         if self.training:
-            self._enqueue(side.projection[0].detach().float(), student.index)
+            fresh = side.projection[0].detach().to(self.queue.dtype)
+            self._enqueue(fresh, student.index)
         return loss, {**stats, "replaced": found.float().mean()}
 
     def warnings(self, stats):

@@ -11,6 +11,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
 from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
 
 
@@ -107,7 +108,7 @@ class SwAV(torch.nn.Module):
         ValueError
             If there is no pair of different views.
         """
-        point = student.projection.float()
+        point = full_precision(student.projection)
         key = F.normalize(point.detach()[: self.target_views], dim=-1)
         number = student.number and student.number[: len(key)]
         s, t = different_views(student, Views(key, key, number=number))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     squared_off_diagonal,
     variance_hinge,
@@ -104,7 +105,7 @@ class VIbCReg(torch.nn.Module):
             if the dimensions cannot be divided into groups.
         """
         # utterances first, as that is where processes are put together
-        points = student.projection.float().transpose(0, 1)
+        points = full_precision(student.projection).transpose(0, 1)
         points = distributed.gather_with_gradient(points).transpose(0, 1)
         views, batch, dim = points.shape
         if views < 2 or batch < 2:
@@ -143,7 +144,7 @@ class VIbCReg(torch.nn.Module):
         # [views, groups, batch, size]
         groups = points.unflatten(-1, (-1, size)).transpose(1, 2)
         groups = groups - groups.mean(dim=2, keepdim=True)
-        eye = torch.eye(size, device=points.device)
+        eye = torch.eye(size, dtype=points.dtype, device=points.device)
         sigma = groups.mT @ groups / batch + self.eps * eye
         # the iteration converges where all eigenvalues are at most one
         trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.nnet.precision import full_precision
 
 
 class WMSE(torch.nn.Module):
@@ -90,7 +91,7 @@ class WMSE(torch.nn.Module):
         s, t = different_views(student, student)
         check_views(self, student, self.dim)
         # utterances first, as that is where processes are put together
-        points = student.projection.float().transpose(0, 1)
+        points = full_precision(student.projection).transpose(0, 1)
         points = distributed.gather_with_gradient(points).transpose(0, 1)
         batch = points.shape[1]
         self._check(batch)
@@ -133,7 +134,7 @@ class WMSE(torch.nn.Module):
         """Parts [..., size, dim] with the identity as covariance."""
         parts = parts - parts.mean(dim=-2, keepdim=True)
         sigma = parts.mT @ parts / (parts.shape[-2] - 1)
-        eye = torch.eye(self.dim, device=parts.device)
+        eye = torch.eye(self.dim, dtype=parts.dtype, device=parts.device)
         try:
             root = torch.linalg.cholesky(
                 (1 - self.eps) * sigma + self.eps * eye

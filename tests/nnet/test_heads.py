@@ -36,7 +36,9 @@ def test_a_plain_head_says_cosines_only():
 
 
 def test_predicted_cosines_are_those_of_the_pairs_that_are_named():
-    projection, target = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    projection, target = (
+        torch.randn(n, 4, 5, dtype=torch.float64) for n in (3, 2)
+    )
     s, t = [0, 2], [1, 0]
     cosine, negative = predicted_cosine(
         torch.nn.Identity(), projection, target, s, t
@@ -45,8 +47,8 @@ def test_predicted_cosines_are_those_of_the_pairs_that_are_named():
         projection[s][:, :, None], target[t][:, None], dim=-1
     )
     mine = torch.eye(4, dtype=torch.bool)
-    assert torch.allclose(cosine, every[:, mine].mean(), atol=1e-6)
-    assert torch.allclose(negative, every[:, ~mine].mean(), atol=1e-6)
+    torch.testing.assert_close(cosine, every[:, mine].mean())
+    torch.testing.assert_close(negative, every[:, ~mine].mean())
 
 
 def test_an_mlp_can_do_without_normalisation():

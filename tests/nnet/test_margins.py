@@ -1,5 +1,6 @@
 """Margins against loops over the papers' formulas."""
 
+import copy
 import math
 
 import pytest
@@ -29,12 +30,12 @@ ALL = [
 ]
 
 
-def cosines():
+def cosines(dtype=None):
     """Positives, negatives and norms, of which one negative is masked."""
-    positive = torch.rand(PAIRS, BATCH) * 2 - 1
-    negative = torch.rand(VIEWS, BATCH, OTHERS) * 2 - 1
+    positive = torch.rand(PAIRS, BATCH, dtype=dtype) * 2 - 1
+    negative = torch.rand(VIEWS, BATCH, OTHERS, dtype=dtype) * 2 - 1
     negative[1, 1, 3] = -math.inf
-    return positive, negative, torch.rand(PAIRS, BATCH) * 5
+    return positive, negative, torch.rand(PAIRS, BATCH, dtype=dtype) * 5
 
 
 def turned(cosine, margin):
@@ -50,7 +51,7 @@ def assert_positive(found, formula, *inputs):
     for p in range(PAIRS):
         for i in range(BATCH):
             expected = formula(*[x[p, i].item() for x in inputs])
-            assert found[p, i].item() == pytest.approx(expected, abs=1e-6)
+            assert found[p, i].item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_number_is_the_margin_of_cosface():
 
 @pytest.mark.parametrize("margin", [0.0, 0.2, 1.5])
 def test_arcface_adds_to_the_angle(margin):
-    positive, negative, norm = cosines()
+    positive, negative, norm = cosines(torch.float64)
     adjusted = ArcFace(margin)(positive, negative, norm, ANCHOR)
     assert_positive(adjusted.positive, lambda c: turned(c, margin), positive)
 
@@ -104,8 +105,8 @@ def test_gradients_are_finite_at_the_ends(margin, end):
 
 @pytest.mark.parametrize("t", [0.0, 0.6])
 def test_curricularface_weighs_hard_negatives(t):
-    positive, negative, norm = cosines()
-    margin = CurricularFace(0.4).eval()
+    positive, negative, norm = cosines(torch.float64)
+    margin = CurricularFace(0.4).eval().double()
     margin.t.fill_(t)
     adjusted = margin(positive, negative, norm, ANCHOR)
     assert_positive(adjusted.positive, lambda c: turned(c, 0.4), positive)
@@ -119,25 +120,25 @@ def test_curricularface_weighs_hard_negatives(t):
                 hard = c > math.cos(angle + 0.4)
                 expected = c * (t + c) if hard else c
                 weighed += hard
-                wanted = pytest.approx(expected, rel=1e-6, abs=1e-7)
+                wanted = pytest.approx(expected, rel=1e-9)
                 assert found[p, i, j].item() == wanted
     assert 0 < weighed < PAIRS * BATCH * OTHERS
 
 
 def test_curriculum_follows_the_mean_positive_in_training_only():
-    margin = CurricularFace(0.4, momentum=0.9)
+    margin = CurricularFace(0.4, momentum=0.9).double()
     expected = 0.0
     for _ in range(3):
-        inputs = cosines()
+        inputs = cosines(torch.float64)
         margin(*inputs, ANCHOR)
         expected = 0.9 * expected + 0.1 * inputs[0].mean().item()
-        assert margin.t.item() == pytest.approx(expected, rel=1e-5)
-    margin.eval()(*cosines(), ANCHOR)
-    assert margin.t.item() == pytest.approx(expected, rel=1e-5)
+        assert margin.t.item() == pytest.approx(expected, rel=1e-9)
+    margin.eval()(*cosines(torch.float64), ANCHOR)
+    assert margin.t.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_magface_margin_and_penalty_follow_the_norm():
-    positive, negative, norm = cosines()
+    positive, negative, norm = cosines(torch.float64)
     norm[0, 0], norm[1, 1] = 0.01, 50.0
     margin = MagFace((0.1, 0.4), (1.0, 3.0), weight=2.0)
     adjusted = margin(positive, negative, norm, ANCHOR)
@@ -149,7 +150,7 @@ def test_magface_margin_and_penalty_follow_the_norm():
     assert_positive(adjusted.positive, formula, positive, norm)
     lengths = [min(max(x, 1.0), 3.0) for x in norm.flatten().tolist()]
     penalty = sum(x / 9.0 + 1.0 / x for x in lengths) / len(lengths)
-    assert adjusted.penalty.item() == pytest.approx(2.0 * penalty, rel=1e-6)
+    assert adjusted.penalty.item() == pytest.approx(2.0 * penalty, rel=1e-9)
 
 
 def test_magface_gives_longer_projections_a_gradient():
@@ -163,8 +164,8 @@ def test_magface_gives_longer_projections_a_gradient():
 
 
 def test_adaface_turns_short_ones_and_shortens_long_ones():
-    positive, negative, norm = cosines()
-    margin = AdaFace(0.3, concentration=0.5).eval()
+    positive, negative, norm = cosines(torch.float64)
+    margin = AdaFace(0.3, concentration=0.5).eval().double()
     margin.mean.fill_(2.0)
     margin.deviation.fill_(1.5)
     norm[0, 0], norm[1, 1] = 0.0, 90.0
@@ -188,19 +189,19 @@ def test_adaface_of_a_mean_projection_is_cosface():
 
 
 def test_adaface_statistics_move_in_training_only():
-    margin = AdaFace(0.3, momentum=0.9)
+    margin = AdaFace(0.3, momentum=0.9).double()
     mean, deviation = 20.0, 100.0
     for _ in range(3):
-        inputs = cosines()
+        inputs = cosines(torch.float64)
         margin(*inputs, ANCHOR)
         lengths = inputs[2].flatten().tolist()
         center = sum(lengths) / len(lengths)
         square = sum((x - center) ** 2 for x in lengths) / len(lengths)
         mean = 0.9 * mean + 0.1 * center
         deviation = 0.9 * deviation + 0.1 * math.sqrt(square)
-    margin.eval()(*cosines(), ANCHOR)
-    assert margin.mean.item() == pytest.approx(mean, rel=1e-5)
-    assert margin.deviation.item() == pytest.approx(deviation, rel=1e-5)
+    margin.eval()(*cosines(torch.float64), ANCHOR)
+    assert margin.mean.item() == pytest.approx(mean, rel=1e-9)
+    assert margin.deviation.item() == pytest.approx(deviation, rel=1e-9)
 
 
 def test_adaface_gives_the_norm_no_gradient():
@@ -219,8 +220,9 @@ def test_contrastive_objectives_keep_the_contract(margin):
 
 @pytest.mark.parametrize("margin", ALL, ids=lambda m: type(m).__name__)
 def test_simclr_equals_the_loop_with_the_margin_of_each_pair(margin):
-    points = torch.randn(3, 4, 5)
-    loss, _ = SimCLR(0.3, margin).eval()(Views(points, points), None, 0.0)
+    margin = copy.deepcopy(margin).eval().double()
+    points = torch.randn(3, 4, 5, dtype=torch.float64)
+    loss, _ = SimCLR(0.3, margin)(Views(points, points), None, 0.0)
     unit = torch.nn.functional.normalize(points, dim=-1)
     losses, penalties = [], []
     for a in range(3):
@@ -240,13 +242,16 @@ def test_simclr_equals_the_loop_with_the_margin_of_each_pair(margin):
                 losses.append(-logits.log_softmax(0)[0].item())
                 penalties.append(float(x.penalty))
     expected = (sum(losses) + sum(penalties)) / len(losses)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("margin", ALL, ids=lambda m: type(m).__name__)
 def test_moco_equals_the_loop_with_the_margin_of_each_pair(margin):
-    student, teacher = torch.randn(4, 3, 5), torch.randn(2, 3, 5)
-    objective = MoCo(5, 6, 0.3, margin).eval()
+    student, teacher = (
+        torch.randn(n, 3, 5, dtype=torch.float64) for n in (4, 2)
+    )
+    objective = MoCo(5, 6, 0.3, copy.deepcopy(margin)).eval().double()
+    margin = objective.margin
     loss, _ = objective(Views(student, student), Views(teacher, teacher), 0.0)
     query = torch.nn.functional.normalize(student, dim=-1)
     key = torch.nn.functional.normalize(teacher, dim=-1)
@@ -264,7 +269,7 @@ def test_moco_equals_the_loop_with_the_margin_of_each_pair(margin):
                 losses.append(-logits.log_softmax(0)[0].item())
                 penalties.append(float(x.penalty))
     expected = (sum(losses) + sum(penalties)) / len(losses)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import joint_embedding
 
 
-def views(*shape):
-    points = torch.randn(*shape)
+def views(*shape, dtype=None):
+    points = torch.randn(*shape, dtype=dtype)
     return Views(points, points)
 
 
@@ -23,25 +23,26 @@ def layers_of(predictor):
         norm.running_var.uniform_(0.5, 2.0)
     normalised = norm.running_mean, norm.running_var, norm.weight, norm.bias
     groups = (first.weight, first.bias), normalised, (last.weight, last.bias)
-    return [[x.double().tolist() for x in group] for group in groups]
+    return [[x.tolist() for x in group] for group in groups]
 
 
 @pytest.mark.parametrize("mine, theirs", [(2, 2), (3, 3), (5, 2)])
 def test_equals_the_written_out_formula(mine, theirs):
-    objective = BYOL(7, hidden=11).eval()
+    objective = BYOL(7, hidden=11).eval().double()
     layers = layers_of(objective.predictor)
-    student, teacher = views(mine, 3, 7), views(theirs, 3, 7)
+    student = views(mine, 3, 7, dtype=torch.float64)
+    teacher = views(theirs, 3, 7, dtype=torch.float64)
     loss, stats = objective(student, teacher, 0.0)
     predictions = [
         [joint_embedding.predict(point, layers) for point in view]
-        for view in student.projection.double().tolist()
+        for view in student.projection.tolist()
     ]
     same, others = joint_embedding.predictive_cosines(
-        predictions, teacher.projection.double().tolist()
+        predictions, teacher.projection.tolist()
     )
-    assert loss.item() == pytest.approx(2 - 2 * same, rel=1e-5)
-    assert stats["cosine"].item() == pytest.approx(same, abs=1e-5)
-    assert stats["negative_cosine"].item() == pytest.approx(others, abs=1e-5)
+    assert loss.item() == pytest.approx(2 - 2 * same, rel=1e-9)
+    assert stats["cosine"].item() == pytest.approx(same, rel=1e-9)
+    assert stats["negative_cosine"].item() == pytest.approx(others, rel=1e-9)
 
 
 def without_predictor(student, teacher):

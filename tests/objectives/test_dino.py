@@ -14,9 +14,11 @@ from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import distillation
 
 
-def views(count, batch=3, dim=7, **kwargs):
+def views(count, batch=3, dim=7, dtype=None, **kwargs):
     return Views(
-        torch.randn(count, batch, 5), torch.randn(count, batch, dim), **kwargs
+        torch.randn(count, batch, 5, dtype=dtype),
+        torch.randn(count, batch, dim, dtype=dtype),
+        **kwargs,
     )
 
 
@@ -29,9 +31,9 @@ def pairs_of(students, teachers):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_equals_the_written_out_formula(global_crops, local_crops, batch):
     numbers = range(global_crops + local_crops)
-    student = views(len(numbers), batch)
-    teacher = views(global_crops, batch)
-    objective = DINO(7, 0.3, 0.2).eval()
+    student = views(len(numbers), batch, dtype=torch.float64)
+    teacher = views(global_crops, batch, dtype=torch.float64)
+    objective = DINO(7, 0.3, 0.2).eval().double()
     objective.center.copy_(torch.randn(7))
     pairs = pairs_of(numbers, range(global_crops))
     if not pairs:
@@ -40,29 +42,29 @@ def test_equals_the_written_out_formula(global_crops, local_crops, batch):
         return
     loss, _ = objective(student, teacher, 0.0)
     slow = distillation.dino(
-        student.projection.double().tolist(),
-        teacher.projection.double().tolist(),
-        objective.center.double().tolist(),
+        student.projection.tolist(),
+        teacher.projection.tolist(),
+        objective.center.tolist(),
         0.3,
         0.2,
         pairs,
     )
-    assert loss.item() == pytest.approx(slow, rel=2e-6)
+    assert loss.item() == pytest.approx(slow, rel=1e-9)
 
 
 def test_a_view_meets_every_other_one_when_the_student_sees_no_global_crop():
-    student = views(4, number=(1, 2, 3, 4))
-    teacher = views(1, number=(0,))
-    loss, _ = DINO(7).eval()(student, teacher, 0.0)
+    student = views(4, number=(1, 2, 3, 4), dtype=torch.float64)
+    teacher = views(1, number=(0,), dtype=torch.float64)
+    loss, _ = DINO(7).eval().double()(student, teacher, 0.0)
     slow = distillation.dino(
-        student.projection.double().tolist(),
-        teacher.projection.double().tolist(),
+        student.projection.tolist(),
+        teacher.projection.tolist(),
         [0.0] * 7,
         0.1,
         0.04,
         [(s, 0) for s in range(4)],
     )
-    assert loss.item() == pytest.approx(slow, rel=2e-6)
+    assert loss.item() == pytest.approx(slow, rel=1e-9)
 
 
 def test_logits_of_zero_give_the_log_of_the_number_of_prototypes():
@@ -126,25 +128,24 @@ def test_sinkhorn_targets_use_all_prototypes():
 
 
 def test_sinkhorn_targets_are_those_of_all_global_crops_together():
-    student, teacher = views(3), views(2)
-    objective = DINO(7, 0.3, 0.2, sinkhorn_iterations=3).eval()
+    student, teacher = (views(n, dtype=torch.float64) for n in (3, 2))
+    objective = DINO(7, 0.3, 0.2, sinkhorn_iterations=3).eval().double()
     loss, _ = objective(student, teacher, 0.0)
-    flat = teacher.projection.flatten(0, 1).double().div(0.2).exp()
+    flat = teacher.projection.flatten(0, 1).div(0.2).exp()
     target = distillation.sinkhorn(flat.numpy(), 3).reshape(2, 3, 7)
     losses = [
         distillation.cross_entropy(target[t][i], distillation.softmax(x, 0.3))
         for s, t in pairs_of(range(3), range(2))
-        for i, x in enumerate(student.projection[s].double().tolist())
+        for i, x in enumerate(student.projection[s].tolist())
     ]
-    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=2e-6)
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
 
 
 def test_consistency_and_koleo_are_added_on_embeddings():
-    student, teacher = views(3), views(2)
-    plain, _ = DINO(7).eval()(student, teacher, 0.0)
-    loss, _ = DINO(7, consistency_weight=2.0, koleo_weight=0.5).eval()(
-        student, teacher, 0.0
-    )
+    student, teacher = (views(n, dtype=torch.float64) for n in (3, 2))
+    plain, _ = DINO(7).eval().double()(student, teacher, 0.0)
+    added = DINO(7, consistency_weight=2.0, koleo_weight=0.5).eval().double()
+    loss, _ = added(student, teacher, 0.0)
     gaps = [
         1
         - F.cosine_similarity(student.embedding[s], teacher.embedding[t]).mean()
@@ -152,7 +153,7 @@ def test_consistency_and_koleo_are_added_on_embeddings():
     ]
     spread = [distillation.koleo(x.tolist()) for x in student.embedding]
     wanted = plain + 2.0 * sum(gaps) / len(gaps) + 0.5 * sum(spread) / 3
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-9)
 
 
 def test_no_gradient_reaches_the_teacher():

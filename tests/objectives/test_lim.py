@@ -21,10 +21,10 @@ def loss_of(points, kind):
 @pytest.mark.parametrize("views, batch", [(2, 2), (3, 3), (5, 7)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_written_out_formula(views, batch, kind):
-    points = torch.randn(views, batch, 5)
+    points = torch.randn(views, batch, 5, dtype=torch.float64)
     loss, _ = loss_of(points, kind)
-    expected = neighbours.lim(points.double().tolist(), kind)
-    assert loss == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    expected = neighbours.lim(points.tolist(), kind)
+    assert loss == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import contrastive
 
 
-def views(*shape):
-    points = torch.randn(*shape)
+def views(*shape, dtype=None):
+    points = torch.randn(*shape, dtype=dtype)
     return Views(points, points)
 
 
@@ -21,8 +21,12 @@ def views(*shape):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("margin", [0.0, 0.1])
 def test_equals_the_written_out_formula(count, symmetric, margin):
-    objective = MoCo(7, 5, 0.2, margin, symmetric).eval()
-    student, teacher = views(count, 3, 7), views(count, 3, 7)
+    objective = MoCo(7, 5, 0.2, margin, symmetric).eval().double()
+    # of unit length in float64 as well
+    objective.queue = F.normalize(objective.queue, dim=-1)
+    student, teacher = (
+        views(count, 3, 7, dtype=torch.float64) for _ in range(2)
+    )
     loss, _ = objective(student, teacher, 0.0)
     slow = contrastive.info_nce(
         student.projection.tolist(),
@@ -32,7 +36,7 @@ def test_equals_the_written_out_formula(count, symmetric, margin):
         margin,
         symmetric,
     )
-    assert loss.item() == pytest.approx(slow, rel=1e-5)
+    assert loss.item() == pytest.approx(slow, rel=1e-9)
 
 
 @pytest.mark.parametrize("size, loss", [(65536, 11.09037), (32768, 10.39724)])
@@ -76,9 +80,10 @@ def test_orthonormal_utterances_are_healthy():
 
 def test_a_positive_of_another_utterance_is_not_kept_and_no_negative():
     """What SSPS puts in the place of the own key."""
-    objective = MoCo(4, queue_size=6, temperature=1.0)
-    other = objective.queue[2].clone()
-    student, teacher = views(2, 3, 4), views(2, 3, 4)
+    objective = MoCo(4, queue_size=6, temperature=1.0).double()
+    # of unit length in float64 as well
+    other = F.normalize(objective.queue[2], dim=-1)
+    student, teacher = (views(2, 3, 4, dtype=torch.float64) for _ in range(2))
     replaced = teacher._replace(
         projection=other.expand(2, 3, 4), own=teacher.projection
     )
@@ -88,7 +93,7 @@ def test_a_positive_of_another_utterance_is_not_kept_and_no_negative():
     rest = (unit @ queue[[0, 1, 3, 4, 5]].T).exp().sum(-1)
     positive = (unit @ other).exp()
     expected = -(positive / (positive + rest)).log().mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
     kept = F.normalize(teacher.projection.transpose(0, 1), dim=-1)
     assert torch.equal(objective.queue, kept.flatten(0, 1))
 

@@ -12,8 +12,8 @@ from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import neighbours
 
 
-def views(*shape):
-    points = torch.randn(*shape)
+def views(*shape, dtype=None):
+    points = torch.randn(*shape, dtype=dtype)
     return Views(points, points)
 
 
@@ -27,8 +27,10 @@ def identity(dim, queue_size, **settings):
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("norm", [None, torch.nn.BatchNorm1d])
 def test_equals_the_written_out_formula(count, norm):
-    objective = NNCLR(7, 11, 5, 0.3, norm).eval()
-    student = views(count, 3, 7)
+    objective = NNCLR(7, 11, 5, 0.3, norm).eval().double()
+    # of unit length in float64 as well
+    objective.queue = F.normalize(objective.queue, dim=-1)
+    student = views(count, 3, 7, dtype=torch.float64)
     loss, _ = objective(student, None, 0.0)
     predicted = [objective.predictor(x) for x in student.projection]
     expected = neighbours.nnclr(
@@ -37,14 +39,14 @@ def test_equals_the_written_out_formula(count, norm):
         objective.queue.tolist(),
         0.3,
     )
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_before_its_epoch_it_is_contrast_of_the_views_themselves():
     objective = identity(7, 5, temperature=0.3, neighbors_from=2.0).eval()
-    points = torch.randn(2, 3, 7, requires_grad=True)
+    points = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
     student = Views(points, points)
-    early, stats = objective(student, None, 1.9)
+    early, stats = objective.double()(student, None, 1.9)
     assert stats["neighbor_cosine"].item() < 0.99
     unit = F.normalize(points, dim=-1)
     losses = [
@@ -52,14 +54,14 @@ def test_before_its_epoch_it_is_contrast_of_the_views_themselves():
         for s, t in [(0, 1), (1, 0)]
     ]
     expected = sum(losses) / 2
-    assert early.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert early.item() == pytest.approx(expected.item(), rel=1e-9)
     # both sides learn
     gradients = [torch.autograd.grad(x, points)[0] for x in (early, expected)]
     assert torch.allclose(*gradients, atol=1e-6)
     # from its epoch on: the same, where the queue holds just the views
     objective.queue = unit.detach().flatten(0, 1)
     late, _ = objective(student, None, 2.0)
-    assert late.item() == pytest.approx(early.item(), rel=1e-6)
+    assert late.item() == pytest.approx(early.item(), rel=1e-9)
 
 
 def test_the_queue_fills_before_neighbors_are_taken():

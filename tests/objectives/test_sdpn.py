@@ -11,16 +11,16 @@ from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import distillation
 
 
-def both(locals_=4, globals_=1, batch=3, dim=5, emb_dim=6):
+def both(locals_=4, globals_=1, batch=3, dim=5, emb_dim=6, dtype=None):
     numbers = range(globals_ + locals_)
     student = Views(
-        torch.randn(locals_, batch, emb_dim),
-        torch.randn(locals_, batch, dim),
+        torch.randn(locals_, batch, emb_dim, dtype=dtype),
+        torch.randn(locals_, batch, dim, dtype=dtype),
         number=tuple(numbers[globals_:]),
     )
     teacher = Views(
-        torch.randn(globals_, batch, emb_dim),
-        torch.randn(globals_, batch, dim),
+        torch.randn(globals_, batch, emb_dim, dtype=dtype),
+        torch.randn(globals_, batch, dim, dtype=dtype),
         number=tuple(numbers[:globals_]),
     )
     return student, teacher
@@ -33,22 +33,22 @@ def both(locals_=4, globals_=1, batch=3, dim=5, emb_dim=6):
 def test_equals_the_written_out_formula(locals_, globals_, batch, shared):
     """``shared`` of the student's views are crops of the teacher's, too."""
     locals_ += shared  # one local crop at least
-    student, teacher = both(locals_, globals_, batch)
+    student, teacher = both(locals_, globals_, batch, dtype=torch.float64)
     number = (*range(shared), *student.number[shared:])
     student = student._replace(number=number)
-    objective = SDPN(5, 7, 0.2, 0.5, 3, True, 0.7, 0.3, 0.4)
+    objective = SDPN(5, 7, 0.2, 0.5, 3, True, 0.7, 0.3, 0.4).double()
     loss, _ = objective(student, teacher, 0.0)
     slow = distillation.sdpn(
-        student.projection.double().tolist(),
-        teacher.projection.double().tolist(),
-        objective.prototypes.weight.detach().double().tolist(),
-        student.embedding.double().tolist(),
+        student.projection.tolist(),
+        teacher.projection.tolist(),
+        objective.prototypes.weight.tolist(),
+        student.embedding.tolist(),
         0.2,
         0.5,
         (0.7, 0.3, 0.4),
         [(v, v) for v in range(shared)],
     )
-    assert loss.item() == pytest.approx(slow, rel=1e-5)
+    assert loss.item() == pytest.approx(slow, rel=1e-9)
 
 
 def test_equal_similarities_give_the_log_of_the_number_of_prototypes():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.objectives.byol import BYOL
 from speechbrain_ssl.objectives.simsiam import SimSiam
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import joint_embedding
@@ -12,19 +13,19 @@ from tests.objectives.test_byol import layers_of, views
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_equals_the_written_out_formula(count):
-    objective = SimSiam(7, hidden=11).eval()
+    objective = SimSiam(7, hidden=11).eval().double()
     layers = layers_of(objective.predictor)
-    student = views(count, 3, 7)
+    student = views(count, 3, 7, dtype=torch.float64)
     loss, stats = objective(student, None, 0.0)
-    points = student.projection.double().tolist()
+    points = student.projection.tolist()
     predictions = [
         [joint_embedding.predict(point, layers) for point in view]
         for view in points
     ]
     same, others = joint_embedding.predictive_cosines(predictions, points)
-    assert loss.item() == pytest.approx(-same, rel=1e-5, abs=1e-6)
-    assert stats["cosine"].item() == pytest.approx(same, abs=1e-5)
-    assert stats["negative_cosine"].item() == pytest.approx(others, abs=1e-5)
+    assert loss.item() == pytest.approx(-same, rel=1e-9)
+    assert stats["cosine"].item() == pytest.approx(same, rel=1e-9)
+    assert stats["negative_cosine"].item() == pytest.approx(others, rel=1e-9)
 
 
 def without_predictor(points):
@@ -58,6 +59,18 @@ def test_targets_get_no_gradient():
     (-cosine.mean()).backward()
     # with the gradient of the targets it would be twice as long
     assert torch.allclose(points.grad, said.grad, atol=1e-7)
+
+
+def test_is_byol_whose_teacher_is_the_student():
+    points = torch.randn(3, 4, 5, requires_grad=True)
+    objective, byol = SimSiam(5, hidden=3).eval(), BYOL(5, hidden=3).eval()
+    byol.load_state_dict(objective.state_dict())
+    student = Views(points, points)
+    mine, _ = objective(student, None, 0.0)
+    other, _ = byol(student, student, 0.0)
+    assert other.item() == pytest.approx(2 + 2 * mine.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(x, points)[0] for x in (2 * mine, other)]
+    assert torch.allclose(*gradients, atol=1e-7)
 
 
 def test_a_teacher_changes_nothing():

@@ -18,19 +18,19 @@ def loss_of(points, *weights, **settings):
 @pytest.mark.parametrize("views", [2, 3, 5])
 @pytest.mark.parametrize("batch, dim, size", [(3, 5, 64), (7, 6, 3), (9, 7, 1)])
 def test_equals_the_written_out_formula(views, batch, dim, size):
-    points = torch.randn(views, batch, dim) + 2.0
+    points = torch.randn(views, batch, dim, dtype=torch.float64) + 2.0
     weights = 1.3, 0.7, 4.0
     loss, stats = loss_of(points, *weights, group_size=size, iterations=4)
     white = [
         joint_embedding.iterative_normalization(x, min(size, dim), 4, 1e-5)
-        for x in points.double().tolist()
+        for x in points.tolist()
     ]
     slow = joint_embedding.regularised(
         white, weights, joint_embedding.correlation
     )
-    assert loss == pytest.approx(slow, rel=2e-5)
+    assert loss == pytest.approx(slow, rel=1e-9)
     each = [joint_embedding.correlation(view) for view in white]
-    assert stats["covariance"] == pytest.approx(sum(each) / views, rel=1e-3)
+    assert stats["covariance"] == pytest.approx(sum(each) / views, rel=1e-9)
 
 
 def test_enough_iterations_leave_nothing_but_the_distance_of_views():
@@ -66,23 +66,6 @@ def test_the_gradient_of_equal_points_is_finite():
     points = torch.ones(2, 4, 8, requires_grad=True)
     VIbCReg()(Views(points, points), None, 0.0)[0].backward()
     assert torch.isfinite(points.grad).all()
-
-
-def test_the_gradient_passes_through_the_whitening():
-    torch.manual_seed(0)
-    points = torch.randn(2, 6, 3, requires_grad=True)
-    direction = torch.randn(2, 6, 3)
-    objective = VIbCReg(group_size=3)
-    objective(Views(points, points), None, 0.0)[0].backward()
-    step = 1e-2
-
-    def shifted(sign):
-        moved = points.detach() + sign * step * direction
-        return loss_of(moved)[0]
-
-    slope = (shifted(1) - shifted(-1)) / (2 * step)
-    found = (points.grad * direction).sum().item()
-    assert found == pytest.approx(slope, rel=2e-2)
 
 
 def test_keeps_the_contract():

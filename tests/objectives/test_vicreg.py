@@ -18,23 +18,23 @@ def loss_of(points, *weights):
 @pytest.mark.parametrize("views", [2, 3, 5])
 @pytest.mark.parametrize("batch, dim", [(2, 7), (3, 1), (13, 5)])
 def test_equals_the_written_out_formula(views, batch, dim):
-    points = 0.7 * torch.randn(views, batch, dim) + 3.0
+    points = 0.7 * torch.randn(views, batch, dim, dtype=torch.float64) + 3.0
     weights = 1.3, 0.7, 0.4
     loss, stats = loss_of(points, *weights)
-    listed = points.double().tolist()
+    listed = points.tolist()
     slow = joint_embedding.regularised(
         listed, weights, joint_embedding.covariance
     )
-    assert loss == pytest.approx(slow, rel=1e-5)
+    assert loss == pytest.approx(slow, rel=1e-9)
     each = [joint_embedding.variance(view) for view in listed]
-    assert stats["variance"] == pytest.approx(sum(each) / views, rel=1e-4)
+    assert stats["variance"] == pytest.approx(sum(each) / views, rel=1e-9)
     assert stats["invariance"] == pytest.approx(
-        joint_embedding.invariance(listed), rel=1e-5
+        joint_embedding.invariance(listed), rel=1e-9
     )
 
 
 def test_two_views_give_the_loss_of_the_paper():
-    a, b = 0.8 * torch.randn(2, 9, 4)
+    a, b = 0.8 * torch.randn(2, 9, 4, dtype=torch.float64)
     expected = F.mse_loss(a, b)
     for x in (a, b):
         cov = torch.cov(x.T)
@@ -42,7 +42,7 @@ def test_two_views_give_the_loss_of_the_paper():
         hinge = F.relu(1 - (x.var(0) + 1e-4).sqrt()).mean()
         expected = expected + 25 * hinge + 0.1 * off / 4
     loss, _ = loss_of(torch.stack([a, b]), 1.0, 25.0, 0.1)
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("views", [2, 5])
