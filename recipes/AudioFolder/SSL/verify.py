@@ -18,7 +18,7 @@ audio, and error rates by condition::
         --data_folder /audio --plda_rank 100 --calibrate raw \
         --quality_measures "[duration]" --conditions conditions.csv
 
-This is the only step that reads speaker labels, and it learns nothing from
+Labels of trial lists are read here and for ``dev_trials``; nothing learns from
 them. Each list gets a folder in ``<output_folder>`` with metrics.json,
 scores.txt, embeddings.npy and det.png.
 """
