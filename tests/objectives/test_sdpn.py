@@ -61,14 +61,19 @@ def test_equal_similarities_give_the_log_of_the_number_of_prototypes():
     assert abs(stats["entropy_gap"].item()) < 1e-4
 
 
-def test_collapse_onto_one_prototype_gives_the_golden_values_and_a_warning():
+def on_prototypes(prototypes, batch):
+    """An objective, and its stats of utterances that lie on prototypes."""
     objective = SDPN(256, 1024)
     unit = torch.nn.functional.normalize(objective.prototypes.weight, dim=-1)
-    points = unit[:1].detach().expand(4, 8, 256)
-    emb = torch.randn(4, 8, 6)
+    points = unit[:prototypes].detach().expand(4, batch, 256)
+    emb = torch.randn(4, batch, 6)
     student = Views(emb, points, number=(1, 2, 3, 4))
     teacher = Views(emb[:1], points[:1], number=(0,))
-    _, stats = objective(student, teacher, 0.0)
+    return objective, objective(student, teacher, 0.0)[1]
+
+
+def test_collapse_onto_one_prototype_gives_the_golden_values_and_a_warning():
+    objective, stats = on_prototypes(prototypes=1, batch=8)
     assert stats["cross_entropy"].item() == pytest.approx(10.0, abs=0.1)
     assert stats["entropy_gap"].item() == pytest.approx(6.36, abs=0.1)
     stats = {name: value.item() for name, value in stats.items()}
@@ -87,13 +92,7 @@ def test_random_points_are_healthy():
 
 def test_a_batch_smaller_than_the_prototypes_is_healthy():
     """Each utterance on a prototype of its own is all that a step can do."""
-    objective = SDPN(256, 1024)
-    unit = torch.nn.functional.normalize(objective.prototypes.weight, dim=-1)
-    points = unit[:32].detach().expand(4, 32, 256)
-    emb = torch.randn(4, 32, 6)
-    student = Views(emb, points, number=(1, 2, 3, 4))
-    teacher = Views(emb[:1], points[:1], number=(0,))
-    _, stats = objective(student, teacher, 0.0)
+    objective, stats = on_prototypes(prototypes=32, batch=32)
     stats = {name: value.item() for name, value in stats.items()}
     assert stats["prototypes_used"] < 100
     assert objective.warnings(stats) == []
