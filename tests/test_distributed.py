@@ -104,7 +104,10 @@ OBJECTIVES = {
         True,
     ),
     "rdino": (lambda: RDINO(DINO(3), width=DIM - 3), True),
-    "sdpn": (lambda: SDPN(DIM, 7, dimension_weight=0.5), True),
+    "sdpn": (
+        lambda: SDPN(DIM, 7, dimension_weight=0.5, consistency_weight=0.3),
+        True,
+    ),
     "ssps_moco": (
         lambda: SSPS(MoCo(DIM, queue_size=QUEUE), clusters(), DIM, 11),
         True,

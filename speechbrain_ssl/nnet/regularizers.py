@@ -115,6 +115,36 @@ def koleo(x):
     return -(distance + 1e-8).log().mean()
 
 
+def consistency(student, teacher):
+    """One minus the cosine between what student and teacher embed.
+
+    B. Han, Z. Chen and Y. Qian, "Self-supervised learning with
+    cluster-aware-DINO for high-performance robust speaker verification", 2023
+    (https://arxiv.org/abs/2304.05754).
+
+    Arguments
+    ---------
+    student : torch.Tensor
+        Embeddings [pairs, batch, dim].
+    teacher : torch.Tensor
+        Embeddings of other views of the same utterances [pairs, batch, dim];
+        they get no gradient.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar from 0 to 2, mean over pairs and utterances.
+
+    Example
+    -------
+    >>> consistency(torch.eye(4), 3 * torch.eye(4)).item()
+    0.0
+    """
+    student = full_precision(student)
+    teacher = full_precision(teacher.detach())
+    return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
 class DistanceToPretrained:
     """Adds to a loss how far a network has moved from where it began.
 

@@ -17,7 +17,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
 from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.precision import full_precision
-from speechbrain_ssl.nnet.regularizers import koleo
+from speechbrain_ssl.nnet.regularizers import consistency, koleo
 from speechbrain_ssl.nnet.schedules import at
 
 # entropy of the targets, as a share of its maximum, and their distance to the
@@ -122,12 +122,8 @@ class DINO(torch.nn.Module):
         cross = self._cross_entropy(student.projection, target)[s, t].mean()
         loss = cross
         if self.consistency_weight:
-            cosine = F.cosine_similarity(
-                full_precision(student.embedding)[s],
-                full_precision(teacher.embedding.detach())[t],
-                dim=-1,
-            )
-            loss = loss + self.consistency_weight * (1 - cosine).mean()
+            apart = consistency(student.embedding[s], teacher.embedding[t])
+            loss = loss + self.consistency_weight * apart
         if self.koleo_weight:
             embedding = full_precision(student.embedding)
             spread = torch.stack([koleo(x) for x in embedding])

@@ -4,7 +4,8 @@ Y. Chen et al., "Self-distillation prototypes network: learning robust speaker
 representations without supervision", ICASSP 2025
 (https://arxiv.org/abs/2308.02774). Dimension regularisation: Y. Chen et al.,
 "Self-distillation network with dimension regularization and score
-normalization", 2025 (https://arxiv.org/abs/2505.13826).
+normalization", 2025 (https://arxiv.org/abs/2505.13826). Consistency of
+embeddings is not theirs, but cluster-aware DINO's.
 """
 
 import math
@@ -17,7 +18,7 @@ from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
 from speechbrain_ssl.nnet.branch import check_views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
 from speechbrain_ssl.nnet.precision import full_precision
-from speechbrain_ssl.nnet.regularizers import koleo
+from speechbrain_ssl.nnet.regularizers import consistency, koleo
 
 # prototypes in use, as a share of all, below which a warning is due
 FEW_PROTOTYPES = 0.1
@@ -49,6 +50,8 @@ class SDPN(torch.nn.Module):
         Weight of the squared Frobenius norm of the second moments of unit
         embeddings, diagonal included (the extension of 2025, whose weight is
         not public).
+    consistency_weight : float
+        Weight of 1 - cosine between embeddings of student and teacher.
     prototype_std : float
         Deviation of the prototypes' first values, see ``Prototypes``.
 
@@ -74,6 +77,7 @@ class SDPN(torch.nn.Module):
         entropy_weight=1.0,
         koleo_weight=0.1,
         dimension_weight=0.0,
+        consistency_weight=0.0,
         prototype_std=0.02,
     ):
         super().__init__()
@@ -90,6 +94,7 @@ class SDPN(torch.nn.Module):
         self.entropy_weight = entropy_weight
         self.koleo_weight = koleo_weight
         self.dimension_weight = dimension_weight
+        self.consistency_weight = consistency_weight
         self.utterances = prototypes  # of the last step, for warnings
 
     def forward(self, student, teacher, epoch):
@@ -141,6 +146,9 @@ class SDPN(torch.nn.Module):
         )
         if self.dimension_weight:
             loss = loss + self.dimension_weight * self._dimensions(embedding)
+        if self.consistency_weight:
+            apart = consistency(student.embedding[s], teacher.embedding[t])
+            loss = loss + self.consistency_weight * apart
         return loss, {
             "cross_entropy": cross_entropy.detach(),
             "entropy_gap": gap.detach(),

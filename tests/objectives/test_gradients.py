@@ -44,7 +44,13 @@ OBJECTIVES = {
     "rdino": lambda: RDINO(DINO(DIM - 2, 0.3, 0.2), width=2),
     # the targets come from the prototypes as well, but without gradient
     "sdpn": lambda: SDPN(
-        DIM, 7, 0.3, 0.5, train_prototypes=False, dimension_weight=0.4
+        DIM,
+        7,
+        0.3,
+        0.5,
+        train_prototypes=False,
+        dimension_weight=0.4,
+        consistency_weight=0.6,
     ),
     "simclr": lambda: SimCLR(0.3, 0.1),
     "simclr_arcface": lambda: SimCLR(0.3, ArcFace(0.3)),

@@ -36,16 +36,18 @@ def test_equals_the_written_out_formula(locals_, globals_, batch, shared):
     student, teacher = both(locals_, globals_, batch, dtype=torch.float64)
     number = (*range(shared), *student.number[shared:])
     student = student._replace(number=number)
-    objective = SDPN(5, 7, 0.2, 0.5, 3, True, 0.7, 0.3, 0.4).double()
+    weights = (0.7, 0.3, 0.4, 0.6)
+    objective = SDPN(5, 7, 0.2, 0.5, 3, True, *weights).double()
     loss, _ = objective(student, teacher, 0.0)
     slow = distillation.sdpn(
         student.projection.tolist(),
         teacher.projection.tolist(),
         objective.prototypes.weight.tolist(),
         student.embedding.tolist(),
+        teacher.embedding.tolist(),
         0.2,
         0.5,
-        (0.7, 0.3, 0.4),
+        weights,
         [(v, v) for v in range(shared)],
     )
     assert loss.item() == pytest.approx(slow, rel=1e-9)
@@ -100,11 +102,12 @@ def test_a_batch_smaller_than_the_prototypes_is_healthy():
 
 def test_prototypes_learn_from_the_student_only():
     student, teacher = both()
-    objective = SDPN(5, 7)
+    objective = SDPN(5, 7, consistency_weight=1.0)
     teacher.projection.requires_grad_()
+    teacher.embedding.requires_grad_()
     objective(student, teacher, 0.0)[0].backward()
     assert objective.prototypes.weight.grad.any()
-    assert teacher.projection.grad is None
+    assert teacher.projection.grad is None and teacher.embedding.grad is None
 
 
 def test_frozen_prototypes_are_no_parameters_to_learn():
@@ -116,7 +119,10 @@ def test_frozen_prototypes_are_no_parameters_to_learn():
 def test_keeps_the_contract():
     check_objective(SDPN(5, 7), dim=5)
     check_objective(
-        SDPN(5, 7, dimension_weight=0.5), dim=5, views=5, teacher_views=1
+        SDPN(5, 7, dimension_weight=0.5, consistency_weight=1.0),
+        dim=5,
+        views=5,
+        teacher_views=1,
     )
 
 

@@ -56,6 +56,7 @@ def sdpn(
     teacher,
     prototypes,
     embeddings,
+    teacher_embeddings,
     tau,
     sharpening,
     weights,
@@ -63,7 +64,7 @@ def sdpn(
 ):
     """Loss of student[v][i], teacher[w][i] but for pairs (v, w) in same.
 
-    weights: entropy, KoLeo, moments.
+    weights: entropy, KoLeo, moments, consistency.
     """
     rows = [np.array(p) / np.linalg.norm(p) for p in prototypes]
 
@@ -77,12 +78,21 @@ def sdpn(
     ]
     targets = sinkhorn(sharp, 3)
     batch = len(student[0])
+    pairs = [
+        (v, w)
+        for v in range(len(student))
+        for w in range(len(teacher))
+        if (v, w) not in same
+    ]
     cross = [
         cross_entropy(targets[w * batch + i], guess)
-        for w in range(len(teacher))
-        for v, view in enumerate(guesses)
-        if (v, w) not in same
-        for i, guess in enumerate(view)
+        for v, w in pairs
+        for i, guess in enumerate(guesses[v])
+    ]
+    apart = [
+        1 - float(np.dot(a, b)) / (np.linalg.norm(a) * np.linalg.norm(b))
+        for v, w in pairs
+        for a, b in zip(embeddings[v], teacher_embeddings[w])
     ]
     mean = np.mean([guess for view in guesses for guess in view], axis=0)
     gap = math.log(len(rows)) + sum(p * math.log(p) for p in mean)
@@ -95,4 +105,5 @@ def sdpn(
         + weights[0] * gap
         + weights[1] * sum(koleo(view) for view in embeddings)
         + weights[2] * (moments**2).sum()
+        + weights[3] * sum(apart) / len(apart)
     )
