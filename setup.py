@@ -24,6 +24,8 @@ extras["dev"] = [
     *extras["report"],
     *extras["wavlm"],
     *extras["onnx"],
+    *extras["m4a"],
+    *extras["graph"],
     "pytest>=8",
     "ruff==0.12.4",
     "yamllint==1.35.1",

@@ -46,6 +46,24 @@ def needs_torchcodec(path):
     return path.lower().endswith(TORCHCODEC_EXTENSIONS)
 
 
+def import_torchcodec():
+    """Imports ``torchcodec.decoders``, which loads FFmpeg's libraries.
+
+    Raises
+    ------
+    OSError
+        If one of the two is missing.
+    """
+    try:
+        from torchcodec import decoders
+    except (ImportError, RuntimeError) as error:
+        raise OSError(
+            "m4a needs torchcodec (pip install speechbrain_ssl[m4a]) and "
+            "FFmpeg's libraries"
+        ) from error
+    return decoders
+
+
 def info(path):
     """Reads the header of a file.
 
@@ -308,13 +326,6 @@ def _decoder(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No such file: {path}")
     try:
-        from torchcodec.decoders import AudioDecoder
-    except (ImportError, RuntimeError) as error:
-        raise OSError(
-            f"Cannot read {path}: this format needs torchcodec and FFmpeg "
-            "(pip install speechbrain_ssl[m4a])"
-        ) from error
-    try:
-        return AudioDecoder(path, num_channels=1)
-    except (RuntimeError, ValueError) as error:
+        return import_torchcodec().AudioDecoder(path, num_channels=1)
+    except (OSError, RuntimeError, ValueError) as error:
         raise OSError(f"Cannot read {path}: {error}") from error

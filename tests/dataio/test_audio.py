@@ -1,5 +1,6 @@
 """Tests of reading audio files."""
 
+import sys
 import types
 
 import numpy as np
@@ -208,3 +209,27 @@ def test_m4a_takes_one_decoder_and_near_spans_one_read(
     wanted = [noise[start:stop] for start, stop in spans]
     assert all(map(np.array_equal, found, wanted))
     assert made == ["a.m4a"] and len(done) == reads
+
+
+def test_stretches_of_a_real_m4a_are_where_they_were(tmp_path, encoder):
+    wanted = sine(3.0, 16000) * np.linspace(0, 1, 48000, dtype=np.float32)
+    path = str(tmp_path / "a.m4a")
+    encoder(torch.tensor(wanted[None]), sample_rate=16000).to_file(path)
+    # AAC fills its last frame
+    assert 48000 <= audio.info(path).frames < 48000 + 2048
+    assert audio.info(path)[1:] == (16000, 1)
+    spans = [(1000, 9000), (20000, 30000)]
+    with audio.Reader(path) as file:
+        for (start, stop), found in zip(spans, file.read_spans(spans)):
+            assert np.abs(found - wanted[start:stop]).max() < 0.02
+    found, rate = audio.read(path, 16000, 32000)
+    assert rate == 16000 and len(found) == 16000
+    assert np.abs(found - wanted[16000:32000]).max() < 0.02
+
+
+def test_m4a_without_torchcodec_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    path = tmp_path / "a.m4a"
+    path.write_bytes(b"never opened")
+    with pytest.raises(OSError, match=r"a.m4a.*speechbrain_ssl\[m4a\]"):
+        audio.info(str(path))

@@ -16,7 +16,6 @@ which train_supervised.yaml names.
 import argparse
 import functools
 import http.client
-import importlib.util
 import logging
 import os
 import re
@@ -417,12 +416,15 @@ def _check_speakers(speakers, held_out, allow_test_speakers):
 def _check_torchcodec(paths):
     """One clear error instead of a million unreadable files."""
     count = sum(map(audio.needs_torchcodec, paths))
-    if count and importlib.util.find_spec("torchcodec") is None:
+    if not count:
+        return
+    try:
+        audio.import_torchcodec()
+    except OSError as error:
         raise OSError(
-            f"{count} of {len(paths)} utterances are m4a, for which torchcodec "
-            "and FFmpeg are needed (pip install -r extra_requirements.txt). Or "
-            "convert them to wav, which also trains faster: see README.md."
-        )
+            f"{count} of {len(paths)} utterances are m4a: {error}. Or convert "
+            "them to wav, which also trains faster: see README.md."
+        ) from error
 
 
 def _locate(files, places, data_folder, list_path):
