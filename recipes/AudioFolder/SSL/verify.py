@@ -169,7 +169,7 @@ def check_back_ends(hparams):
             raise ValueError(message + ".")
 
 
-def cohort_paths(cohort, cohort_size, data_root):
+def cohort_paths(cohort, cohort_size, data_folder):
     """Files of the cohort for AS-norm.
 
     Arguments
@@ -178,7 +178,7 @@ def cohort_paths(cohort, cohort_size, data_root):
         A folder of audio, or an annotation whose files are used whole.
     cohort_size : int
         Most files to take, evenly spread over the sorted files.
-    data_root : str
+    data_folder : str
         What ``$data_root`` stands for in an annotation, or None.
 
     Returns
@@ -194,7 +194,7 @@ def cohort_paths(cohort, cohort_size, data_root):
     if os.path.isdir(cohort):
         files = audio.find_files(cohort)
     elif os.path.isfile(cohort):
-        rows = read_annotation(cohort, data_root=data_root)
+        rows = read_annotation(cohort, data_root=data_folder)
         files = {rows.row(index)["wav"] for index in range(len(rows))}
     else:
         raise FileNotFoundError(
@@ -518,7 +518,7 @@ def main(argv):
     cohort, files = None, []
     if hparams["cohort"] is not None:
         files = cohort_paths(
-            hparams["cohort"], hparams["cohort_size"], hparams["data_root"]
+            hparams["cohort"], hparams["cohort_size"], hparams["data_folder"]
         )
         scoring.check_top_n(hparams["top_n"] or len(files), len(files))
         cohort = embed_files(model.encode_batch, files, **settings)
