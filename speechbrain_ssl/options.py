@@ -15,6 +15,7 @@ to SpeechBrain's parser, which it replaces:
 * A flag without a value is true for run options and keys that are True or
   False in the YAML, and may be given the value: ``--debug False``.
 * What is both a run option and a key of the YAML is changed in both.
+* Run options that nothing here would follow are refused.
 """
 
 import difflib
@@ -36,6 +37,13 @@ from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
 # Also options of the command line, though without a help text.
 LIST_OPTIONS = ("jit_module_keys", "compile_module_keys")
+# Run options that nothing here would follow, and what to do instead.
+REFUSED = {
+    "test_only": "There is no test stage: verify the exported model with "
+    "verify.py.",
+    "data_parallel_backend": "Start the script with torchrun instead: one "
+    "process for each GPU.",
+}
 # A value that begins with one of these is a piece of YAML.
 YAML_BEGINS = ("[", "{", "(", "!", '"', "'")
 CLOSING = {"[": "]", "{": "}", "(": ")"}
@@ -98,6 +106,9 @@ def load_experiment(argv=None):
     tree = _read(file)
     _refuse_swallowed_keys(file, tree)
     given, run_options = _parse(file, tree, argv[1:])
+    for name, instead in REFUSED.items():
+        if run_options.get(name):
+            raise OptionsError(f"--{name} has no effect here. {instead}")
     overrides = "\n".join(f"{key}: {text}" for key, text in given.items())
     _check_overrides(file, tree, given)
     _check_placeholders(file, tree, given)

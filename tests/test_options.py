@@ -250,6 +250,13 @@ def test_run_option_of_a_wrong_type_is_refused(load, argv, message):
         load(*argv)
 
 
+@pytest.mark.parametrize("name", ["test_only", "data_parallel_backend"])
+def test_run_options_that_nothing_follows_are_refused(load, name):
+    with pytest.raises(OptionsError, match=f"--{name} has no effect here"):
+        load(f"--{name}")
+    load(f"--{name}", "False")
+
+
 def test_brain_takes_run_options_from_both_sides(load):
     text = "precision: bf16\nmax_grad_norm: 7.0\nckpt_interval_steps: 3\n"
     argv = ["--max_grad_norm", "2", "--device", "cpu"]

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 PATIENCE = 20
 # what --compile compiles; objectives keep queues and say more than a loss
 NETWORKS = ("student", "teacher", "encoder")
+# halvings that bring a scaler of fp16 from its start to where it cannot help
+HALVINGS = 24
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
@@ -61,6 +63,12 @@ class SpeakerBrain(sb.Brain):
             raise ValueError(
                 f"max_grad_norm must be positive, not {self.max_grad_norm}: "
                 "SpeechBrain would climb the loss. Use .inf for no clipping."
+            )
+        log = os.path.join(self.hparams.output_folder, "train_log.jsonl")
+        if self.debug and not self.debug_persistently and os.path.exists(log):
+            raise ValueError(
+                f"--debug would write over the run in {os.path.dirname(log)}. "
+                "Name another --output_folder."
             )
         self.random_states = RandomStates()
         self.window_is_finite = True
@@ -142,10 +150,11 @@ class SpeakerBrain(sb.Brain):
             return
         on_cpu = torch.device(self.device).type == "cpu"
         for name, module in self.modules.items():
+            if not on_cpu:  # the teacher's as well as the student's
+                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+                self.modules[name] = module
             if not any(p.requires_grad for p in module.parameters()):
                 continue
-            if not on_cpu:
-                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
             self.modules[name] = DistributedDataParallel(
                 module,
                 device_ids=None if on_cpu else [self.device],
@@ -159,6 +168,10 @@ class SpeakerBrain(sb.Brain):
         self.optimizers_dict = {"opt_class": self.optimizer}
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+        self.settings = [
+            {name: x for name, x in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
@@ -168,6 +181,9 @@ class SpeakerBrain(sb.Brain):
             names = [name for name in NETWORKS if name in self.modules]
             self.compile_module_keys = names
         super().on_fit_start()
+        # a checkpoint brings those that it was trained with
+        for group, settings in zip(self.optimizer.param_groups, self.settings):
+            group.update(settings)
         # same weights everywhere, from here on other random numbers
         torch.manual_seed(self.hparams.seed + 1000 * distributed.rank())
 
@@ -302,18 +318,28 @@ class SpeakerBrain(sb.Brain):
             each=self.hparams.clip_each_tensor,
         )
         finite = bool(torch.isfinite(norm))
-        if finite:
-            self.note({"gradient_norm": norm})
-        # a scaler looks for its scale by steps that it skips itself
         if not finite and not self.scaler.is_enabled():
             logger.warning("Gradients are not finite; the step is skipped.")
             self._lose_step("gradients were")
             return False
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not finite:
+            self._look_for_scale()
+            return False
+        self.note({"gradient_norm": norm})
         self.optimizer_step += 1
         self.lost_in_a_row = 0
         return True
+
+    def _look_for_scale(self):
+        """Counts steps that a scaler skipped, as it does to find its scale."""
+        self.lost_in_a_row += 1
+        if self.lost_in_a_row > HALVINGS + self.nonfinite_patience:
+            raise ValueError(
+                f"The gradients were not finite {self.lost_in_a_row} times in "
+                "a row. Lower the learning rate, or take another --precision."
+            )
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """Never inside a window, nor after the last step of an epoch.
@@ -411,9 +437,10 @@ class SpeakerBrain(sb.Brain):
         branch = self.evaluated
         was_training = branch.training
         branch.eval()
-        summary = verify(
-            branch.embed, self.hparams.dev_trials, device=self.device
-        )
+        with self.evaluation_ctx:
+            summary = verify(
+                branch.embed, self.hparams.dev_trials, device=self.device
+            )
         branch.train(was_training)
         return {name: summary[name] for name in ("EER", "minDCF_0.01")}
 

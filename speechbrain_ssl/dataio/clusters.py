@@ -40,7 +40,8 @@ class ClusterTable:
     """Which utterances belong together, in memory that loader workers share.
 
     Until the first refresh, and for utterances whose cluster is too small or
-    too large, every utterance stands alone.
+    too large, every utterance stands alone where views are drawn; objectives
+    that read labels and centroids see all clusters.
 
     Arguments
     ---------

@@ -19,9 +19,6 @@ class EMATeacher(torch.nn.Module):
         The network to follow. It is copied, not kept.
     momentum : float or callable
         Share of the old value kept by each update, or a schedule of it.
-    batch_statistics : bool
-        Whether its batch normalisation uses the batch while training, as in
-        the papers, or its running statistics.
 
     Example
     -------
@@ -34,17 +31,10 @@ class EMATeacher(torch.nn.Module):
     [[0.25, 0.25]]
     """
 
-    def __init__(self, student, momentum, batch_statistics=True):
+    def __init__(self, student, momentum):
         super().__init__()
-        self.batch_statistics = batch_statistics
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.momentum = momentum
-
-    def train(self, mode=True):
-        """Like every module's, but keeps to ``batch_statistics``."""
-        super().train(mode)
-        self.network.train(mode and self.batch_statistics)
-        return self
 
     @torch.no_grad()
     def forward(self, views):

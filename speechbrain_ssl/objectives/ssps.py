@@ -34,7 +34,8 @@ class SSPS(torch.nn.Module):
     queue_size : int
         Number of projections kept, in every process and checkpoint. For DINO
         they are as wide as there are prototypes: 25,000 of 65,536 would be
-        6.5 GB, so take fewer of both.
+        6.5 GB, and as much again while a batch may still be given up, so take
+        fewer of both.
     neighbors : int
         Positives come from one of so many nearest other clusters; 0: from
         the own cluster.

@@ -120,6 +120,9 @@ class SwAV(torch.nn.Module):
         cross = -torch.einsum("sbk,tbk->stb", log_prob, target).mean(-1)
         cross = cross[s, t].mean()
         if self.training and len(self.queue):
+            if student.own is not None:  # others' keys are in the queue already
+                own = full_precision(student.own.detach()[: len(key)])
+                key = F.normalize(own, dim=-1)
             self._enqueue(key)
         entropy = torch.special.entr(target).sum(-1).mean(1)[t].mean()
         return cross, {

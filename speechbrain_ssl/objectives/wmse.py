@@ -134,6 +134,8 @@ class WMSE(torch.nn.Module):
         """Parts [..., size, dim] with the identity as covariance."""
         parts = parts - parts.mean(dim=-2, keepdim=True)
         sigma = parts.mT @ parts / (parts.shape[-2] - 1)
+        if not sigma.isfinite().all():
+            return parts * torch.nan  # the loss says it, not Cholesky
         eye = torch.eye(self.dim, dtype=parts.dtype, device=parts.device)
         try:
             root = torch.linalg.cholesky(

@@ -42,6 +42,11 @@ class BestCount:
         self.clusterer = clusterer
         self.n_clusters = numbers
 
+    @property
+    def distributed(self):
+        """Whether all processes must call ``fit_predict``."""
+        return getattr(self.clusterer(n_clusters=2), "distributed", False)
+
     def fit_predict(self, X, y=None):
         """Finds clusters.
 

@@ -104,6 +104,8 @@ def embed_utterances(
     mine = embed_files(
         embed, paths, sample_rate, device=device, progress=False, spans=spans
     )
+    if world == 1:
+        return mine
     everyone = distributed.gather(mine.to(device)).cpu()
     whole = torch.empty(count, mine.shape[1])
     for rank, part in enumerate(everyone.split(size)):
@@ -342,7 +344,8 @@ def _stretch(utterances, row, max_seconds):
     """Path of an utterance, and first and last frame to read."""
     item = utterances.row(row)
     start, stop = item["start"], item["stop"]
-    if max_seconds is not None:
+    # of shorter ones nobody needs to know the rate
+    if max_seconds is not None and utterances.durations[row] > max_seconds:
         frames = round(max_seconds * audio.sample_rate(item["wav"]))
         stop = min(stop, start + frames)
     return item["wav"], (start, stop)

@@ -8,6 +8,7 @@ import copy
 
 import faiss
 import numpy as np
+import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 # A clustering is degenerate if a cluster holds more than this share of all
@@ -351,9 +352,11 @@ def centroids(matrix, labels, chunk_size=65536):
     """
     labels = np.asarray(labels)
     sizes = np.bincount(labels[labels >= 0])
-    total = np.zeros((len(sizes), matrix.shape[1]))
+    total = torch.zeros(len(sizes), matrix.shape[1], dtype=torch.float64)
     for rows, unit in unit_chunks(matrix, labels, chunk_size):
-        np.add.at(total, labels[rows], unit)
+        mine = torch.from_numpy(labels[rows].astype(np.int64))
+        total.index_add_(0, mine, torch.from_numpy(unit).double())
+    total = total.numpy()
     norms = np.linalg.norm(total, axis=1, keepdims=True)
     centers = (total / np.maximum(norms, 1e-12)).astype(np.float32)
     # of unit vectors, the length of the mean is the mean cosine to it

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from speechbrain_ssl.brains import base
 from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.objectives.simclr import SimCLR
 from tests.brains import tiny
@@ -286,6 +287,70 @@ def test_steps_that_are_lost_in_a_row_end_the_run_over_epochs(
             objective=objective or Never(1),
             nonfinite_patience=5,
         )
+
+
+def test_a_scaler_may_skip_steps_but_not_for_ever(corpus, tmp_path):
+    def scaled(output, objective):
+        brain = tiny.make_brain(
+            corpus,
+            str(output),
+            objective=objective,
+            brain_class=Watching,
+            nonfinite_patience=2,
+            epochs=10,
+        )
+        brain.scaler = torch.GradScaler("cpu", init_scale=8.0)
+        return brain
+
+    with pytest.raises(ValueError, match="27 times in a row"):
+        tiny.fit(scaled(tmp_path / "lost", NoGradient(range(99))))
+    # more than the patience, as it looks for its scale
+    brain = tiny.fit(scaled(tmp_path / "found", NoGradient(range(1, 7))))
+    assert brain.optimizer_step == brain.updates == 40 - 6
+    assert brain.scaler.get_scale() == 8.0 / 2**6
+
+
+def test_a_resumed_run_learns_at_the_rate_it_is_given(corpus, tmp_path):
+    def adam(lr, weight_decay):
+        return functools.partial(
+            torch.optim.AdamW, lr=lr, weight_decay=weight_decay
+        )
+
+    run(corpus, tmp_path, epochs=1, opt_class=adam(0.01, 0.1))
+    brain = run(corpus, tmp_path, brain_class=Watching, opt_class=adam(3.0, 0))
+    assert brain.rates == [3.0] * 4
+    assert {g["weight_decay"] for g in brain.optimizer.param_groups} == {0}
+
+
+def test_debug_writes_over_no_run(corpus, tmp_path):
+    run(corpus, tmp_path / "real", epochs=1)
+    with pytest.raises(ValueError, match="write over the run in .*real"):
+        run(corpus, tmp_path / "real", debug=True)
+    brain = run(corpus, tmp_path / "other", debug=True, debug_batches=1)
+    assert brain.optimizer_step == 2
+
+
+def test_the_teacher_too_shares_its_batch_statistics_between_gpus(
+    corpus, tmp_path, monkeypatch
+):
+    wrapped = []
+
+    def note(module, **settings):
+        wrapped.append(module)
+        return module
+
+    monkeypatch.setattr(base, "DistributedDataParallel", note)
+    brain = tiny.make_brain(corpus, str(tmp_path), encoder=tiny.ecapa)
+    brain.device, brain.distributed_launch = "cuda:0", True
+    brain._wrap_distributed()
+    assert wrapped == [brain.modules.student]
+    for name in ("student", "teacher"):
+        kinds = {
+            type(module)
+            for module in brain.modules[name].modules()
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        }
+        assert kinds == {torch.nn.SyncBatchNorm}, name
 
 
 def test_frozen_modules_start_moving_at_their_epoch(corpus, tmp_path):

@@ -50,10 +50,3 @@ def test_no_gradient_reaches_it():
     teacher = EMATeacher(student(), momentum=0.9)
     assert not any(p.requires_grad for p in teacher.parameters())
     assert not teacher(torch.randn(4, 3)).requires_grad
-
-
-def test_batch_statistics_are_a_choice():
-    for choice in (True, False):
-        teacher = EMATeacher(student(), 0.9, batch_statistics=choice).train()
-        assert teacher.training and teacher.network.training is choice
-        assert not teacher.eval().network.training

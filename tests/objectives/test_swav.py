@@ -165,3 +165,13 @@ def test_a_single_view_is_refused():
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         SwAV(4, 5, **setting)
+
+
+def test_the_queue_keeps_an_utterances_own_keys():
+    """Not what SSPS put in their place."""
+    objective = SwAV(7, 5, queue_size=4)
+    student = views(3, 4, 7)
+    own = torch.randn(3, 4, 7)
+    objective(student._replace(own=own), None, 0.0)
+    wanted = torch.nn.functional.normalize(own[:2].transpose(0, 1), dim=-1)
+    assert torch.equal(objective.queue, wanted)

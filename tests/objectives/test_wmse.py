@@ -153,3 +153,13 @@ def test_projections_of_another_width_are_refused():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="must be"):
         WMSE(3, **settings)
+
+
+def test_one_utterance_without_numbers_gives_a_loss_without():
+    """The brain then names it and goes on; Cholesky would end the run."""
+    points = torch.randn(2, 8, 3)
+    points[0, 2] = torch.nan
+    points.requires_grad_()
+    loss, _ = WMSE(3, 64)(Views(points, points), None, 0.0)
+    assert loss.isnan()
+    loss.backward()

@@ -1,10 +1,12 @@
 """The number of clusters is found without labels."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from speechbrain_ssl.pseudo_labels.cluster_count import BestCount
-from speechbrain_ssl.pseudo_labels.clustering import TwoStage
+from speechbrain_ssl.pseudo_labels.clustering import KMeans, TwoStage
 
 
 def by_ward(n_clusters):
@@ -36,3 +38,10 @@ def test_a_single_number_is_taken_as_it_is():
 def test_numbers_that_are_none_are_refused(numbers):
     with pytest.raises(ValueError, match="n_clusters"):
         BestCount(by_ward, numbers)
+
+
+def test_all_processes_cluster_if_the_clusterer_asks_for_them():
+    assert not BestCount(by_ward, [2]).distributed
+    for shared in (False, True):
+        best = BestCount(functools.partial(KMeans, distributed=shared), [2])
+        assert best.distributed is shared
