@@ -58,6 +58,12 @@ def run(method, seed, args, further):
     """Trains and verifies once, unless that has been done."""
     folder = args.output_folder.resolve() / f"{method}_{seed}"
     if (folder / "summary.json").exists():
+        before = json.loads((folder / "demo.json").read_text())
+        if (before["minutes"], before["further"]) != (args.minutes, further):
+            raise SystemExit(
+                f"{folder} holds a run of {before['minutes']} minutes with "
+                f"{before['further']}. Name another --output_folder."
+            )
         return
     settings = {
         "data_folder": pathlib.Path(args.data_folder).resolve(),
