@@ -1,0 +1,280 @@
+"""Files that are written whole or not at all, and settings that must not change.
+
+Everything that writes a result or a record uses ``write_whole``; everything
+that continues earlier work compares its settings with ``same_or_refuse``.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from typing import IO, Any
+
+SHOWN_DIFFERENCES, SHOWN_CHARACTERS = 8, 70
+ABSENT = object()
+
+
+@contextlib.contextmanager
+def write_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Opens a file for writing that appears only when it is complete.
+
+    The data go to ``.NAME.part`` in the same folder, are flushed to the disk,
+    and get their name in one step. If writing fails, the earlier file stays.
+    A ``.part`` file that a killed process left is replaced by the next write.
+
+    Arguments
+    ---------
+    path : str
+        The file; its folder is made.
+    mode : str
+        ``w`` for text, ``wb`` for bytes.
+
+    Yields
+    ------
+    IO
+        Text is UTF-8; undecodable bytes of file names become ``\\udc..``
+        escapes, and line ends are written as they are given.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "new" / "figures.json"
+    >>> with write_whole(path) as file:
+    ...     _ = file.write("{}")
+    >>> path.read_text()
+    '{}'
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}.")
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.part")
+    text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with open(
+        _open_locked(temporary), mode, **({} if mode == "wb" else text)
+    ) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+            raise
+
+
+def _open_locked(path):
+    """Opens an empty file that no other process writes at the same time."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # the writer before us may have renamed or removed this file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                os.ftruncate(handle, 0)
+                return handle
+        os.close(handle)
+
+
+def hash_of(*parts: str | os.PathLike | bytes) -> str:
+    """SHA-256 of files or bytes, one after the other.
+
+    Arguments
+    ---------
+    *parts : str | bytes
+        Paths of files, or bytes.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Example
+    -------
+    >>> hash_of(b"speech")[:8]
+    '05fb617a'
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, bytes):
+            digest.update(part)
+            continue
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file; a damaged one is named.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Returns
+    -------
+    Any
+        Its content.
+
+    Raises
+    ------
+    ValueError
+        If the file is empty, cut off or not JSON.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            size = os.path.getsize(path)
+            raise ValueError(
+                f"{path} is damaged: expected JSON, found {size} bytes that "
+                f"are not ({error}). Restore it from a copy, or delete it and "
+                "run the command that wrote it again."
+            ) from error
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    Arguments
+    ---------
+    path : str
+        The file; its folder is made.
+    content : Any
+        What JSON can hold.
+    """
+    with write_whole(path) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+
+
+def same_or_refuse(
+    path: str | os.PathLike,
+    settings: Mapping,
+    may_change: Collection[str] = (),
+    what: str | None = None,
+    advice: str = "Use the same settings, or name another folder.",
+) -> dict:
+    """Records settings, or compares them with those recorded before.
+
+    Arguments
+    ---------
+    path : str
+        JSON file of the record. If it is missing, it is written.
+    settings : Mapping
+        Settings of now, as JSON can hold them.
+    may_change : collection of str
+        Keys that may differ; the record then takes their new value.
+    what : str
+        What was started with these settings; the file's folder by default.
+    advice : str
+        Last sentence of the error.
+
+    Returns
+    -------
+    dict
+        The record: earlier keys and those of now.
+
+    Raises
+    ------
+    ValueError
+        If other keys differ; the message lists each with both values.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "settings.json"
+    >>> _ = same_or_refuse(path, {"seed": 1, "epochs": 5})
+    >>> same_or_refuse(path, {"seed": 1, "epochs": 9}, may_change=["epochs"])
+    {'seed': 1, 'epochs': 9}
+    """
+    settings = json.loads(json.dumps(settings))
+    before = read_json(path) if os.path.exists(path) else None
+    record = settings
+    if before is not None:
+        what = what or os.path.dirname(os.path.abspath(path))
+        refuse_changes(before, settings, may_change, what, advice)
+        record = {**before, **settings}
+    if record != before:
+        write_json(path, record)
+    return record
+
+
+def refuse_changes(
+    before: Mapping,
+    now: Mapping,
+    may_change: Collection[str] = (),
+    what: str = "This work",
+    advice: str = "Use the same settings, or name another folder.",
+) -> None:
+    """Refuses settings that differ from earlier ones.
+
+    Arguments
+    ---------
+    before : Mapping
+        Earlier settings, maybe nested.
+    now : Mapping
+        Settings of now.
+    may_change : collection of str
+        Keys at the top that may differ.
+    what : str
+        What was started with the earlier settings.
+    advice : str
+        Last sentence of the error.
+
+    Raises
+    ------
+    ValueError
+        If they differ; the message lists each key with both values.
+
+    Example
+    -------
+    >>> refuse_changes({"a": {"b": 1}}, {"a": {"b": 2}}, what="The run")
+    Traceback (most recent call last):
+        ...
+    ValueError: The run was started with other settings:
+      a.b: was 1, is 2
+    Use the same settings, or name another folder.
+    """
+    lines = [
+        line
+        for key in dict.fromkeys([*before, *now])
+        if key not in may_change
+        for line in _differences(
+            key, before.get(key, ABSENT), now.get(key, ABSENT)
+        )
+    ]
+    if not lines:
+        return
+    if len(lines) > SHOWN_DIFFERENCES:
+        more = len(lines) - SHOWN_DIFFERENCES
+        lines = [*lines[:SHOWN_DIFFERENCES], f"  and {more} more"]
+    raise ValueError(
+        "\n".join([f"{what} was started with other settings:", *lines, advice])
+    )
+
+
+def _differences(key, before, now):
+    """One line for each value that differs, at any depth."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for inner in dict.fromkeys([*before, *now]):
+            yield from _differences(
+                f"{key}.{inner}",
+                before.get(inner, ABSENT),
+                now.get(inner, ABSENT),
+            )
+    elif before != now:
+        yield f"  {key}: was {_short(before)}, is {_short(now)}"
+
+
+def _short(value):
+    """JSON of a value, cut to a length that fits on a line."""
+    if value is ABSENT:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    return f"{text[: SHOWN_CHARACTERS - 3]}..."
