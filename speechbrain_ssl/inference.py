@@ -29,7 +29,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ssl.checkpoints import AtomicCheckpointer
-from speechbrain_ssl.dataio.annotations import open_whole
+from speechbrain_ssl.files import write_json, write_whole
 
 THRESHOLD_NAME = "threshold.json"
 ENCODER_KEYS = ("compute_features", "mean_var_norm", "embedding_model")
@@ -286,11 +286,12 @@ def suggest_threshold(folder, summary, trials):
     text += THRESHOLD_SECTION.format(
         threshold=summary["threshold"], eer=summary["EER"], trials=trials
     )
-    with open_whole(path) as file:
+    with write_whole(path) as file:
         file.write(text)
     found = {key: float(summary[key]) for key in ("threshold", "EER")}
-    with open_whole(os.path.join(folder, THRESHOLD_NAME)) as file:
-        json.dump({**found, "trials": trials}, file, indent=2)
+    write_json(
+        os.path.join(folder, THRESHOLD_NAME), {**found, "trials": trials}
+    )
 
 
 def read_threshold(folder):

@@ -18,7 +18,7 @@ import time
 
 import ruamel.yaml
 
-from speechbrain_ssl.dataio.annotations import open_whole
+from speechbrain_ssl.files import write_json
 
 MARK, LOG, LOCK = "stage.json", "stage.log", ".lock"
 DIFFERENCES, TAIL_LINES, TAIL_BYTES, WIDTH = 8, 15, 20000, 70
@@ -190,8 +190,7 @@ def settings_of(hparams_file):
 
 
 def _write(path, mark):
-    with open_whole(path) as file:
-        json.dump(mark, file, indent=1)
+    write_json(path, mark)
 
 
 def _refuse_others(folder, before, now):

@@ -6,7 +6,6 @@ frames at the file's own rate. Further columns are ignored unless asked for by
 name, so that no label reaches training by accident.
 """
 
-import contextlib
 import csv
 import functools
 import itertools
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import DataPipeline
+
+from speechbrain_ssl.files import write_whole
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop")
 ROOT = "$data_root"
@@ -184,7 +185,7 @@ def write_annotation(csv_path, rows, extra=()):
         If a row lacks a value.
     """
     columns = (*COLUMNS, *extra)
-    with open_whole(csv_path) as file:
+    with write_whole(csv_path) as file:
         plain = csv.writer(file, lineterminator="\n")
         # SpeechBrain's reader, as ours, strips unquoted leading spaces.
         quoted = csv.writer(
@@ -201,39 +202,6 @@ def write_annotation(csv_path, rows, extra=()):
                 )
             spaced = any(str(cell).startswith(" ") for cell in row)
             (quoted if spaced else plain).writerow(row)
-
-
-@contextlib.contextmanager
-def open_whole(path):
-    """Opens a text file for writing that appears only when it is complete.
-
-    Arguments
-    ---------
-    path : str
-        The file; its folder is made. An earlier file stays if writing fails.
-
-    Yields
-    ------
-    io.TextIOWrapper
-        UTF-8; bytes of undecodable file names become ``\\udc..`` escapes.
-    """
-    folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-    try:
-        with open(
-            temporary,
-            "w",
-            newline="",
-            encoding="utf-8",
-            errors="backslashreplace",
-        ) as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
 
 
 class UtteranceDataset(DynamicItemDataset):

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from speechbrain_ssl.dataio.annotations import open_whole
 from speechbrain_ssl.dataio.embedding import embed_files
 from speechbrain_ssl.evaluation import metrics, scoring
+from speechbrain_ssl.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -581,15 +581,15 @@ def _score(embeddings, trials, cohort, top_n):
 
 def _write_results(folder, summary, scores, trials, embeddings):
     """Writes all files of one list; the metrics last, as sign of success."""
-    with open_whole(os.path.join(folder, "embeddings_ids.txt")) as file:
+    with write_whole(os.path.join(folder, "embeddings_ids.txt")) as file:
         file.writelines(f"{name}\n" for name in trials.files)
-    with open_whole(os.path.join(folder, "embeddings.npy")) as file:
-        np.save(file.buffer, embeddings)
+    with write_whole(os.path.join(folder, "embeddings.npy"), "wb") as file:
+        np.save(file, embeddings)
     for name, values in scores.items():
         stem = "scores" if name == "raw" else f"scores_{name}"
-        with open_whole(os.path.join(folder, f"{stem}.txt")) as file:
+        with write_whole(os.path.join(folder, f"{stem}.txt")) as file:
             file.write(_score_lines(trials, values))
-    with open_whole(os.path.join(folder, "metrics.json")) as file:
+    with write_whole(os.path.join(folder, "metrics.json")) as file:
         json.dump(summary, file, indent=2, allow_nan=False)
 
 

@@ -11,7 +11,7 @@ from speechbrain.utils.checkpoints import (
 )
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.dataio.annotations import open_whole
+from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.pseudo_labels.loss import Learnt
 
 COLUMNS = ("ID", "spk_id", "log_loss", "trusted", "corrected", "learnt")
@@ -146,7 +146,7 @@ class Decisions:
             self.table.label.tolist(),
         )
         rows = zip(self.seen.tolist(), ids, *columns)
-        with open_whole(path) as file:
+        with write_whole(path) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(row[1:] for row in rows if row[0])

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.annotations import open_whole
 from speechbrain_ssl.dataio.embedding import embed_files
+from speechbrain_ssl.files import write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -375,8 +375,7 @@ def _claim(folder, settings):
     """Makes the folder ours, or checks that it is."""
     path = os.path.join(folder, "meta.json")
     if not os.path.isfile(path):
-        with open_whole(path) as file:
-            json.dump({"settings": settings}, file, indent=2)
+        write_json(path, {"settings": settings})
     meta = _read_meta(folder)
     there = meta["settings"]
     other = [key for key in settings if there.get(key) != settings[key]]
@@ -485,18 +484,10 @@ def _convert(rows, failed, dtype):
 
 def _write_chunk(folder, number, rows, failed):
     """Writes a chunk; the array last, as sign of completion."""
-    with open_whole(_chunk_path(folder, number, "json")) as file:
+    with write_whole(_chunk_path(folder, number, "json")) as file:
         json.dump(failed, file)
-        _sync(file)
-    with open_whole(_chunk_path(folder, number, "npy")) as file:
-        np.save(file.buffer, rows)
-        _sync(file)
-
-
-def _sync(file):
-    """Sees a file to the disk before it gets its name."""
-    file.flush()
-    os.fsync(file.fileno())
+    with write_whole(_chunk_path(folder, number, "npy"), "wb") as file:
+        np.save(file, rows)
 
 
 def _join(folder, utterances, chunks, settings):
@@ -514,9 +505,8 @@ def _join(folder, utterances, chunks, settings):
             return
         raise
     _write_lists(folder, utterances, failed)
-    with open_whole(os.path.join(folder, "meta.json")) as file:
-        json.dump({"settings": settings, "made": made}, file, indent=2)
-        _sync(file)
+    meta = {"settings": settings, "made": made}
+    write_json(os.path.join(folder, "meta.json"), meta)
     if failed:
         logger.warning(
             "%d of %d utterances could not be embedded: see %s",
@@ -566,10 +556,10 @@ def _join_arrays(folder, count, chunks, failed):
 def _write_lists(folder, utterances, failed):
     """Writes the IDs of the rows, and those that have none."""
     ids = list(utterances.ids())
-    with open_whole(os.path.join(folder, "ids.json")) as file:
+    with write_whole(os.path.join(folder, "ids.json")) as file:
         kept = [name for row, name in enumerate(ids) if row not in failed]
         json.dump(kept, file, indent=0, ensure_ascii=False)
-    with open_whole(os.path.join(folder, "failed.csv")) as file:
+    with write_whole(os.path.join(folder, "failed.csv")) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["ID", "reason"])
         for row in sorted(failed):

@@ -17,10 +17,10 @@ import numpy as np
 from speechbrain_ssl.dataio.annotations import (
     ROOT,
     Utterances,
-    open_whole,
     read_annotation,
     write_annotation,
 )
+from speechbrain_ssl.files import write_json, write_whole
 from speechbrain_ssl.pseudo_labels.extract import file_hash
 
 CSV_NAME, REPORT_NAME = "pseudo_labels.csv", "report.json"
@@ -142,7 +142,7 @@ def write_labels(
         },
         **(report or {}),
     }
-    with open_whole(report_path) as file:
+    with write_whole(report_path) as file:
         json.dump(report, file, indent=2, allow_nan=False)
     return report
 
@@ -220,8 +220,7 @@ def note_labels(run_folder, csv_path):
         check_same_labels(run_folder, csv_path)
         return
     record = {"labels": os.path.abspath(csv_path), "hash": file_hash(csv_path)}
-    with open_whole(os.path.join(run_folder, TRAINED_ON)) as file:
-        json.dump(record, file, indent=2)
+    write_json(os.path.join(run_folder, TRAINED_ON), record)
 
 
 def check_same_labels(run_folder, csv_path):

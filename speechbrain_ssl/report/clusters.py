@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.annotations import open_whole
+from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.pseudo_labels import quality
 from speechbrain_ssl.report import html
 
@@ -116,7 +116,7 @@ def write_clusters(
         "Clusters to listen to", _body(overview, chosen, shown, voices)
     )
     path = os.path.join(folder, PAGE_NAME)
-    with open_whole(path) as file:
+    with write_whole(path) as file:
         file.write(text)
     return path
 

@@ -16,8 +16,8 @@ import shlex
 
 import numpy as np
 
-from speechbrain_ssl.dataio.annotations import open_whole
 from speechbrain_ssl.evaluation import metrics
+from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.report import html, plots
 from speechbrain_ssl.report.plots import is_number
 from speechbrain_ssl.report.run import (
@@ -113,7 +113,7 @@ def write_report(run_folder, output=None):
         )
     output = output or os.path.join(run_folder, "report.html")
     text = page(read_run(run_folder))
-    with open_whole(output) as file:
+    with write_whole(output) as file:
         file.write(text)
     return output
 

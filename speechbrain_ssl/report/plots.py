@@ -21,7 +21,7 @@ from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from speechbrain_ssl.dataio.annotations import open_whole
+from speechbrain_ssl.files import write_whole
 
 # Okabe and Ito's colors, which color-blind readers can tell apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -477,8 +477,8 @@ def save(figure, path):
         Where to; the extension (.png, .svg, .pdf) is the format.
     """
     suffix = os.path.splitext(path)[1]
-    with open_whole(path) as file:
-        figure.savefig(file.buffer, format=suffix[1:] or "png", dpi=160)
+    with write_whole(path, "wb") as file:
+        figure.savefig(file, format=suffix[1:] or "png", dpi=160)
 
 
 @_in_style

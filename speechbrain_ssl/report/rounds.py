@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 
-from speechbrain_ssl.dataio.annotations import open_whole
+from speechbrain_ssl.files import write_json, write_whole
 from speechbrain_ssl.pseudo_labels import quality
 from speechbrain_ssl.pseudo_labels.decisions import read_decisions
 from speechbrain_ssl.pseudo_labels.labels import (
@@ -180,10 +180,9 @@ def write_rounds(folder, summary):
         The path of the page.
     """
     summary = {**summary, "label_use": LABEL_USE}
-    with open_whole(os.path.join(folder, "summary.json")) as file:
-        json.dump(summary, file, indent=2)
+    write_json(os.path.join(folder, "summary.json"), summary)
     path = os.path.join(folder, "rounds.html")
-    with open_whole(path) as file:
+    with write_whole(path) as file:
         file.write(page(summary))
     return path
 

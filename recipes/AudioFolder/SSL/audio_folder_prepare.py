@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.annotations import open_whole, write_annotation
+from speechbrain_ssl.dataio.annotations import write_annotation
+from speechbrain_ssl.files import write_whole
 from tqdm import tqdm
 
 from speechbrain.utils.logger import get_logger
@@ -292,7 +293,7 @@ def write_skipped(skipped_csv, problems):
     problems : dict
         Reasons by path relative to the data folder.
     """
-    with open_whole(skipped_csv) as file:
+    with write_whole(skipped_csv) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["wav", "reason"])
         for path, problem in sorted(problems.items()):
@@ -335,7 +336,7 @@ def write_cache(cache_file, settings, usable):
         Each ``File`` by relative path.
     """
     files = {path: file[:4] for path, file in usable.items()}
-    with open_whole(cache_file) as out:
+    with write_whole(cache_file) as out:
         json.dump({"settings": settings, "files": files}, out, indent=0)
 
 

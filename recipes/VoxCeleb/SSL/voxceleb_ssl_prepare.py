@@ -28,8 +28,8 @@ from audio_folder_prepare import (
     prepare_audio_folder,
 )
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.annotations import open_whole
 from speechbrain_ssl.evaluation.verification import read_trials
+from speechbrain_ssl.files import write_whole
 
 from speechbrain.utils.logger import get_logger
 
@@ -312,7 +312,7 @@ def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):
             )
         files = _locate(trials.files, places, data_folder, source)
         path = os.path.join(lists_folder, f"vox1_{name}.txt")
-        with open_whole(path) as file:
+        with write_whole(path) as file:
             for label, *pair in zip(trials.targets, trials.enrol, trials.test):
                 enrol, test = (files[index] for index in pair)
                 file.write(f"{label} {enrol} {test}\n")
@@ -385,7 +385,7 @@ def download_list(url, path):
             f"Cannot download {url}: {error}. Get it where there is a "
             f"network, and put it at {os.path.abspath(path)}."
         ) from error
-    with open_whole(path) as file:
+    with write_whole(path) as file:
         file.write(text)
 
 
