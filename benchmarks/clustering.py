@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
-from speechbrain_ssl.pseudo_labels.clustering import KMeans, TwoStage
+from speechbrain_ssl.clustering.clusterers import TwoStage
+from speechbrain_ssl.clustering.kmeans import KMeans
 
 BLOCK = 8192
 # points that are multiplied at once where the bound is measured

@@ -1,7 +1,6 @@
 """Two gloo processes do what one does with the doubled batch."""
 
 import datetime
-import functools
 import os
 import sys
 
@@ -11,11 +10,12 @@ import soundfile
 import torch
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.table import ClusterTable
 from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
-from speechbrain_ssl.dataio.clusters import ClusterTable
 from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.margins import (
     AdaFace,
@@ -41,7 +41,6 @@ from speechbrain_ssl.objectives.vibcreg import VIbCReg
 from speechbrain_ssl.objectives.vicreg import VICReg
 from speechbrain_ssl.objectives.weighted import Weighted
 from speechbrain_ssl.objectives.wmse import WMSE
-from speechbrain_ssl.pseudo_labels.clustering import KMeans
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 from speechbrain_ssl.pseudo_labels.gating import FixedGate, MixtureGate
 from speechbrain_ssl.pseudo_labels.loss import AAMSoftmax, GatedLoss
@@ -86,7 +85,7 @@ def everyone():
 
 def clusters():
     """A table of three clusters and one utterance of noise."""
-    table = ClusterTable(clusterer=None, clusters=3)
+    table = ClusterTable(KMeans(), clusters=3)
     table.prepare(WORLD * BATCH)
     points = torch.nn.functional.normalize(everyone()[2, 0], dim=-1)
     table._fill(torch.tensor([0, 1, -1, 2, 1, 0]), points)
@@ -208,7 +207,7 @@ def test_objectives_see_one_batch(name, both_processes):
 def _table_worker(rank, folder, share):
     torch.manual_seed(rank)  # a clusterer alone would differ
     table = ClusterTable(
-        functools.partial(KMeans, distributed=share),
+        KMeans(distributed=share),
         clusters=12,
         max_size=2000,
         min_agreement=0.01,

@@ -40,11 +40,11 @@ class DeepCluster(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.dataio.clusters import ClusterTable
+    >>> from speechbrain_ssl.clustering.table import ClusterTable
     >>> from speechbrain_ssl.nnet.branch import Views
-    >>> from speechbrain_ssl.pseudo_labels.clustering import KMeans
+    >>> from speechbrain_ssl.clustering.kmeans import KMeans
     >>> points = torch.eye(2).repeat(4, 1)
-    >>> table = ClusterTable(KMeans, clusters=2)
+    >>> table = ClusterTable(KMeans(), clusters=2)
     >>> table.prepare(8)
     >>> _ = table.refresh(points, epoch=0)
     >>> student = Views(points[None], None, index=torch.arange(8))

@@ -42,10 +42,11 @@ class SSPS(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.dataio.clusters import ClusterTable
+    >>> from speechbrain_ssl.clustering.table import ClusterTable
     >>> from speechbrain_ssl.nnet.branch import Views
     >>> from speechbrain_ssl.objectives.simclr import SimCLR
-    >>> table = ClusterTable(clusterer=None, clusters=2)
+    >>> from speechbrain_ssl.clustering.kmeans import KMeans
+    >>> table = ClusterTable(KMeans(), clusters=2)
     >>> table.prepare(8)
     >>> crops = torch.randn(2, 8, 16)
     >>> student = Views(crops, crops, index=torch.arange(8))

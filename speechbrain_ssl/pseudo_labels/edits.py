@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ssl.pseudo_labels.clustering import KMeans, tidy
+from speechbrain_ssl.clustering.clusterers import tidy
+from speechbrain_ssl.clustering.kmeans import KMeans
 
 COLUMNS = ("action", "cluster", "value")
 ACTIONS = ("merge", "split", "drop")

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.files import write_whole
-from speechbrain_ssl.pseudo_labels import quality
 from speechbrain_ssl.report import html
 
 PAGE_NAME = "clusters.html"

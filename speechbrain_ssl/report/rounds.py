@@ -9,8 +9,8 @@ import importlib.util
 import json
 import os
 
+from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.files import write_json, write_whole
-from speechbrain_ssl.pseudo_labels import quality
 from speechbrain_ssl.pseudo_labels.decisions import read_decisions
 from speechbrain_ssl.pseudo_labels.labels import (
     CSV_NAME,
@@ -35,7 +35,7 @@ TRIALS = "From the labels of trials, for this report only"
 LABEL_FREE = [
     ("seconds", "minutes", 1, 1 / 60),
     ("clusters", "clusters", 0, 1),
-    ("own_cosine", "own cosine", 3, 1),
+    ("intra_cluster_cosine", "intra-cluster cosine", 3, 1),
     ("margin", "margin", 3, 1),
     ("misplaced", "misplaced %", 1, 100),
     ("stability", "ARI other seed", 3, 1),
@@ -84,7 +84,7 @@ def read_stage(folder, number, name, truth=None, data_folder=None):
     -------
     dict
         ``round``, ``stage``, ``seconds``, ``attempts``, ``warnings``. Of
-        labels also ``clusters``, ``labelled``, ``own_cosine``, ``margin``,
+        labels also ``clusters``, ``labelled``, ``intra_cluster_cosine``, ``margin``,
         ``misplaced``, ``stability``, ``agreement`` and, with true speakers,
         ``oracle``; of training ``epochs``, ``trusted``, ``corrected``,
         ``selected``, their sum, and ``oracle``; of verification ``lists``, by name. What is
@@ -285,7 +285,7 @@ def _read_quality(folder):
     return {
         "clusters": found["clusters"],
         "labelled": found["labelled"],
-        "own_cosine": found["own_cosine"]["mean"],
+        "intra_cluster_cosine": found["intra_cluster_cosine"]["mean"],
         "margin": found["margin"]["mean"],
         "misplaced": found["misplaced"],
         "stability": (found["stability"] or {}).get("ARI"),

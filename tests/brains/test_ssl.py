@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 
-from speechbrain_ssl.dataio.clusters import ClusterPartners, ClusterTable
+from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.table import ClusterPartners, ClusterTable
 from speechbrain_ssl.dataio.views import ViewSampler
 from speechbrain_ssl.objectives.deep_cluster import DeepCluster
 from speechbrain_ssl.objectives.simclr import SimCLR
-from speechbrain_ssl.pseudo_labels.clustering import KMeans
 from tests.brains import tiny
 from tests.brains.test_base import Interrupted, Watching
 from tests.brains.tiny import records, run
@@ -64,7 +64,7 @@ def test_warnings_of_the_objective_reach_the_log(corpus, tmp_path):
 
 def cluster_aware(start=1.0, **settings):
     """Settings of a run whose views come from clusters."""
-    table = ClusterTable(KMeans, clusters=3, start=start, every=2)
+    table = ClusterTable(KMeans(), clusters=3, start=start, every=2)
     partners = ClusterPartners(table)
     sampler = ViewSampler(16000, 2, 0.1, seed=3, partners=partners)
     return {"cluster_tables": [table], "view_sampler": sampler, **settings}
@@ -98,7 +98,7 @@ def test_a_run_does_not_go_on_with_other_utterances(tmp_path):
 def test_each_of_several_tables_is_in_the_log(corpus, tmp_path):
     settings = cluster_aware(start=0.0, epochs=1)
     (first,) = settings["cluster_tables"]
-    second = ClusterTable(KMeans, clusters=2, start=0.0, min_agreement=0.0)
+    second = ClusterTable(KMeans(), clusters=2, start=0.0, min_agreement=0.0)
     settings["cluster_tables"] = [first, second]
     run(corpus, tmp_path, **settings)
     stats = records(tmp_path)[0]["train"]

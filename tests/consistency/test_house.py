@@ -25,7 +25,8 @@ FLOORS = [
     ("nnet", 2),
     ("dataio", 2),
     ("objectives", 3),
-    ("pseudo_labels", 3),
+    ("clustering", 3),
+    ("pseudo_labels", 3.5),  # reads clusterings
     ("testing", 3),
     ("brains", 4),
     ("inference", 4),
@@ -106,7 +107,8 @@ def test_everything_public_has_a_docstring(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_arguments_of_public_functions_are_described(path):
-    skipped = {"self", "cls", "mode", "stage", "ctx"}
+    # y: scikit-learn passes it to every fit_predict
+    skipped = {"self", "cls", "mode", "stage", "ctx", "y"}
     for name, node in public_nodes(path):
         if not isinstance(node, ast.FunctionDef):
             continue

@@ -6,22 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_ssl.dataio.clusters import ClusterTable
+from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.table import ClusterTable
 from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.objectives.deep_cluster import DeepCluster
-from speechbrain_ssl.pseudo_labels.clustering import KMeans
 from speechbrain_ssl.testing import check_objective
 
 
 def table(labels, points):
     class Given:
-        def __init__(self, n_clusters, random_state):
-            pass
-
         def fit_predict(self, X):
             return np.array(labels)
 
-    made = ClusterTable(Given, clusters=2)
+    made = ClusterTable(Given())
     made.prepare(len(labels))
     made.refresh(points, epoch=0)
     return made
@@ -147,13 +144,13 @@ def test_keeps_the_contract():
 def test_missing_indices_and_tables_are_refused():
     points = torch.randn(2, 3, 4)
     with pytest.raises(ValueError, match="index of the utterances"):
-        DeepCluster([ClusterTable(KMeans, 2)])(Views(points, points), None, 0)
+        DeepCluster([ClusterTable(KMeans(), 2)])(Views(points, points), None, 0)
     with pytest.raises(ValueError, match="one table or more"):
         DeepCluster([])
 
 
 def test_missing_clusters_are_refused():
-    empty = ClusterTable(KMeans, 2)
+    empty = ClusterTable(KMeans(), 2)
     empty.prepare(3)
     points = torch.randn(2, 3, 4)
     with pytest.raises(ValueError, match="cluster_from"):

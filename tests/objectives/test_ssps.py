@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from speechbrain_ssl.dataio.clusters import ClusterTable
+from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.table import ClusterTable
 from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.objectives.dino import DINO
 from speechbrain_ssl.objectives.moco import MoCo
@@ -17,7 +18,7 @@ CENTROIDS = torch.tensor([[1.0, 0.0], [0.9, 0.3], [0.0, 1.0]])
 
 
 def table():
-    made = ClusterTable(clusterer=None, clusters=3)
+    made = ClusterTable(KMeans(), clusters=3)
     made.prepare(len(LABELS))
     made._fill(LABELS)
     made.centroids = CENTROIDS
@@ -103,7 +104,7 @@ def test_without_a_teacher_the_first_view_stays():
 
 def test_nothing_is_replaced_before_clusters_and_candidates_are_there():
     empty = SSPS(Witness(), table(), 4, 8).eval()
-    unclustered = SSPS(Witness(), ClusterTable(None, 2), 4, 8)
+    unclustered = SSPS(Witness(), ClusterTable(KMeans(), 2), 4, 8)
     unclustered.table.prepare(6)
     for objective in (empty, unclustered):
         for _ in range(2):

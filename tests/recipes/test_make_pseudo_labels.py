@@ -130,7 +130,7 @@ def test_what_was_heard_corrects_the_labels_twice(
         raise RuntimeError("nothing is clustered or embedded")
 
     monkeypatch.setattr(
-        "speechbrain_ssl.pseudo_labels.clustering.KMeans.fit_predict", fail
+        "speechbrain_ssl.clustering.kmeans.KMeans.fit_predict", fail
     )
     monkeypatch.setattr(run.module, "extract", fail)
     report = run(second, *flags, f"--edits={first}/edits.csv")

@@ -66,7 +66,7 @@ head = "ID,duration,wav,start,stop,spk_id"
 write("pseudo_labels.csv", "\\n".join([head, *rows]) + "\\n")
 ari = float(args.get("ari", 0.5)) if "previous" in args else None
 write("report.json", json.dumps({"quality": {
-    "clusters": 2, "labelled": 4, "own_cosine": {"mean": 0.8},
+    "clusters": 2, "labelled": 4, "intra_cluster_cosine": {"mean": 0.8},
     "margin": {"mean": 0.3}, "misplaced": 0.1, "stability": {"ARI": 0.7},
     "previous": None if ari is None else {"ARI": ari}, "warnings": [],
 }}))

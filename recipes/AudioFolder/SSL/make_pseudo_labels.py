@@ -38,11 +38,11 @@ import sys
 import numpy as np
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
+from speechbrain_ssl.clustering import quality
+from speechbrain_ssl.clustering.clusterers import tidy
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.inference import load_encoder
 from speechbrain_ssl.options import load_experiment
-from speechbrain_ssl.pseudo_labels import quality
-from speechbrain_ssl.pseudo_labels.clustering import tidy
 from speechbrain_ssl.pseudo_labels.edits import apply_edits, read_edits
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract, load
 from speechbrain_ssl.pseudo_labels.labels import (
@@ -347,7 +347,7 @@ def describe(report):
         lines.append(f"corrections: {', '.join(counts)}".replace("_", " "))
     if found["margin"]["mean"] is not None:
         lines.append(
-            f"cosine to the own centroid {found['own_cosine']['mean']:.3f}, "
+            f"intra-cluster cosine {found['intra_cluster_cosine']['mean']:.3f}, "
             f"{found['margin']['mean']:.3f} more than to the next one; "
             f"{100 * found['misplaced']:.1f} % are nearer to another"
         )

@@ -1,12 +1,12 @@
-"""Cluster-aware views: utterances that seem to be of one speaker.
+"""Cluster assignments of the training set, and views drawn from clusters.
 
-B. Han, Z. Chen and Y. Qian, "Self-supervised learning with cluster-aware-DINO
-for high-performance robust speaker verification", 2023
-(https://arxiv.org/abs/2304.05754). Here it is a matter of the sampler, so that
-it serves every objective.
+Cluster-aware views are those of CA-DINO (B. Han, Z. Chen and Y. Qian,
+"Self-supervised learning with cluster-aware-DINO for high-performance robust
+speaker verification", 2023, https://arxiv.org/abs/2304.05754). The view sampler
+draws them, so every objective can use them.
 """
 
-import inspect
+import copy
 import logging
 import math
 
@@ -21,65 +21,84 @@ from speechbrain.utils.checkpoints import (
 )
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.clustering.quality import centroids
 from speechbrain_ssl.nnet.schedules import at
 
 logger = logging.getLogger(__name__)
 
 MODES = ("global_from_anchor", "global_split", "all_random")
-# streams of random numbers that belong to an utterance, not to one view
+# number of the random stream that draws the partners of an utterance
 PARTNERS = 1001
-# Length of the noise that clusters have to withstand, for unit embeddings:
-# it takes them to a cosine of 0.9 with themselves. It has no regard to how
-# alike all embeddings are, so that an encoder that tells little apart fails,
-# however stable its clusters are otherwise.
+# Norm of the noise that is added to unit embeddings to test the clusters. The
+# cosine of an embedding before and after is 0.9. The norm does not depend on
+# the embeddings, so an encoder whose embeddings are all similar fails the test.
 NOISE = 0.5
 
 
 @register_checkpoint_hooks
 class ClusterTable:
-    """Which utterances belong together, in memory that loader workers share.
+    """Cluster assignments of the training set, in shared memory.
 
-    Until the first refresh, and for utterances whose cluster is too small or
-    too large, every utterance stands alone where views are drawn; objectives
-    that read labels and centroids see all clusters.
+    Loader workers read the table to draw views. Before the first refresh, and
+    in clusters that are too small or too large, an utterance has no partner.
+    Objectives that read labels and centroids see all clusters.
 
     Arguments
     ---------
-    clusterer : callable
-        Takes ``n_clusters`` and, if it has an argument of that name,
-        ``random_state``; returns an object with scikit-learn's
-        ``fit_predict``, which all processes call if it has an attribute
-        ``distributed`` that is True, and the first one for all otherwise.
+    clusterer : object
+        With scikit-learn's ``fit_predict``. If it has a parameter
+        ``random_state``, the table sets it. If its attribute ``distributed``
+        is true, all processes call it; otherwise the first process clusters
+        for all.
     clusters : float or callable
-        Number of clusters, or a schedule of it; a float up to 1.0 is a share
-        of the number of utterances.
+        Number of clusters, or a schedule of it, for the clusterer's parameter
+        ``n_clusters``; a float up to 1.0 is a share of the number of
+        utterances. None: the clusterer decides.
     start : float
         Epoch of the first refresh; infinity: never.
     every : int
         Epochs from one refresh to the next.
     min_size, max_size : int
-        Clusters outside are not trusted: their utterances stand alone. A
-        new table in which all do is not taken over.
+        Utterances in smaller or larger clusters have no partners. A new table
+        without any partners is rejected.
     min_agreement : float
-        Agreement with a clustering of noisy embeddings, below which a new
-        table is not taken over; 0 does not ask.
+        Least agreement with a clustering of noisy embeddings, 0 to 1; a table
+        below it is rejected. 0 skips the test.
     seed : int
-        Of the clusterer and of that noise.
+        Seed of the clusterer and of the noise.
+
+    Raises
+    ------
+    ValueError
+        If the clusterer has no ``fit_predict``, or ``clusters`` does not fit
+        it, or ``every`` is below one.
 
     Example
     -------
-    >>> from speechbrain_ssl.pseudo_labels.clustering import KMeans
-    >>> table = ClusterTable(KMeans, clusters=2)
+    >>> from speechbrain_ssl.clustering.kmeans import KMeans
+    >>> table = ClusterTable(KMeans(), clusters=2)
     >>> table.prepare(6)
     >>> report = table.refresh(torch.eye(2).repeat(3, 1), epoch=0.0)
     >>> table.members(0).tolist(), report["cluster_count"]
     ([0, 2, 4], 2.0)
     """
 
+    stats_help = {
+        "cluster_count": "Number of clusters.",
+        "cluster_largest": "Share of the utterances in the largest cluster.",
+        "cluster_singletons": "Share of the utterances without partners.",
+        "cluster_cosine": "Mean cosine of an embedding to its cluster's mean.",
+        "cluster_agreement": (
+            "Share of the partners that an utterance keeps when noise is added "
+            "to the embeddings, corrected for chance."
+        ),
+        "cluster_accepted": "1 if the new clusters replaced the previous ones.",
+    }
+
     def __init__(
         self,
         clusterer,
-        clusters,
+        clusters=None,
         start=0.0,
         every=1,
         min_size=2,
@@ -89,6 +108,7 @@ class ClusterTable:
     ):
         if every < 1:
             raise ValueError(f"every must be 1 epoch or more, not {every}")
+        check_clusterer(clusterer, clusters)
         self.clusterer = clusterer
         self.clusters = clusters
         self.start = start
@@ -106,7 +126,7 @@ class ClusterTable:
         self.last = -1
 
     def prepare(self, count):
-        """Makes room for a training set; a second call changes nothing.
+        """Allocates the table; a second call changes nothing.
 
         Arguments
         ---------
@@ -120,9 +140,9 @@ class ClusterTable:
         """
         if self.labels is None:
             if self.start < math.inf:
-                self._number(math.ceil(self.start), count)
+                self._configured(self._number(math.ceil(self.start), count))
             self.labels = torch.full((count,), -1).share_memory_()
-            # rows sorted by cluster, and where each cluster begins there
+            # rows sorted by cluster, and the place where each cluster begins
             self.order = torch.arange(count).share_memory_()
             self.begin = torch.zeros(count + 1, dtype=torch.long)
             self.begin.share_memory_()
@@ -146,7 +166,7 @@ class ClusterTable:
         return (epoch - math.ceil(self.start)) % self.every == 0
 
     def refresh(self, embeddings, epoch):
-        """Clusters anew; all processes get the same table.
+        """Clusters again; all processes get the same table.
 
         Arguments
         ---------
@@ -158,13 +178,8 @@ class ClusterTable:
         Returns
         -------
         dict of str to float
-            ``cluster_count``, ``cluster_largest`` (share of the utterances),
-            ``cluster_alone`` (share that has no partners),
-            ``cluster_cosine`` (mean cosine to the own centroid),
-            ``cluster_agreement`` if asked for (share of an utterance's
-            partners that it keeps when noise is added to all embeddings
-            and another seed is taken, less what chance would keep), and
-            ``cluster_accepted``.
+            The statistics of ``stats_help``; ``cluster_agreement`` only with
+            ``min_agreement``.
         """
         self.last = int(epoch)
         unit = F.normalize(embeddings.float(), dim=-1)
@@ -172,8 +187,8 @@ class ClusterTable:
         labels = self._cluster(unit, number, self.seed)
         if (labels < 0).all():
             logger.warning(
-                "The table stays as it was: the clusterer calls all utterances "
-                "noise."
+                "The cluster table stays as it was: the clusterer assigned no "
+                "utterance to a cluster."
             )
             return {"cluster_count": 0.0, "cluster_accepted": 0.0}
         report = self._describe(unit, labels)
@@ -186,23 +201,23 @@ class ClusterTable:
             report["cluster_agreement"] = agreement
             if agreement < self.min_agreement:
                 problem = (
-                    f"the clusters agree by {agreement:.2f} only with those of "
-                    f"noisy embeddings (min_agreement {self.min_agreement:.2f})"
+                    f"its agreement with clusters of noisy embeddings is "
+                    f"{agreement:.2f} (min_agreement {self.min_agreement:.2f})"
                 )
-        if report["cluster_alone"] == 1.0:
+        if report["cluster_singletons"] == 1.0:
             problem = (
-                "no utterance has a partner in a cluster of "
-                f"{self.min_size} to {self.max_size} (min_size, max_size). "
-                "Change clusters, or these"
+                "no utterance has a partner: no cluster has "
+                f"{max(self.min_size, 2)} to {self.max_size} utterances "
+                "(min_size, max_size). Change clusters, or these limits"
             )
         if problem is None:
             self._fill(labels, unit)
         else:
-            logger.warning("The table stays as it was: %s.", problem)
+            logger.warning("The cluster table stays as it was: %s.", problem)
         return {**report, "cluster_accepted": float(problem is None)}
 
     def members(self, row):
-        """Rows of the utterances that belong with one of them.
+        """Rows of the utterances in the cluster of one utterance.
 
         Arguments
         ---------
@@ -222,12 +237,12 @@ class ClusterTable:
         return torch.tensor([row])
 
     def on(self, device):
-        """Labels and centroids where an objective needs them.
+        """Labels and centroids on a device.
 
         Arguments
         ---------
         device : torch.device
-            Copied there once after each refresh.
+            The copy is made once after each refresh.
 
         Returns
         -------
@@ -244,7 +259,7 @@ class ClusterTable:
         return self._copies[device]
 
     def nearest(self, count):
-        """The clusters whose centroids are nearest to each one's.
+        """The nearest other clusters of each cluster, by centroid.
 
         Arguments
         ---------
@@ -254,24 +269,26 @@ class ClusterTable:
         Returns
         -------
         torch.Tensor
-            Their numbers, the nearest first, never itself [clusters, count].
+            Their numbers, the nearest first [clusters, count].
         """
         if self._nearest is None or self._nearest.shape[1] < count:
             points = self.centroids.numpy()
-            # a tie may put a cluster after its twin: take one more, drop it
+            # with ties a cluster need not be its own first neighbor: take one
+            # more, and drop the cluster itself
             wanted = min(count + 1, len(points))
             _, found = faiss.knn(
                 points, points, wanted, metric=faiss.METRIC_INNER_PRODUCT
             )
             found = torch.from_numpy(found)
             other = found != torch.arange(len(found))[:, None]
-            # at most one of a row is the cluster itself
             order = other.int().argsort(dim=1, descending=True, stable=True)
             self._nearest = found.gather(1, order)[:, : wanted - 1]
         return self._nearest[:, :count]
 
     def _number(self, epoch, count):
-        """Clusters wanted of so many utterances."""
+        """Number of clusters wanted of so many utterances, or None."""
+        if self.clusters is None:
+            return None
         asked = at(self.clusters, epoch)
         # schedules give floats: from 0.5 to 1.0 is from half of them to all
         share = asked <= 1 and not isinstance(asked, int)
@@ -284,40 +301,47 @@ class ClusterTable:
             )
         return number
 
+    def _configured(self, number, seed=0):
+        """A clusterer of this number and seed; its constructor checks both."""
+        settings = {}
+        known = parameters_of(self.clusterer)
+        if number is not None:
+            settings["n_clusters"] = number
+        if "random_state" in known:
+            settings["random_state"] = seed
+        if not settings:
+            return copy.deepcopy(self.clusterer)
+        return type(self.clusterer)(**{**known, **settings})
+
     def _cluster(self, unit, number, seed, noise=0.0):
         """Labels of unit embeddings, the same in all processes."""
-        settings = {"n_clusters": number}
-        # what has no use for chance, as agglomeration, does not take it
-        if "random_state" in inspect.signature(self.clusterer).parameters:
-            settings["random_state"] = seed
-        clusterer = self.clusterer(**settings)
+        clusterer = self._configured(number, seed)
         labels = torch.empty(len(unit), dtype=torch.long)
-        # one that shares the work would wait for the other processes forever
+        # a distributed clusterer waits for all processes
         if distributed.rank() == 0 or getattr(clusterer, "distributed", False):
             if noise:
                 unit = _disturbed(unit, noise, seed)
             found = clusterer.fit_predict(unit.numpy())
-            # without gaps, whatever the clusterer calls them; -1 is noise
+            # without gaps, whatever numbers the clusterer uses; -1 is noise
             names, found = np.unique(found, return_inverse=True)
             labels = torch.from_numpy(found - int(names[0] < 0)).long()
         return distributed.from_first(labels)
 
     def _describe(self, unit, labels):
-        """Label-free figures of a clustering."""
+        """Label-free statistics of a clustering."""
         sizes = labels[labels >= 0].bincount()
-        alone = (sizes < max(self.min_size, 2)) | (sizes > self.max_size)
-        trusted = sizes[~alone].sum().item()
-        centroid = F.normalize(_means(unit, labels), dim=-1)
-        cosine = (unit * centroid[labels.clamp(min=0)]).sum(-1)[labels >= 0]
+        single = (sizes < max(self.min_size, 2)) | (sizes > self.max_size)
+        with_partners = sizes[~single].sum().item()
+        _, cohesion = centroids(unit.numpy(), labels.numpy())
         return {
             "cluster_count": float(len(sizes)),
             "cluster_largest": sizes.max().item() / len(labels),
-            "cluster_alone": 1.0 - trusted / len(labels),
-            "cluster_cosine": cosine.mean().item(),
+            "cluster_singletons": 1.0 - with_partners / len(labels),
+            "cluster_cosine": float(np.average(cohesion, weights=sizes)),
         }
 
     def _fill(self, labels, unit=None):
-        """Writes a table where all workers read it."""
+        """Writes the table into the memory that all workers read."""
         sizes = labels[labels >= 0].bincount()
         ends = sizes.cumsum(0)
         self.begin.fill_(len(labels))
@@ -328,10 +352,13 @@ class ClusterTable:
         self.order.copy_(labels.argsort(stable=True))
         self.labels.copy_(labels)
         if unit is not None:
-            means = _means(unit, labels)
-            distance = (unit - means[labels]).norm(dim=-1, keepdim=True)
-            self.centroids = F.normalize(means, dim=-1)
-            self.spread = _means(distance, labels)[:, 0]
+            units, cohesion = centroids(unit.numpy(), labels.numpy())
+            self.centroids = torch.from_numpy(units)
+            means = self.centroids * torch.from_numpy(cohesion).float()[:, None]
+            kept = labels >= 0
+            distance = (unit[kept] - means[labels[kept]]).norm(dim=-1)
+            total = labels[kept].bincount(distance, len(sizes))
+            self.spread = (total / sizes).float()
         self._nearest, self._copies = None, {}
 
     @mark_as_saver
@@ -360,7 +387,7 @@ class ClusterTable:
 
 
 class ClusterPartners:
-    """Gives the views of a sample to several utterances of a cluster.
+    """Draws the views of an utterance from several utterances of its cluster.
 
     Arguments
     ---------
@@ -381,7 +408,7 @@ class ClusterPartners:
         self.utterances = None
 
     def prepare(self, utterances):
-        """Is told the training set.
+        """Takes the training set.
 
         Arguments
         ---------
@@ -392,7 +419,7 @@ class ClusterPartners:
         self.table.prepare(len(utterances))
 
     def __call__(self, rng_key, counts):
-        """Draws who gives each view.
+        """Draws the utterance of each view.
 
         Arguments
         ---------
@@ -422,28 +449,66 @@ class ClusterPartners:
         return [everyone[view % len(everyone)] for view in range(views)]
 
 
-def _means(unit, labels):
-    """Mean embedding of each cluster [clusters, emb_dim]."""
-    kept = labels >= 0
-    total = torch.zeros(int(labels.max()) + 1, unit.shape[1])
-    total.index_add_(0, labels[kept], unit[kept])
-    return total / labels[kept].bincount()[:, None]
+def check_clusterer(clusterer, clusters=None):
+    """Checks a clusterer before training, not at the first refresh.
+
+    Arguments
+    ---------
+    clusterer : object
+        With scikit-learn's ``fit_predict``.
+    clusters : float or callable
+        Number of clusters that it will be asked for; None: none.
+
+    Raises
+    ------
+    ValueError
+        If it has no ``fit_predict``, or cannot be asked for a number.
+    """
+    name = getattr(clusterer, "__name__", type(clusterer).__name__)
+    if isinstance(clusterer, type) or not hasattr(clusterer, "fit_predict"):
+        raise ValueError(
+            f"clusterer must be an object with scikit-learn's fit_predict, not "
+            f"{name}. In YAML write !new:, not !name:."
+        )
+    takes = "n_clusters" in parameters_of(clusterer)
+    if clusters is not None and not takes:
+        raise ValueError(
+            f"clusters is {clusters}, but {name} has no parameter n_clusters. "
+            "Set clusters to null: it finds the number itself."
+        )
+
+
+def parameters_of(clusterer):
+    """scikit-learn's parameters of a clusterer; empty if it has none.
+
+    Arguments
+    ---------
+    clusterer : object
+        Any clusterer.
+
+    Returns
+    -------
+    dict of str to object
+        As given to its constructor.
+    """
+    get = getattr(clusterer, "get_params", None)
+    return {} if get is None else get(deep=False)
 
 
 def _disturbed(unit, noise, seed):
-    """Unit embeddings after noise of a length in all directions."""
+    """Unit embeddings after Gaussian noise of a given norm."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(unit.shape, generator=generator)
     return F.normalize(unit + noise / unit.shape[1] ** 0.5 * drawn, dim=-1)
 
 
 def _kept_together(labels, other, min_size, max_size):
-    """Share of an utterance's partners that another clustering leaves it.
+    """Share of an utterance's partners that another clustering keeps.
 
-    The mean over utterances that have partners, less what chance would leave
-    (1: all, 0: not more than by chance, or nobody has any). Unlike the
-    adjusted Rand index it does not sink because clusters are small, nor do
-    large ones count for more than their utterances.
+    The mean over utterances with partners, corrected for chance (1: all, 0: as
+    many as by chance, or no utterance has partners). Unlike the adjusted Rand
+    index it does not fall with the size of clusters, and each utterance has
+    the same weight.
     """
     _, own, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     _, theirs, found = np.unique(other, return_inverse=True, return_counts=True)
@@ -453,7 +518,7 @@ def _kept_together(labels, other, min_size, max_size):
     asked = (labels >= 0) & (size >= max(min_size, 2)) & (size <= max_size)
     if not asked.any():
         return 0.0
-    # what is noise is with nobody
+    # noise has no partners
     together = (other >= 0)[asked]
     kept = together * (shared[cell][asked] - 1) / (size[asked] - 1)
     chance = together * (found[theirs][asked] - 1) / (len(labels) - 1)

@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 # A clustering is degenerate if a cluster holds more than this share of all
 # utterances and this many times the mean, or so many stand alone.
 GIANT_SHARE, GIANT_TIMES = 0.05, 5
-ALONE_SHARE = 0.2
+SINGLETON_SHARE = 0.2
 
 
 def describe(matrix, labels, chunk_size=65536):
@@ -34,8 +34,8 @@ def describe(matrix, labels, chunk_size=65536):
     dict
         ``utterances``, ``labelled``, ``clusters``; ``size`` (min, median,
         mean, max); ``size_histogram`` (clusters by size: 1, 2, 3-4, 5-8,
-        ...); ``largest`` and ``alone`` (shares of the labelled utterances in
-        the largest cluster, and without company); ``own_cosine`` (to the
+        ...); ``largest`` and ``singletons`` (shares of the labelled utterances in
+        the largest cluster, and without company); ``intra_cluster_cosine`` (to the
         centroid, a unit vector; utterances that are alone do not count) and
         ``margin`` (how much nearer the own centroid is than the next one):
         mean and 10th percentile; ``misplaced`` (share nearer to another
@@ -73,8 +73,8 @@ def describe(matrix, labels, chunk_size=65536):
         },
         "size_histogram": _histogram(sizes),
         "largest": float(sizes.max() / sizes.sum()),
-        "alone": float((sizes == 1).sum() / sizes.sum()),
-        "own_cosine": _spread(own[accompanied]),
+        "singletons": float((sizes == 1).sum() / sizes.sum()),
+        "intra_cluster_cosine": _spread(own[accompanied]),
         "margin": _spread(margin),
         "misplaced": float((margin < 0).mean()) if len(margin) else None,
         "silhouette": silhouette(matrix, labels),
@@ -88,7 +88,7 @@ def degenerate(report):
     Arguments
     ---------
     report : dict
-        ``clusters``, ``largest`` and ``alone`` of ``describe``.
+        ``clusters``, ``largest`` and ``singletons`` of ``describe``.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def degenerate(report):
 
     Example
     -------
-    >>> degenerate({"clusters": 100, "largest": 0.3, "alone": 0.0})
+    >>> degenerate({"clusters": 100, "largest": 0.3, "singletons": 0.0})
     ['The largest of 100 clusters holds 30 % of the utterances.']
     """
     found = []
@@ -109,10 +109,10 @@ def degenerate(report):
             f"The largest of {report['clusters']} clusters holds "
             f"{100 * report['largest']:.0f} % of the utterances."
         )
-    if report["alone"] > ALONE_SHARE:
+    if report["singletons"] > SINGLETON_SHARE:
         found.append(
-            f"{100 * report['alone']:.0f} % of the utterances are alone in "
-            "their cluster."
+            f"{100 * report['singletons']:.0f} % of the utterances are singletons: "
+            "no other utterance is in their cluster."
         )
     return found
 

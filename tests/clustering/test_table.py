@@ -8,36 +8,38 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from sklearn.cluster import AgglomerativeClustering
+from sklearn.base import BaseEstimator
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.checkpoints import Checkpointer
 
+from speechbrain_ssl.clustering.clusterers import Graph, TwoStage
+from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.table import ClusterPartners, ClusterTable
 from speechbrain_ssl.dataio.annotations import (
     UtteranceDataset,
     read_annotation,
     write_annotation,
 )
-from speechbrain_ssl.dataio.clusters import ClusterPartners, ClusterTable
 from speechbrain_ssl.dataio.views import ViewSampler
 from speechbrain_ssl.nnet.schedules import linear
-from speechbrain_ssl.pseudo_labels.clustering import KMeans, TwoStage
 
 
-class Given:
-    """A clusterer that was told the answer."""
+class Given(BaseEstimator):
+    """A clusterer that was given the answer, one for each seed."""
 
-    def __init__(self, n_clusters, random_state, labels):
-        self.labels = labels[random_state % len(labels)]
+    def __init__(self, labels, n_clusters=8, random_state=0):
+        self.labels = labels
+        self.n_clusters = n_clusters
+        self.random_state = random_state
 
     def fit_predict(self, X):
-        return np.array(self.labels)
+        return np.array(self.labels[self.random_state % len(self.labels)])
 
 
 def table_of(*labels, **kwargs):
     """A refreshed table with these labels, one list for each seed."""
-    table = ClusterTable(
-        functools.partial(Given, labels=labels), clusters=2, **kwargs
-    )
+    table = ClusterTable(Given(labels), clusters=2, **kwargs)
     table.prepare(len(labels[0]))
     torch.manual_seed(0)
     report = table.refresh(torch.randn(len(labels[0]), 4), epoch=0)
@@ -60,11 +62,11 @@ def test_members_are_those_of_the_cluster_the_utterance_included():
     ]
     assert report["cluster_count"] == 3.0
     assert report["cluster_largest"] == 0.5
-    assert report["cluster_alone"] == pytest.approx(1 / 6)
+    assert report["cluster_singletons"] == pytest.approx(1 / 6)
 
 
 def test_before_the_first_refresh_everybody_is_alone():
-    table = ClusterTable(KMeans, clusters=2)
+    table = ClusterTable(KMeans(), clusters=2)
     table.prepare(3)
     assert members(table) == [[0], [1], [2]]
 
@@ -72,7 +74,7 @@ def test_before_the_first_refresh_everybody_is_alone():
 def test_clusters_outside_the_bounds_are_not_trusted():
     table, report = table_of([0, 0, 0, 0, 1, 1], max_size=3)
     assert members(table) == [[0], [1], [2], [3], [4, 5], [4, 5]]
-    assert report["cluster_alone"] == pytest.approx(4 / 6)
+    assert report["cluster_singletons"] == pytest.approx(4 / 6)
     table, _ = table_of([0, 0, 0, 0, 1, 1], min_size=3)
     assert members(table) == [[0, 1, 2, 3]] * 4 + [[4], [5]]
 
@@ -141,7 +143,7 @@ def test_clusters_without_partners_agree_in_nothing():
 )
 def test_a_table_without_partners_is_not_taken_over(labels, sizes, caplog):
     table, report = table_of(labels, **sizes)
-    assert report["cluster_alone"] == 1.0
+    assert report["cluster_singletons"] == 1.0
     assert report["cluster_accepted"] == 0.0
     assert "no utterance has a partner" in caplog.text
     assert table.centroids is None
@@ -150,7 +152,7 @@ def test_a_table_without_partners_is_not_taken_over(labels, sizes, caplog):
 def test_partners_stay_when_a_refresh_leaves_none():
     table, _ = table_of([0, 0, 1, 1])
     before = members(table)
-    table.clusterer = functools.partial(Given, labels=[[0, 1, 2, 3]])
+    table.clusterer = Given([[0, 1, 2, 3]])
     report = table.refresh(torch.randn(4, 4), epoch=1)
     assert report["cluster_accepted"] == 0.0
     assert members(table) == before == [[0, 1], [0, 1], [2, 3], [2, 3]]
@@ -158,11 +160,9 @@ def test_partners_stay_when_a_refresh_leaves_none():
 
 AVERAGE = {"linkage": "average"}
 CLUSTERERS = {
-    "deterministic": functools.partial(
-        AgglomerativeClustering, metric="cosine", **AVERAGE
-    ),
-    "neighbors": functools.partial(TwoStage, fine_clusters=None, **AVERAGE),
-    "random": functools.partial(KMeans, n_init=20),
+    "deterministic": AgglomerativeClustering(metric="cosine", **AVERAGE),
+    "neighbors": TwoStage(**AVERAGE),
+    "random": KMeans(n_init=20),
 }
 
 
@@ -207,7 +207,7 @@ def test_noise_everywhere_changes_nothing():
 
 
 def test_copies_for_a_device_are_of_the_newest_table():
-    table = ClusterTable(KMeans, clusters=2)
+    table = ClusterTable(KMeans(), clusters=2)
     table.prepare(4)
     # the labels of nobody need not travel in each step
     assert table.on(torch.device("cpu")) == (None, None)
@@ -221,41 +221,73 @@ def test_copies_for_a_device_are_of_the_newest_table():
 def test_number_of_clusters_is_a_share_or_a_schedule():
     asked = []
 
-    def clusterer(n_clusters, random_state):
-        asked.append(n_clusters)
-        return Given(n_clusters, 0, [[0] * 10])
+    class Asked(Given):
+        def fit_predict(self, X):
+            asked.append(self.n_clusters)
+            return super().fit_predict(X)
 
     rising = functools.partial(linear, start=0.5, stop=1.0, epochs=4)
     for clusters in (0.5, 3, lambda epoch: 2 + epoch, 1, 1.0, rising):
-        table = ClusterTable(clusterer, clusters)
+        table = ClusterTable(Asked([[0] * 10]), clusters)
         table.prepare(10)
         table.refresh(torch.randn(10, 4), epoch=4)
     assert asked == [5, 3, 6, 1, 10, 10]
 
 
+@pytest.mark.parametrize("clusterer", [HDBSCAN(copy=True), Graph(0.5)])
+def test_clusterers_that_find_the_number_make_tables(clusterer):
+    torch.manual_seed(0)
+    centers = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
+    points = centers.repeat(8, 1) + 0.01 * torch.randn(32, 32)
+    table = ClusterTable(clusterer, clusters=None, min_agreement=0.1)
+    table.prepare(32)
+    report = table.refresh(points, epoch=0)
+    assert report["cluster_count"] == 4
+    assert members(table)[1] == list(range(1, 32, 4))
+
+
+def test_a_number_for_a_clusterer_that_finds_it_is_refused():
+    with pytest.raises(ValueError, match="clusters is 5, but HDBSCAN has no"):
+        ClusterTable(HDBSCAN(copy=True), clusters=5)
+
+
+@pytest.mark.parametrize("made", [KMeans, functools.partial(KMeans), object()])
+def test_what_cannot_cluster_is_refused_when_the_table_is_made(made):
+    with pytest.raises(ValueError, match="fit_predict.*write !new:"):
+        ClusterTable(made)
+
+
+def test_settings_that_do_not_fit_the_number_are_refused_before_training():
+    table = ClusterTable(TwoStage(2, fine_clusters=4), clusters=5)
+    with pytest.raises(
+        ValueError, match=r"fine_clusters \(4\).*n_clusters \(5"
+    ):
+        table.prepare(20)
+
+
 @pytest.mark.parametrize("clusters", [7, 0, 0.01, lambda epoch: epoch])
 def test_an_impossible_number_of_clusters_is_refused_before_training(clusters):
-    table = ClusterTable(KMeans, clusters, start=6.5)
+    table = ClusterTable(KMeans(), clusters, start=6.5)
     with pytest.raises(ValueError, match="1 to 6 clusters .* at epoch 7"):
         ClusterPartners(table).prepare(range(6))
     # nobody minds where nothing is clustered
-    ClusterTable(KMeans, clusters, start=math.inf).prepare(6)
+    ClusterTable(KMeans(), clusters, start=math.inf).prepare(6)
 
 
 def test_a_schedule_may_not_rise_above_the_number_of_utterances():
-    table = ClusterTable(KMeans, lambda epoch: 5 + epoch)
+    table = ClusterTable(KMeans(), lambda epoch: 5 + epoch)
     table.prepare(6)
     with pytest.raises(ValueError, match="clusters is 7 at epoch 2"):
         table.refresh(torch.randn(6, 4), epoch=2)
 
 
 def test_refreshes_are_due_from_the_start_on_and_once_an_epoch():
-    table = ClusterTable(KMeans, 1, start=2.5, every=2)
+    table = ClusterTable(KMeans(), 1, start=2.5, every=2)
     table.prepare(2)
     assert [e for e in range(9) if table.due(e)] == [3, 5, 7]
     table.refresh(torch.randn(2, 4), epoch=3)
     assert not table.due(3) and table.due(5)
-    assert not ClusterTable(KMeans, 1, start=math.inf).due(10**6)
+    assert not ClusterTable(KMeans(), 1, start=math.inf).due(10**6)
 
 
 def test_nearest_clusters_are_never_the_cluster_itself():
@@ -272,13 +304,13 @@ def test_a_checkpoint_brings_the_table_back(tmp_path):
     table, _ = table_of([1, 0, 1, 2, 1, 2])
     checkpointer = Checkpointer(tmp_path, {"table": table})
     checkpointer.save_checkpoint()
-    found = ClusterTable(KMeans, 2)
+    found = ClusterTable(KMeans(), 2)
     found.prepare(6)
     Checkpointer(tmp_path, {"table": found}).recover_if_possible()
     assert members(found) == members(table)
     assert torch.equal(found.centroids, table.centroids)
     assert not found.due(0)
-    other = ClusterTable(KMeans, 2)
+    other = ClusterTable(KMeans(), 2)
     other.prepare(7)
     with pytest.raises(ValueError, match="6 utterances.* has 7"):
         Checkpointer(tmp_path, {"table": other}).recover_if_possible()
@@ -383,7 +415,7 @@ def test_each_view_is_cut_from_the_utterance_drawn_for_it(corpus):
 
 
 def test_workers_that_live_on_see_the_new_table(corpus):
-    clusterer = functools.partial(Given, labels=[[0, 1, 0, 1, 0, 1]])
+    clusterer = Given([[0, 1, 0, 1, 0, 1]])
     table = ClusterTable(clusterer, clusters=2)
     partners = ClusterPartners(table)
     partners.prepare(corpus)

@@ -1,15 +1,16 @@
 """Clusterers with scikit-learn's ``fit_predict``; -1 is noise.
 
-Here are those that scikit-learn has not, or not for a million points. Its own
-drop in wherever one of these can stand, for instance in YAML::
+They are the ones that scikit-learn lacks, or that it lacks for a million
+points. scikit-learn's own clusterers fit wherever one of these does, for
+instance in YAML::
 
     clusterer: !new:sklearn.cluster.HDBSCAN
         min_cluster_size: 5
         copy: True
 
-HDBSCAN finds the number of clusters and calls doubtful points noise. It
-compares lengths too, so give it unit rows, and in hundreds of dimensions it
-looks at all pairs of points: it is for ten thousands of utterances.
+HDBSCAN finds the number of clusters and calls doubtful points noise. Give it
+unit rows, because it compares lengths too. In hundreds of dimensions its time
+is quadratic in the number of points: use it up to tens of thousands.
 """
 
 import random
@@ -19,164 +20,49 @@ import faiss
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
+from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import AgglomerativeClustering
 
-from speechbrain_ssl.pseudo_labels import lloyd
+from speechbrain_ssl.clustering.kmeans import KMeans, read_points
 
-# above, neighbors are sought in cells of points instead of among all
+# above this number of points, neighbors are searched in an inverted file index
 EXACT_NEIGHBORS = 200_000
 LINKAGES = ("ward", "average", "complete", "single")
 GRAPH_METHODS = ("components", "leiden")
 
 
-class KMeans:
-    """k-means on faiss, see ``lloyd``.
+class TwoStage(ClusterMixin, BaseEstimator):
+    """k-means into many small clusters, which agglomeration merges.
 
-    Points may be memory-mapped and larger than memory: they are read piece by
-    piece. Of equally near centroids the first one counts.
+    As for WavLM with pseudo-labels, 50,000 to 7,500 clusters (V. Miara, T.
+    Lepage and R. Dehak, "Towards supervised performance on speaker verification
+    with self-supervised learning by leveraging large-scale ASR models",
+    Interspeech 2024, https://arxiv.org/abs/2406.02285). Only neighbors in a
+    nearest-neighbor graph are merged, so no matrix of all distances is needed.
 
-    Arguments
-    ---------
-    n_clusters : int
-        Number of clusters.
-    spherical : bool
-        Whether points are compared by cosine and centroids are unit vectors.
-    n_iter : int
-        Iterations.
-    n_init : int
-        Starts; the one that is best after the first iterations, which see a
-        sample, goes on.
-    random_state : int
-        Of the starts and of the points that centroids are sought among.
-    max_points_per_centroid : int
-        More points than this for each centroid are sampled down while
-        centroids are sought; all points are labelled.
-    distributed : bool
-        Whether all processes of torch.distributed do this together, each with
-        all points, of which it reads its part. All get the labels that one
-        alone would find.
-
-    Example
-    -------
-    >>> points = np.repeat(np.eye(3), 4, axis=0)
-    >>> labels = KMeans(3).fit_predict(points)
-    >>> labels.shape, len(set(labels[::4]))
-    ((12,), 3)
-    """
-
-    def __init__(
-        self,
-        n_clusters,
-        spherical=True,
-        n_iter=20,
-        n_init=1,
-        random_state=0,
-        max_points_per_centroid=256,
-        distributed=False,
-    ):
-        for name, value in (
-            ("n_iter", n_iter),
-            ("n_init", n_init),
-            ("max_points_per_centroid", max_points_per_centroid),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}.")
-        self.n_clusters = n_clusters
-        self.spherical = spherical
-        self.n_iter = n_iter
-        self.n_init = n_init
-        self.random_state = random_state
-        self.max_points_per_centroid = max_points_per_centroid
-        self.distributed = distributed
-
-    def fit_predict(self, X, y=None):
-        """Finds clusters.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
-        y : None
-            Not used; scikit-learn has it.
-
-        Returns
-        -------
-        np.ndarray
-            int64 number of each point's cluster [n]; ``cluster_centers_``
-            [n_clusters, dim] and ``n_empty_``, the number of clusters that
-            no point is nearest to, are kept.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer points than clusters, or a point is not finite.
-        """
-        if len(X) < self.n_clusters:
-            raise ValueError(
-                f"KMeans was asked for {self.n_clusters} clusters of "
-                f"{len(X)} points. Lower n_clusters."
-            )
-        self.cluster_centers_ = lloyd.fit(
-            lloyd.Points(X, self.spherical, self.distributed),
-            self.n_clusters,
-            self.n_iter,
-            self.n_init,
-            self.random_state,
-            self.n_clusters * self.max_points_per_centroid,
-        )
-        labels = self.predict(X)
-        self.n_empty_ = self.n_clusters - len(np.unique(labels))
-        return labels
-
-    def predict(self, X):
-        """Finds the nearest centroids.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
-
-        Returns
-        -------
-        np.ndarray
-            int64 number of each point's cluster [n].
-        """
-        points = lloyd.Points(X, self.spherical, self.distributed)
-        return lloyd.predict(points, self.cluster_centers_)
-
-
-class TwoStage:
-    """Many small clusters by k-means, or points, joined by agglomeration.
-
-    As for WavLM with pseudo-labels, 50,000 to 7,500 (V. Miara, T. Lepage and
-    R. Dehak, "Towards supervised performance on speaker verification with
-    self-supervised learning by leveraging large-scale ASR models", Interspeech
-    2024, https://arxiv.org/abs/2406.02285). Only clusters that are neighbors
-    may be joined, so that no matrix of all distances is needed; what joining
-    leaves as neighbors of neighbors may be joined further.
-
-    Without k-means the points themselves are joined, by cosine. That takes
-    about 0.1 MB a point: it is for ten thousands of utterances, and best where
-    clusters have few members, of which k-means with many clusters makes poor
-    ones.
+    Without k-means the points themselves are merged. This takes about 0.1 MB a
+    point: use it up to tens of thousands of utterances. It is better than
+    k-means where clusters have few members.
 
     Arguments
     ---------
     n_clusters : int
         Number of clusters in the end.
     fine_clusters : int
-        Number of clusters of k-means; None: each point is one, and has unit
-        length.
+        Number of clusters of k-means; None: merge the points themselves, at
+        unit length.
     linkage : str
-        scikit-learn's: ward, average, complete or single. Ward's distances
-        are Euclidean, as all are between centroids of k-means; those between
-        points are cosine distances.
+        scikit-learn's: ward, average, complete or single. Distances between
+        points are cosine distances, except for ward; all others are Euclidean.
     n_neighbors : int
-        Nearest clusters that each may be joined with at first.
-    random_state : int
-        Of k-means.
-    **kmeans
-        Further settings of ``KMeans``.
+        Nearest clusters that each may be merged with at first.
+    random_state, spherical, n_iter, n_init, max_points_per_centroid, distributed
+        Of ``KMeans``.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
 
     Example
     -------
@@ -191,22 +77,22 @@ class TwoStage:
 
     def __init__(
         self,
-        n_clusters,
-        fine_clusters,
+        n_clusters=8,
+        fine_clusters=None,
         linkage="ward",
         n_neighbors=20,
         random_state=0,
-        **kmeans,
+        spherical=True,
+        n_iter=20,
+        n_init=1,
+        max_points_per_centroid=256,
+        distributed=False,
     ):
-        if fine_clusters is None and kmeans:
-            raise ValueError(
-                f"{', '.join(kmeans)} would be of k-means, but there is none "
-                "as fine_clusters is None. Give it a number, or leave them out."
-            )
         if fine_clusters is not None and fine_clusters < n_clusters:
             raise ValueError(
                 f"fine_clusters ({fine_clusters}) must not be fewer than "
-                f"n_clusters ({n_clusters}): they are joined, not split."
+                f"n_clusters ({n_clusters}): fine clusters are merged, not "
+                "split."
             )
         if linkage not in LINKAGES:
             raise ValueError(f"linkage must be of {LINKAGES}, not {linkage!r}.")
@@ -215,8 +101,11 @@ class TwoStage:
         self.linkage = linkage
         self.n_neighbors = n_neighbors
         self.random_state = random_state
-        self.kmeans = kmeans
-        self.distributed = kmeans.get("distributed", False)
+        self.spherical = spherical
+        self.n_iter = n_iter
+        self.n_init = n_init
+        self.max_points_per_centroid = max_points_per_centroid
+        self.distributed = distributed
 
     def fit_predict(self, X, y=None):
         """Finds clusters.
@@ -225,8 +114,6 @@ class TwoStage:
         ---------
         X : np.ndarray
             Points [n, dim].
-        y : None
-            Not used; scikit-learn has it.
 
         Returns
         -------
@@ -256,7 +143,7 @@ class TwoStage:
         return joined[fine].astype(np.int64)
 
     def _fine(self, X):
-        """What is joined, and which of it each point belongs to."""
+        """Points that are merged, and the one that each row of X belongs to."""
         if self.fine_clusters is None:
             if len(X) < self.n_clusters:
                 raise ValueError(
@@ -264,9 +151,15 @@ class TwoStage:
                     f"{len(X)} points. Lower n_clusters."
                 )
             self.fine_labels_, self.n_empty_ = np.arange(len(X)), 0
-            return lloyd.read(X, slice(None), True), self.fine_labels_
+            return read_points(X, slice(None), True), self.fine_labels_
         kmeans = KMeans(
-            self.fine_clusters, random_state=self.random_state, **self.kmeans
+            self.fine_clusters,
+            self.spherical,
+            self.n_iter,
+            self.n_init,
+            self.random_state,
+            self.max_points_per_centroid,
+            self.distributed,
         )
         self.fine_labels_ = kmeans.fit_predict(X)
         self.n_empty_ = kmeans.n_empty_
@@ -280,33 +173,39 @@ class TwoStage:
         return kmeans.cluster_centers_[filled], fine
 
 
-class Graph:
-    """Clusters in the graph of mutual nearest neighbors, in any number.
+class Graph(ClusterMixin, BaseEstimator):
+    """Clusters in a graph of mutual nearest neighbors, in any number.
 
-    Two points are joined if each is among the other's nearest and their cosine
-    is high enough. Points that nobody is joined with are noise.
+    An edge joins two points if each is among the other's nearest neighbors and
+    their cosine is high enough. Points without an edge are noise.
 
     Arguments
     ---------
     threshold : float
-        Least cosine of points that are joined. It decides the number of
-        clusters and depends on the encoder: too low a one makes a giant
-        cluster of ``components``.
+        Least cosine of an edge, -1 to 1. It decides the number of clusters and
+        depends on the encoder; if it is too low, ``components`` finds one giant
+        cluster.
     n_neighbors : int
-        Nearest points that are looked at.
+        Nearest points that are candidates for edges.
     method : str
-        ``components``: what hangs together is a cluster. ``leiden``:
-        communities by modularity, edges weighted by cosine, which parts
-        groups that hang together by few edges (V. A. Traag, L. Waltman and
-        N. J. van Eck, "From Louvain to Leiden", Scientific Reports 2019,
-        https://arxiv.org/abs/1810.08473); it needs the package igraph.
+        ``components``: each connected component is a cluster. ``leiden``:
+        communities by modularity with edges weighted by cosine (V. A. Traag,
+        L. Waltman and N. J. van Eck, "From Louvain to Leiden", Scientific
+        Reports 2019, https://arxiv.org/abs/1810.08473); it needs the package
+        igraph.
     resolution : float
         Of ``leiden``; higher values make more clusters.
     random_state : int
-        Of ``leiden``, and of the cells that neighbors are sought in if there
-        are more than 200,000 points.
+        Of ``leiden``, and of the index for more than 200,000 points.
     chunk_size : int
-        Points whose neighbors are sought at a time.
+        Points whose neighbors are searched at a time.
+
+    Raises
+    ------
+    ImportError
+        If ``leiden`` is asked for and igraph is not installed.
+    ValueError
+        If a setting is out of range.
 
     Example
     -------
@@ -333,6 +232,8 @@ class Graph:
             raise ValueError(
                 f"threshold is a cosine, from -1 to 1, not {threshold}."
             )
+        if method == "leiden":
+            _igraph()
         self.threshold = threshold
         self.n_neighbors = n_neighbors
         self.method = method
@@ -347,8 +248,6 @@ class Graph:
         ---------
         X : np.ndarray
             Points [n, dim].
-        y : None
-            Not used; scikit-learn has it.
 
         Returns
         -------
@@ -357,17 +256,12 @@ class Graph:
 
         Raises
         ------
-        ImportError
-            If ``leiden`` is asked for and igraph is not installed.
         ValueError
             If a point is not finite.
         """
-        if self.method == "leiden":
-            igraph = _igraph()
         rows, columns, cosines = self._mutual(X)
         if self.method == "leiden":
             members = _leiden(
-                igraph,
                 (len(X), np.stack([rows, columns], 1), cosines),
                 self.resolution,
                 self.random_state,
@@ -385,7 +279,7 @@ class Graph:
         wanted = min(self.n_neighbors + 1, count)
         edges, cosines = [], []
         for first in range(0, count, self.chunk_size):
-            chunk = lloyd.read(X, slice(first, first + self.chunk_size), True)
+            chunk = read_points(X, slice(first, first + self.chunk_size), True)
             scores, found = index.search(chunk, wanted)
             near = np.arange(first, first + len(chunk))[:, None]
             kept = (scores >= self.threshold) & (found != near) & (found >= 0)
@@ -403,15 +297,15 @@ class Graph:
 
 
 class Tidied(NamedTuple):
-    """Labels after ``tidy``, and what it took away.
+    """Labels after ``tidy``, and what it removed.
 
     Arguments
     ---------
     labels : np.ndarray
         int64, 0 to the number of clusters, -1 for none [n].
     report : dict of str to int
-        ``clusters``, ``noise`` (points that had no cluster before), and the
-        clusters and points taken away: ``tiny_clusters``, ``tiny``,
+        ``clusters``, ``noise`` (points without a cluster before), and the
+        removed clusters and points: ``tiny_clusters``, ``tiny``,
         ``giant_clusters``, ``giant``.
     """
 
@@ -420,14 +314,13 @@ class Tidied(NamedTuple):
 
 
 def tidy(labels, min_size=1, max_size=None):
-    """Dissolves tiny and giant clusters and closes gaps in the numbers.
+    """Removes clusters that are too small or too large, and renumbers the rest.
 
-    The rule: utterances in clusters of fewer than ``min_size`` or more than
-    ``max_size`` get no label and are left out of training. They are not given
-    to another cluster: a tiny one is far from all others, or it would not be
-    alone, and a giant one mixes speakers, of whom none is known. The clusters
-    that stay keep their order and are numbered from 0, so that a classifier
-    has no class without an utterance.
+    Utterances in clusters of fewer than ``min_size`` or more than ``max_size``
+    get no label and are left out of training. They are not moved to another
+    cluster: the utterances of a tiny cluster are far from all others, and a
+    giant cluster mixes speakers. The remaining clusters keep their order and
+    are numbered from 0, so that a classifier has no class without an utterance.
 
     Arguments
     ---------
@@ -479,7 +372,7 @@ def tidy(labels, min_size=1, max_size=None):
 
 
 def _connected(centroids, n_neighbors):
-    """Graph of neighbors that hangs together, as scikit-learn wants it."""
+    """Connected graph of nearest neighbors, for scikit-learn's agglomeration."""
     count = len(centroids)
     wanted = min(n_neighbors + 1, count)
     _, found = faiss.knn(centroids, centroids, wanted)
@@ -514,7 +407,7 @@ def _connected(centroids, n_neighbors):
 
 
 def _neighbor_index(X, chunk_size, seed):
-    """faiss's index of unit points: exact for few, in cells for many."""
+    """faiss index of unit points: exact up to EXACT_NEIGHBORS points."""
     count, dim = X.shape
     index = faiss.IndexFlatIP(dim)
     if count > EXACT_NEIGHBORS:
@@ -526,14 +419,14 @@ def _neighbor_index(X, chunk_size, seed):
         index.cp.seed = seed
         rng = np.random.default_rng(seed)
         rows = rng.choice(count, min(count, 64 * cells), replace=False)
-        index.train(lloyd.read(X, np.sort(rows), True))
+        index.train(read_points(X, np.sort(rows), True))
     for first in range(0, count, chunk_size):
-        index.add(lloyd.read(X, slice(first, first + chunk_size), True))
+        index.add(read_points(X, slice(first, first + chunk_size), True))
     return index
 
 
 def _igraph():
-    """The package that has Leiden."""
+    """The igraph package."""
     try:
         import igraph
     except ImportError as error:
@@ -544,8 +437,9 @@ def _igraph():
     return igraph
 
 
-def _leiden(igraph, edges, resolution, seed):
+def _leiden(edges, resolution, seed):
     """Communities by modularity [n]."""
+    igraph = _igraph()
     count, pairs, cosines = edges
     graph = igraph.Graph(n=count, edges=pairs)
     igraph.set_random_number_generator(random.Random(seed))

@@ -1,51 +1,51 @@
-"""How many clusters there are, where nobody knows the number of speakers."""
+"""The number of clusters, where the number of speakers is unknown."""
 
 import logging
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClusterMixin, clone
 
-from speechbrain_ssl.pseudo_labels.quality import silhouette
+from speechbrain_ssl.clustering.quality import silhouette
 
 logger = logging.getLogger(__name__)
 
 
-class BestCount:
-    """Tries numbers of clusters and keeps that of the largest silhouette.
+class BestCount(ClusterMixin, BaseEstimator):
+    """Tries numbers of clusters and keeps the one with the best silhouette.
 
     P. J. Rousseeuw, "Silhouettes", Journal of Computational and Applied
     Mathematics 20, 1987.
 
     Arguments
     ---------
-    clusterer : callable
-        Takes ``n_clusters`` and returns an object with scikit-learn's
-        ``fit_predict``.
+    clusterer : object
+        scikit-learn clusterer with a parameter ``n_clusters``.
     n_clusters : list of float, or float
-        Numbers to try; those below one are shares of the number of points.
+        Numbers to try; values below one are shares of the number of points.
 
     Example
     -------
-    >>> from speechbrain_ssl.pseudo_labels.clustering import KMeans
+    >>> from speechbrain_ssl.clustering.kmeans import KMeans
     >>> points = np.repeat(np.eye(5), 4, axis=0)
-    >>> best = BestCount(KMeans, n_clusters=[2, 0.25, 10])
+    >>> best = BestCount(KMeans(), n_clusters=[2, 0.25, 10])
     >>> len(set(best.fit_predict(points).tolist())), best.n_clusters_
     (5, 5)
     """
 
     def __init__(self, clusterer, n_clusters):
-        numbers = np.atleast_1d(n_clusters).tolist()
-        if not numbers or not all(number > 0 for number in numbers):
+        numbers = np.atleast_1d(n_clusters)
+        if not len(numbers) or not (numbers > 0).all():
             raise ValueError(
-                "n_clusters must be numbers of clusters, or shares of the "
-                f"number of points, not {n_clusters}."
+                "n_clusters must be numbers of clusters, or shares of the number "
+                f"of points, not {n_clusters}."
             )
         self.clusterer = clusterer
-        self.n_clusters = numbers
+        self.n_clusters = n_clusters
 
     @property
     def distributed(self):
         """Whether all processes must call ``fit_predict``."""
-        return getattr(self.clusterer(n_clusters=2), "distributed", False)
+        return getattr(self.clusterer, "distributed", False)
 
     def fit_predict(self, X, y=None):
         """Finds clusters.
@@ -54,8 +54,6 @@ class BestCount:
         ---------
         X : np.ndarray
             Points [n, dim].
-        y : None
-            Not used; scikit-learn has it.
 
         Returns
         -------
@@ -66,9 +64,10 @@ class BestCount:
         """
         self.silhouettes_ = {}
         best = None
-        for number in self.n_clusters:
+        for number in np.atleast_1d(self.n_clusters).tolist():
             count = max(round(number * len(X) if number < 1 else number), 2)
-            labels = np.asarray(self.clusterer(n_clusters=count).fit_predict(X))
+            clusterer = clone(self.clusterer).set_params(n_clusters=count)
+            labels = np.asarray(clusterer.fit_predict(X))
             found = silhouette(X, labels)
             if found > max(self.silhouettes_.values(), default=-np.inf):
                 best, self.n_clusters_ = labels, count

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from speechbrain_ssl.pseudo_labels import lloyd
-from speechbrain_ssl.pseudo_labels.clustering import KMeans, TwoStage
+from speechbrain_ssl.clustering import kmeans as algorithm
+from speechbrain_ssl.clustering.clusterers import TwoStage
+from speechbrain_ssl.clustering.kmeans import KMeans
 from tests.test_distributed import WORLD, run
 
 rng = np.random.default_rng
@@ -71,7 +72,7 @@ def _worker(rank, folder, path):
 @pytest.mark.skipif(sys.platform != "linux", reason="file:// rendezvous")
 def test_two_processes_find_the_bits_of_one_and_share_the_reading(tmp_path):
     path = str(tmp_path / "points.npy")
-    np.save(path, mixture(3 * lloyd.BLOCK + 77, 12, 130, 0.7)[0])
+    np.save(path, mixture(3 * algorithm.BLOCK + 77, 12, 130, 0.7)[0])
     first, second = run(_worker, tmp_path, path)
     for name in SETTINGS:
         labels, centroids, read = found_by(path, name)
@@ -84,7 +85,7 @@ def test_two_processes_find_the_bits_of_one_and_share_the_reading(tmp_path):
 
 
 def test_threads_change_no_bit():
-    points, _ = mixture(3 * lloyd.BLOCK, 12, 100, 0.7)
+    points, _ = mixture(3 * algorithm.BLOCK, 12, 100, 0.7)
     threads, results = faiss.omp_get_max_threads(), []
     try:
         for number in (1, 3):
@@ -104,14 +105,14 @@ def test_sums_are_exact_in_any_order(spherical):
         rng(0).standard_normal((5000, 3))
         * 10.0 ** rng(1).uniform(-6, 3, 5000)[:, None]
     )
-    points = lloyd.Points(X, spherical, False)
+    points = algorithm.Points(X, spherical, False)
     rows, shuffled = np.arange(5000), rng(2).permutation(5000)
     points.find_step(rows)
     one = np.ones((1, 3), np.float32)
-    _, first = lloyd._assign(points, rows, one)
-    _, second = lloyd._assign(points, shuffled, one)
+    _, first = algorithm._assign(points, rows, one)
+    _, second = algorithm._assign(points, shuffled, one)
     assert np.array_equal(first.sums, second.sums)
-    plain = lloyd.read(X, rows, spherical).sum(0, dtype=np.float64)
+    plain = algorithm.read_points(X, rows, spherical).sum(0, dtype=np.float64)
     # rounded 5000 times to a share of the largest one
     error = 5000 * points.step
     assert first.sums[0] == pytest.approx(plain, abs=error)
@@ -129,13 +130,13 @@ def test_euclidean_clusters_do_not_depend_on_the_unit():
 
 @pytest.mark.parametrize("spherical", [True, False])
 def test_no_iteration_makes_the_objective_worse(spherical, monkeypatch):
-    monkeypatch.setattr(lloyd, "BLOCK", 32)
+    monkeypatch.setattr(algorithm, "BLOCK", 32)
     X, _ = mixture(2000, 8, 60, 0.8)
-    points, rows = lloyd.Points(X, spherical, False), np.arange(2000)
+    points, rows = algorithm.Points(X, spherical, False), np.arange(2000)
     points.find_step(rows)
     draw, centroids, worths = rng(0), X[:60], []
     for iteration in range(12):
-        centroids, worth = lloyd._iterate(
+        centroids, worth = algorithm._iterate(
             points, rows, centroids, draw, iteration < 6
         )
         worths.append(worth)
@@ -151,7 +152,7 @@ def badly_started():
     """Two of five centroids in one cloud, and one for two clouds."""
     truth = np.repeat(np.arange(5), 40)
     X = np.eye(6)[truth] + 0.05 * rng(0).standard_normal((200, 6))
-    points = lloyd.Points(X, True, False)
+    points = algorithm.Points(X, True, False)
     points.find_step(np.arange(200))
     start = np.eye(6)[[0, 0, 1, 2, 3]]
     start[0, 5], start[1, 5], start[4, 4] = 0.3, -0.3, 1
@@ -162,25 +163,25 @@ def badly_started():
 def test_moved_centroids_leave_a_bad_start(move):
     points, truth, centroids = badly_started()
     for _ in range(4):
-        centroids, _ = lloyd._iterate(
+        centroids, _ = algorithm._iterate(
             points, np.arange(200), centroids, rng(2), move
         )
-    labels = lloyd.predict(points, centroids)
+    labels = algorithm.predict(points, centroids)
     assert (adjusted_rand_score(truth, labels) == 1.0) == move
 
 
 @pytest.mark.parametrize("spherical", [True, False])
 def test_an_empty_cluster_gets_a_half_of_the_one_that_gains_most(spherical):
     X = np.repeat(np.eye(4), 10, axis=0)
-    points = lloyd.Points(X, spherical, False)
+    points = algorithm.Points(X, spherical, False)
     points.find_step(np.arange(40))
     # the last one is nearest to nothing, the third stands between two
     start = np.eye(4)[[0, 1, 2, 0]]
     start[2, 3], start[3] = 1, [-1, -1, -1, -1]
-    centroids, worth = lloyd._iterate(
+    centroids, worth = algorithm._iterate(
         points, np.arange(40), start.astype(np.float32), rng(0), False
     )
-    labels = lloyd.predict(points, centroids)
+    labels = algorithm.predict(points, centroids)
     assert labels[::10].tolist() in ([0, 1, 2, 3], [0, 1, 3, 2])
 
 
@@ -208,9 +209,9 @@ def test_pairs_to_join_are_disjoint_and_the_cheapest_come_first():
     draw = rng(0)
     counts = draw.integers(0, 3, 30)
     sums = draw.standard_normal((30, 4)) * counts[:, None]
-    clusters = lloyd.Clusters(sums, counts)
-    worth = lloyd._worth(clusters, False)
-    gone, into, losses = lloyd._joins(clusters, worth, False)
+    clusters = algorithm.Clusters(sums, counts)
+    worth = algorithm._worth(clusters, False)
+    gone, into, losses = algorithm._joins(clusters, worth, False)
     empty = np.flatnonzero(counts == 0)
     assert gone[: len(empty)].tolist() == into[: len(empty)].tolist()
     assert gone[: len(empty)].tolist() == empty.tolist()

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClusterMixin
 
 from speechbrain_ssl import distributed
 
@@ -47,6 +48,120 @@ NEAR = 1e-5
 DECIMALS = 12
 # most scores held at a time when they are computed again
 SCORES = 1 << 20
+
+
+class KMeans(ClusterMixin, BaseEstimator):
+    """k-means with scikit-learn's interface, by all threads or processes.
+
+    Points may be memory-mapped and larger than memory: they are read piece by
+    piece. Of equally near centroids the first one counts.
+
+    Arguments
+    ---------
+    n_clusters : int
+        Number of clusters.
+    spherical : bool
+        Whether points are compared by cosine and centroids are unit vectors.
+    n_iter : int
+        Iterations.
+    n_init : int
+        Starts; the one that is best after the first iterations, which see a
+        sample, goes on.
+    random_state : int
+        Of the starts and of the points that centroids are sought among.
+    max_points_per_centroid : int
+        More points than this for each centroid are sampled down while
+        centroids are sought; all points are labelled.
+    distributed : bool
+        Whether all processes of torch.distributed do this together, each with
+        all points, of which it reads its part. All get the labels that one
+        alone would find.
+
+    Example
+    -------
+    >>> points = np.repeat(np.eye(3), 4, axis=0)
+    >>> labels = KMeans(3).fit_predict(points)
+    >>> labels.shape, len(set(labels[::4]))
+    ((12,), 3)
+    """
+
+    def __init__(
+        self,
+        n_clusters=8,
+        spherical=True,
+        n_iter=20,
+        n_init=1,
+        random_state=0,
+        max_points_per_centroid=256,
+        distributed=False,
+    ):
+        for name, value in (
+            ("n_iter", n_iter),
+            ("n_init", n_init),
+            ("max_points_per_centroid", max_points_per_centroid),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}.")
+        self.n_clusters = n_clusters
+        self.spherical = spherical
+        self.n_iter = n_iter
+        self.n_init = n_init
+        self.random_state = random_state
+        self.max_points_per_centroid = max_points_per_centroid
+        self.distributed = distributed
+
+    def fit_predict(self, X, y=None):
+        """Finds clusters.
+
+        Arguments
+        ---------
+        X : np.ndarray
+            Points [n, dim].
+
+        Returns
+        -------
+        np.ndarray
+            int64 number of each point's cluster [n]; ``cluster_centers_``
+            [n_clusters, dim] and ``n_empty_``, the number of clusters that
+            no point is nearest to, are kept.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer points than clusters, or a point is not finite.
+        """
+        if len(X) < self.n_clusters:
+            raise ValueError(
+                f"KMeans was asked for {self.n_clusters} clusters of "
+                f"{len(X)} points. Lower n_clusters."
+            )
+        self.cluster_centers_ = fit(
+            Points(X, self.spherical, self.distributed),
+            self.n_clusters,
+            self.n_iter,
+            self.n_init,
+            self.random_state,
+            self.n_clusters * self.max_points_per_centroid,
+        )
+        labels = self.predict(X)
+        self.n_empty_ = self.n_clusters - len(np.unique(labels))
+        return labels
+
+    def predict(self, X):
+        """Finds the nearest centroids.
+
+        Arguments
+        ---------
+        X : np.ndarray
+            Points [n, dim].
+
+        Returns
+        -------
+        np.ndarray
+            int64 number of each point's cluster [n].
+        """
+        points = Points(X, self.spherical, self.distributed)
+        return predict(points, self.cluster_centers_)
 
 
 class Clusters(NamedTuple):
@@ -130,7 +245,7 @@ class Points:
 
         def work(first):
             stop = min(first + BLOCK, part.stop)
-            block = read(self.X, rows[first:stop], self.spherical)
+            block = read_points(self.X, rows[first:stop], self.spherical)
             if self.step:
                 block *= 1 / self.step
                 np.rint(block, out=block)
@@ -156,7 +271,7 @@ class Points:
         return _reduced(x, torch.distributed.ReduceOp.SUM)
 
 
-def read(X, rows, unit):
+def read_points(X, rows, unit):
     """Reads some points.
 
     Arguments
@@ -289,7 +404,7 @@ def fit(points, n_clusters, n_iter, n_init, seed, most):
     early, best = round(EARLY * n_iter), -np.inf
     for _ in range(n_init):
         start = _some(sample, n_clusters, rng)
-        found, worth = read(points.X, start, points.spherical), 0.0
+        found, worth = read_points(points.X, start, points.spherical), 0.0
         for iteration in range(early):
             # means of no more than their own point would be moved at first
             found, worth = _iterate(points, sample, found, rng, iteration > 0)
