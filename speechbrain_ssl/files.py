@@ -59,9 +59,11 @@ def write_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = os.fspath(path)  # a full disk names no file
             raise
 
 
@@ -108,13 +110,19 @@ def hash_of(*parts: str | os.PathLike | bytes) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(
+    path: str | os.PathLike,
+    advice: str = "Restore it from a copy, or delete it and run the command "
+    "that wrote it again.",
+) -> Any:
     """Reads a JSON file; a damaged one is named.
 
     Arguments
     ---------
     path : str
         The file.
+    advice : str
+        Last sentence of the error.
 
     Returns
     -------
@@ -133,8 +141,7 @@ def read_json(path: str | os.PathLike) -> Any:
             size = os.path.getsize(path)
             raise ValueError(
                 f"{path} is damaged: expected JSON, found {size} bytes that "
-                f"are not ({error}). Restore it from a copy, or delete it and "
-                "run the command that wrote it again."
+                f"are not ({error}). {advice}"
             ) from error
 
 
@@ -210,7 +217,7 @@ def refuse_changes(
     what: str = "This work",
     advice: str = "Use the same settings, or name another folder.",
 ) -> None:
-    """Refuses settings that differ from earlier ones.
+    """Refuses settings that differ from earlier ones; null equals absent.
 
     Arguments
     ---------
@@ -266,8 +273,12 @@ def _differences(key, before, now):
                 before.get(inner, ABSENT),
                 now.get(inner, ABSENT),
             )
-    elif before != now:
+    elif before != now and not (_is_null(before) and _is_null(now)):
         yield f"  {key}: was {_short(before)}, is {_short(now)}"
+
+
+def _is_null(value):
+    return value is None or value is ABSENT
 
 
 def _short(value):

@@ -18,10 +18,10 @@ import time
 
 import ruamel.yaml
 
-from speechbrain_ssl.files import write_json
+from speechbrain_ssl.files import read_json, refuse_changes, write_json
 
 MARK, LOG, LOCK = "stage.json", "stage.log", ".lock"
-DIFFERENCES, TAIL_LINES, TAIL_BYTES, WIDTH = 8, 15, 20000, 70
+TAIL_LINES, TAIL_BYTES = 15, 20000
 
 
 @contextlib.contextmanager
@@ -96,18 +96,27 @@ def run_stage(folder, inputs, work, command=()):
     inputs = json.loads(json.dumps(inputs))
     mark = {"attempts": 0, "seconds": 0.0}
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            mark = json.load(file)
-        _refuse_others(folder, mark["inputs"], inputs)
+        again = (
+            f"To do this stage again, delete {folder} and the folders of the "
+            "stages that use its results."
+        )
+        mark = read_json(path, advice=again)
+        refuse_changes(
+            mark["inputs"],
+            inputs,
+            what=f"The stage {folder}",
+            advice=f"Use the same settings and inputs, or name another "
+            f"output_folder. {again}",
+        )
         if mark["exit_code"] == 0:
             return False
     mark["attempts"] += 1
     mark.update(command=list(command), inputs=inputs, exit_code=None)
-    _write(path, mark)
+    write_json(path, mark)
     began = time.monotonic()
     mark["exit_code"] = work() or 0
     mark["seconds"] += time.monotonic() - began
-    _write(path, mark)
+    write_json(path, mark)
     if mark["exit_code"]:
         raise ChildProcessError(_failure(folder, mark["exit_code"]))
     return True
@@ -187,39 +196,6 @@ def settings_of(hparams_file):
 
     with open(hparams_file, encoding="utf-8") as file:
         return plain(ruamel.yaml.YAML().compose(file))
-
-
-def _write(path, mark):
-    write_json(path, mark)
-
-
-def _refuse_others(folder, before, now):
-    """Says what differs from what the stage was begun with."""
-    keys = [
-        key
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
-    ]
-    if not keys:
-        return
-    lines = [
-        f"  {key}: {_short(before.get(key))} then, {_short(now.get(key))} now"
-        for key in keys[:DIFFERENCES]
-    ]
-    if len(keys) > DIFFERENCES:
-        lines.append(f"  and {len(keys) - DIFFERENCES} more")
-    raise ValueError(
-        f"{folder} was begun with other settings or inputs:\n"
-        + "\n".join(lines)
-        + "\nGive it what it had, or choose a new output_folder. To do this "
-        f"stage again here, delete {folder} and the folders of the stages "
-        "that use what it makes."
-    )
-
-
-def _short(value):
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
 
 
 def _failure(folder, code):

@@ -50,7 +50,10 @@ def test_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "file.txt"
     path.write_text("before")
     monkeypatch.setattr(files.os, "fsync", refuse)
-    with pytest.raises(OSError, match="No space"), write_whole(path) as file:
+    with (
+        pytest.raises(OSError, match=r"No space.*file\.txt"),
+        write_whole(path) as file,
+    ):
         file.write("after")
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["file.txt"]
@@ -133,7 +136,7 @@ def test_refusal_lists_each_key_with_both_values(tmp_path):
     with pytest.raises(ValueError) as refusal:
         same_or_refuse(
             path,
-            {"seed": 2, "loss": {"margin": 0.3, "s": 30}, "b": None},
+            {"seed": 2, "loss": {"margin": 0.3, "s": 30}, "b": 0, "c": None},
             what="The run",
             advice="Choose another one.",
         )
@@ -142,7 +145,7 @@ def test_refusal_lists_each_key_with_both_values(tmp_path):
         "  seed: was 1, is 2",
         "  loss.margin: was 0.2, is 0.3",
         "  a: was 1, is absent",
-        "  b: was absent, is null",
+        "  b: was absent, is 0",
         "Choose another one.",
     ]
     assert path.read_bytes() == before

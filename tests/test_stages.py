@@ -53,9 +53,9 @@ def test_work_that_broke_off_is_done_again(tmp_path):
 @pytest.mark.parametrize(
     "inputs, said",
     [
-        ({"seed": 2, "data": "x"}, "seed: 1 then, 2 now"),
-        ({"seed": 1}, 'data: "x" then, null now'),
-        ({"seed": 1, "data": "x", "new": []}, r"new: null then, \[\] now"),
+        ({"seed": 2, "data": "x"}, "seed: was 1, is 2"),
+        ({"seed": 1}, 'data: was "x", is absent'),
+        ({"seed": 1, "data": "x", "new": []}, r"new: was absent, is \[\]"),
     ],
 )
 @pytest.mark.parametrize("is_done", [True, False])
@@ -68,7 +68,7 @@ def test_other_inputs_are_refused(tmp_path, inputs, said, is_done):
             run_stage(tmp_path, before, lambda: 1 / 0)
     with pytest.raises(ValueError, match=said) as error:
         run_stage(tmp_path, inputs, lambda: 0)
-    assert "new output_folder" in str(error.value)
+    assert "another output_folder" in str(error.value)
 
 
 def test_tuples_and_lists_are_the_same_inputs(tmp_path):

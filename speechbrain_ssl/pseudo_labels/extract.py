@@ -9,9 +9,7 @@
     chunks/          finished pieces, until all are there and joined
 """
 
-import contextlib
 import csv
-import hashlib
 import json
 import logging
 import os
@@ -25,7 +23,13 @@ from tqdm import tqdm
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import embed_files
-from speechbrain_ssl.files import write_json, write_whole
+from speechbrain_ssl.files import (
+    hash_of,
+    read_json,
+    refuse_changes,
+    write_json,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -283,27 +287,6 @@ def load(folder):
     return Embeddings(ids, matrix, failed, meta)
 
 
-def file_hash(*paths):
-    """SHA-256 of files, one after the other.
-
-    Arguments
-    ---------
-    paths : str
-        The files.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def encoder_hash(model_folder):
     """Tells an exported encoder from all others.
 
@@ -318,7 +301,7 @@ def encoder_hash(model_folder):
         Of weights and settings.
     """
     names = ("embedding_model.ckpt", "hyperparams.yaml")
-    return file_hash(*(os.path.join(model_folder, name) for name in names))
+    return hash_of(*(os.path.join(model_folder, name) for name in names))
 
 
 def utterances_hash(utterances):
@@ -334,10 +317,10 @@ def utterances_hash(utterances):
     str
         SHA-256 of IDs, paths below ``$data_root``, starts and stops.
     """
-    digest = hashlib.sha256()
-    for column in ("text", "offsets", "start", "stop"):
-        digest.update(getattr(utterances, column).numpy().tobytes())
-    return digest.hexdigest()
+    columns = ("text", "offsets", "start", "stop")
+    return hash_of(
+        *(getattr(utterances, name).numpy().tobytes() for name in columns)
+    )
 
 
 def _stretch(utterances, row, max_seconds):
@@ -372,29 +355,33 @@ def _check(embed, dtype, chunk_size, part_idx, num_parts):
 
 
 def _claim(folder, settings):
-    """Makes the folder ours, or checks that it is."""
+    """Records the settings of a new folder, or compares them with its own."""
     path = os.path.join(folder, "meta.json")
-    if not os.path.isfile(path):
-        write_json(path, {"settings": settings})
-    meta = _read_meta(folder)
-    there = meta["settings"]
-    other = [key for key in settings if there.get(key) != settings[key]]
-    if other:
-        pairs = ", ".join(
-            f"{key} {there.get(key)!r} there and {settings[key]!r} now"
-            for key in other
+    if os.path.exists(path):
+        meta = _read_meta(folder)
+        refuse_changes(
+            meta["settings"],
+            settings,
+            what=f"The extraction to {folder}",
+            advice="Name another folder, or delete this one.",
         )
+        return meta
+    if os.path.isdir(os.path.join(folder, "chunks")):
         raise ValueError(
-            f"{folder} holds embeddings made with other settings: {pairs}. "
-            "Name another folder, or delete this one."
+            f"{folder} has chunks of embeddings but no meta.json that says "
+            "how they were made. Delete that folder, or name another one."
         )
+    meta = {"settings": settings}
+    write_json(path, meta)
     return meta
 
 
 def _read_meta(folder):
-    """What stands in meta.json."""
-    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
-        return json.load(file)
+    """Content of meta.json."""
+    return read_json(
+        os.path.join(folder, "meta.json"),
+        advice=f"Delete {folder} and extract the embeddings again.",
+    )
 
 
 def _chunks(utterances, max_seconds, chunk_size):
@@ -526,31 +513,44 @@ def _join_arrays(folder, count, chunks, failed):
             f"None of {count} utterances can be embedded; {folder}/chunks has "
             "the reasons. Check data_folder, then delete that folder."
         )
-    made = {"rows": int(usable.sum()), "failed": len(failed)}
     place = np.cumsum(usable) - 1
-    matrix, path = None, os.path.join(folder, "embeddings.npy")
-    temporary = os.path.join(folder, f".embeddings.{os.getpid()}.tmp")
-    try:
-        for number, rows in chunks:
+    rows, path = int(usable.sum()), os.path.join(folder, "embeddings.npy")
+    # written, not memory-mapped: a full disk is an error and not a SIGBUS
+    with write_whole(path, "wb") as file:
+        data = None
+        for number, chunk in chunks:
             part = np.load(_chunk_path(folder, number, "npy"))
-            kept = usable[rows]
+            kept = usable[chunk]
             if not kept.any():
                 continue
-            if matrix is None:
-                matrix = np.lib.format.open_memmap(
-                    temporary, "w+", part.dtype, (made["rows"], part.shape[1])
+            if data is None:
+                shape = rows, part.shape[1]
+                np.lib.format.write_array_header_1_0(
+                    file,
+                    {
+                        "descr": np.lib.format.dtype_to_descr(part.dtype),
+                        "fortran_order": False,
+                        "shape": shape,
+                    },
                 )
-            matrix[place[rows[kept]]] = part[kept]
-        matrix.flush()
-        made["emb_dim"] = matrix.shape[1]
-        del matrix
-        made["embeddings"] = file_hash(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
-    return made
+                file.flush()
+                data = file.tell()
+            for row, embedding in zip(place[chunk[kept]], part[kept]):
+                offset = data + int(row) * embedding.nbytes
+                _write_at(file, embedding.tobytes(), offset)
+    return {
+        "rows": rows,
+        "failed": len(failed),
+        "emb_dim": shape[1],
+        "embeddings": hash_of(path),
+    }
+
+
+def _write_at(file, data, offset):
+    """Writes all bytes at an offset; a single call may write fewer."""
+    while data:
+        written = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _write_lists(folder, utterances, failed):

@@ -20,8 +20,7 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
-from speechbrain_ssl.files import write_json, write_whole
-from speechbrain_ssl.pseudo_labels.extract import file_hash
+from speechbrain_ssl.files import hash_of, read_json, write_json, write_whole
 
 CSV_NAME, REPORT_NAME = "pseudo_labels.csv", "report.json"
 # which labels a training had, in its output folder
@@ -190,8 +189,7 @@ def read_labels(
     report_path = os.path.join(os.path.dirname(csv_path), REPORT_NAME)
     report = None
     if os.path.isfile(report_path):
-        with open(report_path, encoding="utf-8") as file:
-            report = json.load(file)
+        report = read_json(report_path)
     utterances = read_annotation(csv_path, data_root, extra=(COLUMN,))
     if embeddings is not None:
         _check_embeddings(csv_path, report, report_path, embeddings)
@@ -219,7 +217,7 @@ def note_labels(run_folder, csv_path):
     if os.path.isfile(os.path.join(run_folder, TRAINED_ON)):
         check_same_labels(run_folder, csv_path)
         return
-    record = {"labels": os.path.abspath(csv_path), "hash": file_hash(csv_path)}
+    record = {"labels": os.path.abspath(csv_path), "hash": hash_of(csv_path)}
     write_json(os.path.join(run_folder, TRAINED_ON), record)
 
 
@@ -246,9 +244,8 @@ def check_same_labels(run_folder, csv_path):
             f"{path} is missing, which says what labels {run_folder} was "
             "trained on. Name the output folder of train_pseudo_labels.py."
         )
-    with open(path, encoding="utf-8") as file:
-        record = json.load(file)
-    found = file_hash(csv_path)
+    record = read_json(path)
+    found = hash_of(csv_path)
     if found != record["hash"]:
         raise ValueError(
             f"{run_folder} was trained on {record['labels']} "

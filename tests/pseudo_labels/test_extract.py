@@ -1,5 +1,6 @@
 """Embeddings of an annotation's utterances, in memory and on disk."""
 
+import errno
 import json
 import os
 import signal
@@ -227,14 +228,56 @@ def test_a_wrong_data_folder_stops_at_once(corpus, tmp_path):
 
 def test_other_settings_are_refused_with_both_values(corpus, tmp_path):
     run(corpus, tmp_path, encoder="aaa")
-    with pytest.raises(ValueError, match="'aaa' there and 'bbb' now"):
+    with pytest.raises(ValueError, match='encoder: was "aaa", is "bbb"'):
         run(corpus, tmp_path, encoder="bbb")
-    with pytest.raises(ValueError, match="max_seconds None there and 3.0 now"):
+    with pytest.raises(ValueError, match="max_seconds: was null, is 3.0"):
         run(corpus, tmp_path, encoder="aaa", max_seconds=3.0)
     rows = [corpus.row(index) for index in range(10)]
     write_annotation(tmp_path / "less.csv", rows)
-    with pytest.raises(ValueError, match="utterances '"):
+    with pytest.raises(ValueError, match='utterances: was "'):
         run(read_annotation(tmp_path / "less.csv"), tmp_path, encoder="aaa")
+
+
+def test_full_disk_is_an_error_and_the_next_run_completes(
+    corpus, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "embeddings"
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pwrite", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            run(corpus, tmp_path, chunk_size=4)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"meta.json", "chunks"}
+    found = run(corpus, tmp_path, chunk_size=4)
+    whole = extract(ends, corpus, tmp_path / "other", 16000)
+    assert np.array_equal(found.matrix, whole.matrix)
+
+
+def test_temporary_matrix_of_a_killed_run_is_removed(corpus, tmp_path):
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    (folder / ".embeddings.npy.part").write_bytes(bytes(1000))
+    run(corpus, tmp_path)
+    assert not [name for name in os.listdir(folder) if name[0] == "."]
+
+
+def test_damaged_meta_file_is_named(corpus, tmp_path):
+    run(corpus, tmp_path)
+    meta = tmp_path / "embeddings" / "meta.json"
+    meta.write_text("")
+    for again in (lambda: run(corpus, tmp_path), lambda: load(meta.parent)):
+        with pytest.raises(ValueError, match=r"meta\.json is damaged.*Delete"):
+            again()
+
+
+def test_chunks_of_unknown_settings_are_refused(corpus, tmp_path):
+    folder = tmp_path / "embeddings"
+    (folder / "chunks").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no meta.json.*Delete"):
+        run(corpus, tmp_path)
 
 
 def test_the_audio_may_lie_elsewhere(corpus, tmp_path):

@@ -85,7 +85,7 @@ def test_the_model_says_which_labels_it_was_trained_on(run):
 def test_a_run_does_not_go_on_with_other_labels(run):
     out = run("--label_share=0.5")
     before = (out / "labels/pseudo_labels.csv").read_bytes()
-    with pytest.raises(OptionsError, match="another output_folder"):
+    with pytest.raises(ValueError, match="share: was 0.5, is 1.0"):
         run("--label_share=1.0")
     assert (out / "labels/pseudo_labels.csv").read_bytes() == before
 

@@ -25,9 +25,10 @@ from typing import NamedTuple
 
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.files import hash_of
 from speechbrain_ssl.options import load_experiment, run_option_types
 from speechbrain_ssl.pseudo_labels import labels
-from speechbrain_ssl.pseudo_labels.extract import encoder_hash, file_hash
+from speechbrain_ssl.pseudo_labels.extract import encoder_hash
 from speechbrain_ssl.report import rounds
 from speechbrain_ssl.stages import only_job, run_command, run_stage, settings_of
 
@@ -191,7 +192,7 @@ def inputs_of(stage, processes):
         inputs[f"hparams: {key}"] = value
     for key, value in stage.flags.items():
         if key in FILES:
-            value = f"SHA-256 {file_hash(value)}"
+            value = f"SHA-256 {hash_of(value)}"
         elif key in MODELS:
             value = f"SHA-256 {encoder_hash(value)}"
         if key != "output_folder":

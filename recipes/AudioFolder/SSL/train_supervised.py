@@ -11,7 +11,6 @@ without labels, on all labels or on those of a share of the speakers::
 ``labels`` in the output folder has the labels that were used.
 """
 
-import json
 import logging
 import os
 import sys
@@ -21,8 +20,8 @@ import train_pseudo_labels
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.files import hash_of, read_json, refuse_changes
 from speechbrain_ssl.options import OptionsError, load_experiment
-from speechbrain_ssl.pseudo_labels.extract import file_hash
 from speechbrain_ssl.pseudo_labels.labels import (
     CSV_NAME,
     REPORT_NAME,
@@ -81,7 +80,7 @@ def label_speakers(hparams):
         )
     record = {
         "source": source,
-        "training_set": file_hash(hparams["train_annotation"]),
+        "training_set": hash_of(hparams["train_annotation"]),
         "speakers": int((np.unique(speakers) >= 0).sum()),
         "known": len(known),
         "share": hparams["label_share"],
@@ -89,13 +88,12 @@ def label_speakers(hparams):
     }
     path = os.path.join(folder, REPORT_NAME)
     if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)["speakers"]
-        if found != record:
-            raise OptionsError(
-                f"{folder} has labels of {found}, not of {record}. Name "
-                "another output_folder."
-            )
+        refuse_changes(
+            read_json(path)["speakers"],
+            record,
+            what=f"The labels in {folder}",
+            advice="Use the same settings, or name another output_folder.",
+        )
         return
     labels = np.where(np.isin(speakers, known), speakers, -1)
     write_labels(folder, utterances, ids, labels, None, {"speakers": record})
