@@ -24,7 +24,7 @@ import tempfile
 import torch
 import torchaudio
 
-from speechbrain_ssl.dataio.audio import find_files, load
+from speechbrain_ssl.dataio.audio import find, load
 from speechbrain_ssl.evaluation.verification import verify
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def mfcc_statistics(wav):
 
 def measure_mfcc(data_folder, trials):
     """Summaries of what MFCCs, standardised on the training set, say."""
-    paths = find_files(data_folder)
+    paths, _ = find(data_folder)
     train = torch.stack([mfcc_statistics(load(x, 16000)) for x in paths])
 
     def embed(wavs, wav_lens):

@@ -5,8 +5,9 @@
 ``AUDIO`` is a folder (with all folders in it), a text file with one path per
 line (relative ones start from the file's folder), or an annotation (CSV with
 ID, duration, wav, start, stop). ``OUT`` gets ``embeddings.npy``, a matrix to
-be memory-mapped, ``ids.json`` with the name of each row, and ``failed.csv``
-with what could not be read. After a kill, the same command goes on.
+be memory-mapped, ``ids.json`` with the name of each row, ``failed.csv`` with
+the audio that could not be embedded and, for a folder, ``skipped.csv`` with
+its files that are not taken as audio. After a kill, the same command goes on.
 """
 
 import argparse
@@ -93,7 +94,8 @@ def find_utterances(source, output_folder, data_root=None):
     source : str
         A folder of audio, a list of paths or an annotation.
     output_folder : str
-        Gets ``utterances.csv``, unless there is an annotation.
+        Gets ``utterances.csv``, unless there is an annotation, and
+        ``skipped.csv`` with the files of a folder that are left out.
     data_root : str
         What ``$data_root`` stands for in an annotation.
 
@@ -112,8 +114,12 @@ def find_utterances(source, output_folder, data_root=None):
     if source.lower().endswith(".csv"):
         return read_annotation(source, data_root)
     if os.path.isdir(source):
-        root, paths = source, audio.find_files(source)
+        root = source
+        paths, left_out = audio.find(source)
         names = [os.path.relpath(path, source) for path in paths]
+        audio.write_left_out(
+            os.path.join(output_folder, "skipped.csv"), left_out, source
+        )
     elif source.lower().endswith(audio.EXTENSIONS):
         raise ValueError(
             f"{source} is a file of audio. Give its folder, or a text file "

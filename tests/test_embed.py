@@ -84,7 +84,7 @@ def test_a_list_and_an_annotation_give_the_same_rows(corpus, tmp_path):
         ("empty.txt", "names no audio"),
         ("twice.txt", "two.flac"),
         ("bytes.txt", "no list of paths"),
-        ("silent", "No audio files"),
+        ("silent", "no audio files"),
     ],
 )
 def test_bad_input_is_named_without_a_traceback(

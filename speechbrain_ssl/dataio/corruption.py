@@ -124,7 +124,7 @@ def bank_of_folder(folder, sample_rate, max_hours, rng):
     FileNotFoundError
         If there is no audio in the folder.
     """
-    paths = audio.find_files(folder)
+    paths, _ = audio.find(folder)
     order = rng.permutation(len(paths))
     clips = (audio.load(paths[choice], sample_rate) for choice in order)
     seconds = 3600 * max_hours
@@ -267,7 +267,7 @@ def read_rooms(folder, sample_rate, frames, max_hours, rng):
     torch.Tensor
         Impulse responses of unit energy [files, frames].
     """
-    paths = audio.find_files(folder)
+    paths, _ = audio.find(folder)
     most = max(1, int(3600 * max_hours * sample_rate / frames))
     if len(paths) > most:
         chosen = np.sort(rng.choice(len(paths), most, replace=False))

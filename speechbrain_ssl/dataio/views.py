@@ -132,10 +132,8 @@ class ViewSampler:
 
         Raises
         ------
-        OSError
-            If the file cannot be read.
-        ValueError
-            If it holds samples that are no numbers.
+        AudioError
+            If a segment cannot be read.
         """
         rng = np.random.default_rng((self.seed, *key, POSITIONS))
         speed = self.speeds[self._speed(rng)]
@@ -143,7 +141,7 @@ class ViewSampler:
         views, done = [], 0
         with contextlib.ExitStack() as stack:
             files = {
-                path: stack.enter_context(audio.Reader(path))
+                path: stack.enter_context(audio.open(path))
                 for path in dict.fromkeys(path for path, *_ in sources)
             }
             sources = [(files[path], *span) for path, *span in sources]
@@ -300,8 +298,6 @@ class ViewSampler:
         segments = file.read_spans(
             [(begin, min(begin + needed, stop)) for begin in begins.tolist()]
         )
-        if not all(np.isfinite(samples).all() for samples in segments):
-            raise ValueError(f"{file.path} holds samples that are no numbers")
         segments = np.stack([np.resize(s, needed) for s in segments])
         played = audio.resample(
             torch.from_numpy(segments), round(rate * speed), self.sample_rate

@@ -146,7 +146,7 @@ def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path):
     path = str(tmp_path / "bad.wav")
     samples = np.full(RATE, np.nan, dtype=np.float32)
     soundfile.write(path, samples, RATE, subtype="FLOAT")
-    with pytest.raises(ValueError, match="bad.wav"):
+    with pytest.raises(audio.AudioError, match="bad.wav"):
         ViewSampler(RATE, 1, 1.0)((0, 0), path, 0, RATE)
 
 

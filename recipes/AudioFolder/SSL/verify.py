@@ -192,7 +192,7 @@ def cohort_paths(cohort, cohort_size, data_folder):
         If there is no such folder or file.
     """
     if os.path.isdir(cohort):
-        files = audio.find_files(cohort)
+        files, _ = audio.find(cohort)
     elif os.path.isfile(cohort):
         rows = read_annotation(cohort, data_root=data_folder)
         files = {rows.row(index)["wav"] for index in range(len(rows))}

@@ -22,11 +22,7 @@ import re
 import urllib.request
 
 import numpy as np
-from audio_folder_prepare import (
-    annotation_row,
-    find_audio,
-    prepare_audio_folder,
-)
+from audio_folder_prepare import annotation_row, prepare_audio_folder
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.evaluation.verification import read_trials
 from speechbrain_ssl.files import write_whole
@@ -139,9 +135,9 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
     Returns
     -------
     paths : list of str
-        Sorted, relative to the folder.
-    problems : dict
-        Reasons by relative path, for what is left out.
+        Sorted.
+    left_out : dict
+        Reasons by path, for the other files.
 
     Raises
     ------
@@ -150,12 +146,13 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
     OSError
         If torchcodec is needed and not installed.
     """
-    files, problems = find_audio(data_folder)
+    files, problems = audio.find(data_folder)
     chosen, speakers = {}, set()
     # of several formats the one that is read fastest
     files.sort(key=lambda path: (_format_rank(path), path))
     for path in files:
-        found = UTTERANCE.fullmatch(path)
+        name = os.path.relpath(path, data_folder)
+        found = UTTERANCE.fullmatch(name)
         if not found:
             problems[path] = "not VoxCeleb: expected idNNNNN/VIDEO/NNNNN.*"
         elif TEST_SPLIT.search(found["above"]):
@@ -163,7 +160,7 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
         elif found["key"] in chosen:
             problems[path] = f"duplicate: {chosen[found['key']]} is used"
         else:
-            chosen[found["key"]] = path
+            chosen[found["key"]] = name
             speakers.add(found["speaker"])
     if not chosen:
         raise ValueError(
@@ -172,7 +169,9 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
             "Set data_folder to the folder that holds dev or the speakers."
         )
     _check_speakers(speakers, held_out, allow_test_speakers)
-    paths = sorted(chosen.values())
+    paths = [
+        os.path.join(data_folder, name) for name in sorted(chosen.values())
+    ]
     _check_torchcodec(paths)
     return paths, problems
 
