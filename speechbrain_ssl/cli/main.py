@@ -1,0 +1,88 @@
+"""Dispatches ``speechbrain-ssl COMMAND`` to the module or recipe behind it."""
+
+import importlib
+import sys
+
+import speechbrain_ssl
+from speechbrain_ssl.cli import recipes
+
+# command: (module with a main(argv), what it does)
+MODULES = {
+    "embed": ("speechbrain_ssl.embed", "embeddings of a folder of audio"),
+    "score": ("speechbrain_ssl.verify", "compare two recordings"),
+    "export": ("speechbrain_ssl.inference", "a run to a model folder"),
+    "onnx": ("speechbrain_ssl.onnx", "a model folder to an ONNX file"),
+    "push": ("speechbrain_ssl.push", "a model folder to the Hugging Face hub"),
+    "report": ("speechbrain_ssl.report.page", "the HTML page of a run"),
+    "doctor": ("speechbrain_ssl.cli.doctor", "versions, devices, extras"),
+    "recipe": ("speechbrain_ssl.cli.recipes", "list or copy the recipes"),
+}
+# command: (script, its YAML, what it does)
+SCRIPTS = {
+    "labels": (
+        "make_pseudo_labels.py",
+        "pseudo_labels.yaml",
+        "cluster embeddings into pseudo-labels",
+    ),
+    "rounds": (
+        "run_rounds.py",
+        "rounds.yaml",
+        "rounds of labels and training",
+    ),
+    "verify": ("verify.py", "verify.yaml", "error rates on trial lists"),
+    "demo": ("demo.py", None, "train, verify and report in some minutes"),
+}
+USAGE = """usage: speechbrain-ssl COMMAND [arguments]
+
+  train     train by a YAML, named or by its path:
+            speechbrain-ssl train moco --data_folder /audio
+{commands}
+
+speechbrain-ssl COMMAND --help describes the arguments of a command,
+speechbrain-ssl recipe list names the YAMLs, --version prints the version.
+"""
+
+
+def usage() -> str:
+    """The help text of all commands."""
+    lines = {name: text for name, (*_, text) in {**SCRIPTS, **MODULES}.items()}
+    commands = "\n".join(f"  {name:<9} {text}" for name, text in lines.items())
+    return USAGE.format(commands=commands)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    command, *rest = argv or ["--help"]
+    if command in ("-h", "--help"):
+        print(usage(), end="")
+    elif command == "--version":
+        print(f"speechbrain_ssl {speechbrain_ssl.__version__}")
+    elif command == "train":
+        recipes.train(rest)
+    elif command in SCRIPTS:
+        script, hparams, _ = SCRIPTS[command]
+        recipes.run(
+            recipes.folder() / "AudioFolder/SSL" / script, hparams, rest
+        )
+    elif command in MODULES:
+        importlib.import_module(MODULES[command][0]).main(rest)
+    else:
+        print(
+            f"speechbrain-ssl: there is no command {command!r}.\n\n{usage()}",
+            file=sys.stderr,
+            end="",
+        )
+        return 2
+    return 0

@@ -1,0 +1,183 @@
+"""Runs the recipes of the checkout, or those that the wheel brings along.
+
+    > speechbrain-ssl recipe list
+    > speechbrain-ssl recipe copy audiofolder my_recipe
+
+A copy is complete: its scripts run as ``python train_ssl.py hparams/x.yaml``.
+"""
+
+import argparse
+import difflib
+import pathlib
+import re
+import runpy
+import shutil
+import sys
+
+import speechbrain_ssl
+
+# a key at the left margin that only YAMLs of this script have
+SCRIPT_OF_KEY = {
+    "pseudo_labels": "train_pseudo_labels.py",
+    "speakers": "train_supervised.py",
+    "objective": "train_ssl.py",
+}
+
+
+def folder() -> pathlib.Path:
+    """The folder of recipes.
+
+    Returns
+    -------
+    pathlib.Path
+        ``recipes`` of the checkout, or the copy in the installed package.
+    """
+    package = pathlib.Path(speechbrain_ssl.__file__).parent
+    checkout = package.parent / "recipes"
+    return checkout if checkout.is_dir() else package / "_recipes"
+
+
+def names() -> dict[str, pathlib.Path]:
+    """The YAMLs that ``train`` knows by name.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        ``moco`` is that of AudioFolder, ``voxceleb/moco`` that of VoxCeleb.
+    """
+    found = {}
+    for path in sorted(folder().glob("*/SSL/hparams/train_*.yaml")):
+        corpus = path.parts[-4].lower()
+        prefix = "" if corpus == "audiofolder" else f"{corpus}/"
+        found[prefix + path.stem.removeprefix("train_")] = path
+    return found
+
+
+def train(argv: list[str]) -> None:
+    """Trains by a YAML, with the script that belongs to it.
+
+    Arguments
+    ---------
+    argv : list of str
+        A name of ``names`` or the path of a YAML, and the script's arguments.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: speechbrain-ssl train YAML [--key value ...]\n\nYAML is a "
+            f"path or one of: {', '.join(names())}"
+        )
+        return
+    hparams = names().get(argv[0], pathlib.Path(argv[0]))
+    if not hparams.is_file():
+        close = difflib.get_close_matches(argv[0], names(), 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        sys.exit(
+            f"speechbrain-ssl train: {argv[0]} is no file and no name of a "
+            f"YAML.{hint} The names are: {', '.join(names())}"
+        )
+    text = hparams.read_text(encoding="utf-8")
+    for key, script in SCRIPT_OF_KEY.items():
+        if re.search(rf"^{key}:", text, re.MULTILINE):
+            break
+    else:
+        sys.exit(
+            f"speechbrain-ssl train: {hparams} has none of the keys "
+            f"{', '.join(SCRIPT_OF_KEY)}, which tell the script to run it "
+            "with. Run that script directly."
+        )
+    beside = hparams.resolve().parents[1] / script
+    default = folder() / "AudioFolder/SSL" / script
+    run(beside if beside.is_file() else default, str(hparams), argv[1:])
+
+
+def run(script: pathlib.Path, hparams: str | None, argv: list[str]) -> None:
+    """Runs a recipe's script in this process.
+
+    Arguments
+    ---------
+    script : pathlib.Path
+        The script.
+    hparams : str
+        Path of its YAML, or its name in ``hparams`` beside the script; not
+        used if ``argv`` begins with another one. None: it needs no YAML.
+    argv : list of str
+        Its further arguments.
+    """
+    if hparams is not None and not (argv and argv[0].endswith(".yaml")):
+        path = pathlib.Path(hparams)
+        if not path.is_file():
+            path = script.parent / "hparams" / hparams
+        argv = [str(path), *argv]
+    sys.argv = [str(script), *argv]
+    # a script imports the preparation beside it
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def copy(corpus: str, output_folder: str) -> pathlib.Path:
+    """Copies a recipe, to change its YAMLs and scripts.
+
+    Arguments
+    ---------
+    corpus : str
+        ``audiofolder`` or ``voxceleb``.
+    output_folder : str
+        A folder that does not exist yet.
+
+    Returns
+    -------
+    pathlib.Path
+        ``output_folder``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such recipe.
+    FileExistsError
+        If the folder exists.
+    """
+    known = {path.parent.name.lower(): path for path in folder().glob("*/SSL")}
+    if corpus.lower() not in known:
+        raise ValueError(
+            f"There is no recipe {corpus!r}; there are {', '.join(sorted(known))}."
+        )
+    target = pathlib.Path(output_folder)
+    if target.exists():
+        raise FileExistsError(f"{target} exists. Name a new folder.")
+    # links to the other recipe's scripts become files
+    shutil.copytree(
+        known[corpus.lower()],
+        target,
+        ignore=shutil.ignore_patterns("__pycache__", "results"),
+    )
+    return target
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of ``recipe``.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    parser = argparse.ArgumentParser(
+        prog="speechbrain-ssl recipe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="names of the YAMLs for train")
+    copying = commands.add_parser("copy", help="write a recipe out")
+    copying.add_argument("corpus", help="audiofolder or voxceleb")
+    copying.add_argument("output_folder")
+    args = parser.parse_args(argv)
+    if args.command == "list":
+        for name, path in names().items():
+            print(f"{name:<24} {path}")
+        return
+    try:
+        print(copy(args.corpus, args.output_folder))
+    except (OSError, ValueError) as error:
+        sys.exit(f"recipe: {error}")

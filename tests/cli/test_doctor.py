@@ -1,0 +1,26 @@
+"""What doctor says of an environment."""
+
+import sys
+
+import pytest
+import torch
+
+from speechbrain_ssl.cli import doctor
+
+
+def test_a_healthy_environment_is_described():
+    lines, healthy = doctor.describe()
+    assert healthy
+    assert f"torch {torch.__version__}".split("+")[0] in "\n".join(lines)
+    assert any("GiB free" in line for line in lines)
+
+
+def test_a_missing_package_is_named_and_the_status_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setitem(sys.modules, "igraph", None)
+    with pytest.raises(SystemExit) as end:
+        doctor.main([])
+    assert end.value.code == 1
+    text = capsys.readouterr().out
+    assert "faiss-cpu cannot be imported" in text
+    assert "speechbrain_ssl[graph]" in text
