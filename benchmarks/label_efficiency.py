@@ -108,7 +108,11 @@ def measure(args, further):
                 cache = {}  # lists of one model may share files
                 for path in args.trials:
                     found = verify(
-                        encoder.encode_batch, path, cache=cache, progress=False
+                        encoder.encode_batch,
+                        path,
+                        sample_rate=encoder.audio_normalizer.sample_rate,
+                        cache=cache,
+                        progress=False,
                     )
                     row[pathlib.Path(path).stem] = round(found["EER"], 2)
                 print(json.dumps(row), flush=True)

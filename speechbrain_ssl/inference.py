@@ -16,6 +16,7 @@ import copy
 import importlib
 import inspect
 import io
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.processing.features import STFT
 
 from speechbrain_ssl.checkpoints import AtomicCheckpointer
 from speechbrain_ssl.files import write_json, write_whole
@@ -54,10 +56,14 @@ __{name}: !apply:exec
 - {{__name__: {name}}}
 
 """
+DEFAULT_RATE = 16000  # of recipes that have no key sample_rate
 # what a compiled or a distributed wrapper puts before the names of parameters
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 INTERFACE = """\
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+    sample_rate: {rate}
+
 modules:
     compute_features: !ref <compute_features>
     mean_var_norm: !ref <mean_var_norm>
@@ -85,7 +91,7 @@ tags:
 from speechbrain.inference.speaker import SpeakerRecognition
 
 encoder = SpeakerRecognition.from_hparams(source="{name}", savedir=None)
-embedding = encoder.encode_batch(waveforms)  # 16 kHz, [batch, time]
+embedding = encoder.encode_batch(waveforms)  # {rate} Hz, [batch, time]
 ```
 
 ## Threshold
@@ -150,7 +156,45 @@ def encoder_hparams(hparams_text, architectures=()):
     _put_architectures(part, architectures)
     out = io.StringIO()
     yaml.dump(part, out)
-    return _carry(out.getvalue()) + "\n" + INTERFACE
+    rate = tree.get("sample_rate")
+    if rate is None and isinstance(tree["compute_features"], dict):
+        rate = tree["compute_features"].get("sample_rate")
+    rate = DEFAULT_RATE if rate is None else rate
+    return _carry(out.getvalue()) + "\n" + INTERFACE.format(rate=rate)
+
+
+def check_sample_rate(modules, sample_rate):
+    """Checks that an encoder is built for the sample rate of its audio.
+
+    Arguments
+    ---------
+    modules : iterable of torch.nn.Module
+        The encoder, its features included.
+    sample_rate : int
+        The rate of the audio in Hz.
+
+    Raises
+    ------
+    ValueError
+        If features are computed for another rate, if their FFT is shorter
+        than their window, or if a pretrained transformer gets another rate
+        than 16000 Hz.
+    """
+    for module in itertools.chain(*(module.modules() for module in modules)):
+        name = type(module).__name__
+        found = getattr(module, "sample_rate", sample_rate)
+        if found != sample_rate:
+            raise ValueError(
+                f"sample_rate is {sample_rate}, but {name} is built for "
+                f"{found} Hz. Give it the rate in the YAML: sample_rate: "
+                "!ref <sample_rate>"
+            )
+        if isinstance(module, STFT) and module.n_fft < module.win_length:
+            raise ValueError(
+                f"At sample_rate {sample_rate} the window of {name} has "
+                f"{module.win_length} samples, but n_fft is {module.n_fft}. "
+                f"Set n_fft of compute_features to {module.win_length} or more."
+            )
 
 
 def export(
@@ -201,13 +245,14 @@ def export(
     staging = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(folder))
     try:
         _write(staging, hparams_text, branch)
-        _check(staging, branch)
+        rate = _check(staging, branch)
         if _pretrained(branch):
             notes += " It needs `pip install transformers`."
         readme = MODEL_README.format(
             name=os.path.basename(folder),
             notes=notes,
             facts=_table(facts or {}),
+            rate=rate,
         )
         path = os.path.join(staging, "README.md")
         with open(path, "w", encoding="utf-8") as file:
@@ -486,7 +531,7 @@ def _check(folder, branch):
     """Loads the folder as a user would and compares embeddings.
 
     SpeechBrain's Pretrainer ignores weights whose names do not fit, so the
-    names are compared as well.
+    names are compared as well. Returns the sample rate of the interface.
     """
     classifier = load_encoder(folder)
     loaded = classifier.mods.embedding_model.state_dict()
@@ -497,7 +542,10 @@ def _check(folder, branch):
             "The exported hparams make another encoder than the trained one; "
             f"these weights are in one only: {', '.join(odd[:5])}"
         )
-    wavs = torch.randn(2, 24000, generator=torch.Generator().manual_seed(0))
+    rate = classifier.audio_normalizer.sample_rate
+    check_sample_rate([branch], rate)
+    generator = torch.Generator().manual_seed(0)
+    wavs = torch.randn(2, round(1.5 * rate), generator=generator)
     # both on the CPU: GPUs may multiply with fewer digits
     expected = copy.deepcopy(branch).cpu().eval().embed(wavs / 10)
     found = classifier.encode_batch(wavs / 10).flatten(1)
@@ -507,6 +555,7 @@ def _check(folder, branch):
             "The exported encoder gives other embeddings than the trained "
             f"one: they differ by up to {worst:.2e}"
         )
+    return rate
 
 
 def _nodes(node):

@@ -10,6 +10,7 @@ from speechbrain_ssl.nnet.branch import Branch
 
 ENCODER = """\
 compute_features: !new:speechbrain.lobes.features.Fbank
+    sample_rate: !ref <sample_rate>
     n_mels: 40
 mean_var_norm: !new:speechbrain.processing.features.InputNormalization
     norm_type: sentence
@@ -22,17 +23,18 @@ embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
 """
 
 
-def export_model(folder):
+def export_model(folder, sample_rate=16000):
     """Exports an untrained encoder."""
     torch.manual_seed(0)
-    hparams = load_hyperpyyaml(ENCODER)
+    text = f"sample_rate: {sample_rate}\n{ENCODER}"
+    hparams = load_hyperpyyaml(text)
     branch = Branch(
         hparams["compute_features"],
         hparams["mean_var_norm"],
         hparams["embedding_model"],
     )
     branch.embed(torch.randn(4, 16000))  # moves the running statistics
-    return export(branch, ENCODER, str(folder))
+    return export(branch, text, str(folder))
 
 
 def write_noise(path, seconds=0.6, rate=16000, seed=0, channels=1):

@@ -439,7 +439,10 @@ class SpeakerBrain(sb.Brain):
         branch.eval()
         with self.evaluation_ctx:
             summary = verify(
-                branch.embed, self.hparams.dev_trials, device=self.device
+                branch.embed,
+                self.hparams.dev_trials,
+                sample_rate=self.hparams.view_sampler.sample_rate,
+                device=self.device,
             )
         branch.train(was_training)
         return {name: summary[name] for name in ("EER", "minDCF_0.01")}

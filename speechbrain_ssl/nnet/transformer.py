@@ -45,13 +45,17 @@ class PretrainedTransformer(torch.nn.Module):
     architecture : dict
         Makes the network where there is no ``source``, with random weights:
         what ``architecture()`` gives.
+    sample_rate : int
+        Rate of the audio in Hz, which must be 16000.
 
     Raises
     ------
     ValueError
-        If there is not one of source and architecture, no such part, or
+        If the sample rate is another one, if there is not one of source and architecture, no such part, or
         nothing in the parts that LoRA adapts.
     """
+
+    sample_rate = 16000  # of the audio that all four families learned from
 
     def __init__(
         self,
@@ -61,8 +65,14 @@ class PretrainedTransformer(torch.nn.Module):
         gradient_checkpointing=False,
         lora=None,
         architecture=None,
+        sample_rate=16000,
     ):
         super().__init__()
+        if sample_rate != self.sample_rate:
+            raise ValueError(
+                "Pretrained transformers are made for audio at "
+                f"{self.sample_rate} Hz, found sample_rate {sample_rate}"
+            )
         if (source is None) == (architecture is None):
             raise ValueError("Give a source or an architecture, one of them")
         if source is None:

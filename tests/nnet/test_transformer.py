@@ -171,6 +171,11 @@ def test_source_or_architecture_must_be_given(source):
         PretrainedTransformer(source, architecture={})
 
 
+def test_another_sample_rate_is_refused(source):
+    with pytest.raises(ValueError, match="16000 Hz, found sample_rate 8000"):
+        PretrainedTransformer(source, sample_rate=8000)
+
+
 def test_a_part_that_is_not_there_is_named(source):
     with pytest.raises(ValueError, match="no part 'decoder'.*encoder"):
         PretrainedTransformer(source, trained=["decoder"])

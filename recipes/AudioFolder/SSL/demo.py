@@ -184,7 +184,7 @@ def epochs_for(args, further):
     return max(epochs, 1)
 
 
-def verify_all(embed, args, tag, device="cpu"):
+def verify_all(embed, args, tag, sample_rate, device="cpu"):
     """Verifies an encoder on all trial lists.
 
     Arguments
@@ -195,6 +195,8 @@ def verify_all(embed, args, tag, device="cpu"):
         The arguments.
     tag : str
         Name of the folder for the results.
+    sample_rate : int
+        The encoder's sample rate in Hz.
     device : str
         Where the encoder is.
 
@@ -208,7 +210,12 @@ def verify_all(embed, args, tag, device="cpu"):
     for path in args.trials:
         name = os.path.splitext(os.path.basename(path))[0]
         summaries[name] = verify(
-            embed, path, folder, cache=cache, device=device
+            embed,
+            path,
+            folder,
+            sample_rate=sample_rate,
+            cache=cache,
+            device=device,
         )
     return summaries
 
@@ -221,7 +228,8 @@ def verify_untrained(args, further):
         )
     device = run_opts["device"] or infer_device()
     student = hparams["student"].to(device).eval()
-    return verify_all(student.embed, args, "before", device), device
+    rate = hparams["sample_rate"]
+    return verify_all(student.embed, args, "before", rate, device), device
 
 
 def describe_machine():
@@ -315,7 +323,8 @@ def main(argv):
     train_ssl.main(training_arguments(args, further, args.output_folder))
     model = os.path.join(args.output_folder, "model")
     encoder = load_encoder(model, device)
-    after = verify_all(encoder.encode_batch, args, "after", device)
+    rate = encoder.audio_normalizer.sample_rate
+    after = verify_all(encoder.encode_batch, args, "after", rate, device)
     for name, figures in list(after.items())[:1]:
         suggest_threshold(model, figures, name)
     summarize_run(args, argv, before, after)

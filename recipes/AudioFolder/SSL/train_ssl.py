@@ -31,7 +31,12 @@ from speechbrain_ssl.evaluation.verification import (
     trial_paths,
     verify,
 )
-from speechbrain_ssl.inference import export, load_encoder, suggest_threshold
+from speechbrain_ssl.inference import (
+    check_sample_rate,
+    export,
+    load_encoder,
+    suggest_threshold,
+)
 from speechbrain_ssl.nnet.schedules import at
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.runtime import keep_memory
@@ -103,7 +108,8 @@ def check_rules(hparams, *rules):
     OptionsError
         Of the first rule that does not hold.
     OSError, ValueError
-        If ``dev_trials`` or audio that it names cannot be read.
+        If ``dev_trials`` or audio that it names cannot be read, or the encoder
+        is built for another sample rate.
     """
     shared = [
         (
@@ -154,6 +160,10 @@ def check_rules(hparams, *rules):
     for holds, message in (*rules, *shared):
         if not holds:
             raise OptionsError(message)
+    check_sample_rate(
+        [hparams["compute_features"], hparams["embedding_model"]],
+        hparams["sample_rate"],
+    )
     if hparams["dev_trials"]:  # now, not when the first epochs are done
         trial_paths(read_trials(hparams["dev_trials"]), hparams["dev_trials"])
 
@@ -248,7 +258,12 @@ def export_model(brain, hparams, notes=UNLABELLED, facts=None):
     )
     if trials:
         encoder = load_encoder(model, brain.device)
-        summary = verify(encoder.encode_batch, trials, device=brain.device)
+        summary = verify(
+            encoder.encode_batch,
+            trials,
+            sample_rate=encoder.audio_normalizer.sample_rate,
+            device=brain.device,
+        )
         suggest_threshold(model, summary, os.path.basename(trials))
     return model
 
