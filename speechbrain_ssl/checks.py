@@ -1,0 +1,309 @@
+"""Types and ranges of arguments, declared where they are used.
+
+``checked`` puts the declaration in front of a constructor or function::
+
+    @checked(temperature=number(above=0), queue_size=whole(1))
+    def __init__(self, dim, temperature=0.1, queue_size=1024): ...
+
+A value out of range raises an ``ArgumentError`` that names the argument. When
+a YAML file is loaded, ``speechbrain_ssl.options`` adds the key.
+"""
+
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class ArgumentError(ValueError):
+    """An argument has a wrong type or is out of range.
+
+    Arguments
+    ---------
+    name : str
+        The argument.
+    expected : str
+        What it must be.
+    value : Any
+        What it is.
+    """
+
+    def __init__(self, name: str, expected: str, value: Any):
+        super().__init__(f"{name} must be {expected}, not {_text(value)}")
+        self.argument = name
+
+
+class Rule(NamedTuple):
+    """What an argument must be.
+
+    Arguments
+    ---------
+    holds : Callable
+        Whether a value is accepted; may raise TypeError or ValueError for one
+        that is not.
+    text : str
+        Completes "must be ...".
+    """
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+def checked(**rules: Rule) -> Callable:
+    """Checks arguments of a function or of a class's constructor.
+
+    Arguments
+    ---------
+    **rules : Rule
+        By name of the argument. Defaults are not checked.
+
+    Returns
+    -------
+    Callable
+        A decorator.
+
+    Example
+    -------
+    >>> @checked(momentum=number(0, 1))
+    ... def average(momentum=0.9):
+    ...     return momentum
+    >>> average(1.5)
+    Traceback (most recent call last):
+        ...
+    speechbrain_ssl.checks.ArgumentError: momentum must be a number from 0 to 1, not 1.5
+    """
+
+    def decorate(target):
+        if inspect.isclass(target):
+            target.__init__ = decorate(target.__init__)
+            return target
+        signature = inspect.signature(target)
+        if unknown := rules.keys() - signature.parameters.keys():
+            raise TypeError(f"{target.__qualname__} has no {unknown}")
+
+        @functools.wraps(target)
+        def wrapped(*args, **kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            for name in rules.keys() & given.keys():
+                check(name, given[name], rules[name])
+            return target(*args, **kwargs)
+
+        return wrapped
+
+    return decorate
+
+
+def check(name: str, value: Any, rule: Rule) -> None:
+    """Checks a single value.
+
+    Arguments
+    ---------
+    name : str
+        Of the argument or the key.
+    value : Any
+        What was given.
+    rule : Rule
+        What it must be.
+
+    Raises
+    ------
+    ArgumentError
+        If the rule does not hold.
+    """
+    try:
+        holds = rule.holds(value)
+    except (TypeError, ValueError):
+        holds = False
+    if not holds:
+        raise ArgumentError(name, rule.text, value)
+
+
+def number(
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Rule:
+    """A real number in a range; NaN never is.
+
+    Arguments
+    ---------
+    low, high : float
+        Bounds that are allowed themselves.
+    above, below : float
+        Bounds that are not.
+
+    Returns
+    -------
+    Rule
+        For ``checked``.
+    """
+
+    def holds(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        return (
+            low <= value <= high
+            and (above < value or above == -math.inf)
+            and (value < below or below == math.inf)
+        )
+
+    return Rule(holds, "a number" + _range(low, high, above, below))
+
+
+def whole(low: int = 0, high: float = math.inf) -> Rule:
+    """A whole number in a range.
+
+    Arguments
+    ---------
+    low, high : int
+        Bounds that are allowed themselves.
+
+    Returns
+    -------
+    Rule
+        For ``checked``.
+    """
+
+    def holds(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            return False
+        return low <= value <= high
+
+    return Rule(holds, "a whole number" + _range(low, high))
+
+
+def schedule(rule: Rule) -> Rule:
+    """A number, or a schedule whose value at epoch 0 is such a number.
+
+    Arguments
+    ---------
+    rule : Rule
+        For the number.
+
+    Returns
+    -------
+    Rule
+        For ``checked``.
+    """
+
+    def holds(value):
+        return rule.holds(value(0.0) if callable(value) else value)
+
+    return Rule(holds, f"{rule.text}, or a schedule of such numbers")
+
+
+def each(rule: Rule, length: int | None = None) -> Rule:
+    """A list whose items all follow a rule.
+
+    Arguments
+    ---------
+    rule : Rule
+        For the items.
+    length : int
+        How many there must be; None: any number.
+
+    Returns
+    -------
+    Rule
+        For ``checked``.
+    """
+
+    def holds(value):
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and length in (None, len(value))
+            and all(map(rule.holds, value))
+        )
+
+    count = "" if length is None else f" of {length} items"
+    return Rule(holds, f"a list{count}, each {rule.text}")
+
+
+def interval(rule: Rule) -> Rule:
+    """A pair [from, to] of values that follow a rule.
+
+    Arguments
+    ---------
+    rule : Rule
+        For both ends.
+
+    Returns
+    -------
+    Rule
+        For ``checked``.
+    """
+
+    def holds(value):
+        return each(rule, 2).holds(value) and value[0] <= value[1]
+
+    return Rule(holds, f"a pair [from, to] with from <= to, each {rule.text}")
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of some values, of the same type.
+
+    Arguments
+    ---------
+    *choices : Any
+        The values; True, False and None among them are shown as in YAML.
+
+    Returns
+    -------
+    Rule
+        For ``checked``.
+    """
+
+    def holds(value):
+        return any(type(value) is type(c) and value == c for c in choices)
+
+    return Rule(
+        holds, " or ".join("null" if c is None else str(c) for c in choices)
+    )
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what another rule says.
+
+    Arguments
+    ---------
+    rule : Rule
+        For other values than None.
+
+    Returns
+    -------
+    Rule
+        For ``checked``.
+    """
+    return Rule(
+        lambda value: value is None or rule.holds(value),
+        f"{rule.text}, or null",
+    )
+
+
+def _range(low, high, above=-math.inf, below=math.inf):
+    """The range in words, for a message."""
+    if low > -math.inf and high < math.inf:
+        return f" from {low:g} to {high:g}"
+    words = [
+        f"{text} {bound:g}"
+        for text, bound in (
+            ("of at least", low),
+            ("above", above),
+            ("of at most", high),
+            ("below", below),
+        )
+        if math.isfinite(bound)
+    ]
+    return "".join(f" {text}" for text in [" and ".join(words)] if text)
+
+
+def _text(value):
+    """A value as the user would write it."""
+    if value is None:
+        return "null"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
