@@ -1,18 +1,17 @@
-"""k-means by several threads and processes, each with its part of the points.
+"""k-means by several threads and processes, each with a part of the points.
 
-Lloyd's iterations with two changes, which find better clusters in less time.
-The first ones see a sample, as centroids need no more for a start. After each
-of those, centroids that are missed least are moved to where they help most:
-two clusters are joined and a third is split, as long as the objective gains,
-which Lloyd's iterations alone never do (as for mixtures by N. Ueda, R. Nakano,
-Z. Ghahramani and G. E. Hinton, "SMEM algorithm for mixture models", Neural
-Computation 2000). An empty cluster is one that costs nothing to join: while
-there is one, the later iterations move centroids too.
+Lloyd's algorithm with two changes, which find better clusters in less time. The
+first iterations use a sample of the points. After each of these, two clusters
+are merged and a third one is split, as long as the objective improves; Lloyd's
+algorithm alone cannot do this (for mixtures: N. Ueda, R. Nakano, Z. Ghahramani
+and G. E. Hinton, "SMEM algorithm for mixture models", Neural Computation 2000).
+Merging an empty cluster costs nothing; while there are empty clusters, the later
+iterations move centroids too.
 
 The result does not depend on the number of threads and processes. Points are
-compared with centroids in blocks that are the same for all, each by a single
-thread, and sums of points are exact, whatever their order, because coordinates
-are rounded to multiples of a power of two.
+compared with centroids in fixed blocks, each by a single thread, and sums of
+points are exact in any order, because coordinates are rounded to multiples of a
+power of two.
 """
 
 import math
@@ -27,26 +26,26 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from speechbrain_ssl import distributed
 
-# Points that a thread reads and compares at a time. More of them are not
-# faster; another number may change what rounding decides.
+# Points that a thread reads and compares at once. Larger blocks are not faster;
+# another size may change results by rounding.
 BLOCK = 2048
-# Share of the largest coordinate that all are rounded to: what float32 holds,
-# and 2 ** 29 points of a cluster still have an exact sum in float64.
+# Rounding step of coordinates, as a share of the largest one: the precision of
+# float32. 2 ** 29 points of a cluster still have an exact sum in float64.
 STEP = 2.0**-24
-# iterations that see a sample, as a share, and its points for each centroid
+# share of the iterations that use a sample, and its points per centroid
 EARLY, SAMPLE = 0.3, 32
-# iterations of two-means in a cluster, to see what a split would gain
+# iterations of two-means in a cluster, to find the gain of a split
 HALVINGS = 4
-# nearest clusters that joining is tried with
+# nearest clusters that are candidates for a merge
 NEIGHBORS = 4
 # gains below this share of a cluster's worth are rounding
 ROUNDING = 1e-9
-# Scores that differ by less than this share of their scale are compared again
-# in float64: float32 products depend on how many rows are multiplied at once.
+# Scores that differ by less than this share of their scale are computed again
+# in float64: float32 products depend on the number of rows of a product.
 NEAR = 1e-5
-# float64 scores that agree to as many decimals are equal; the first one wins
+# float64 scores that agree to this many decimals are equal: the first one wins
 DECIMALS = 12
-# most scores held at a time when they are computed again
+# largest number of scores that are computed again at once
 SCORES = 1 << 20
 
 
@@ -65,17 +64,17 @@ class KMeans(ClusterMixin, BaseEstimator):
     n_iter : int
         Iterations.
     n_init : int
-        Starts; the one that is best after the first iterations, which see a
-        sample, goes on.
+        Random starts; the best one after the iterations on a sample
+        continues.
     random_state : int
-        Of the starts and of the points that centroids are sought among.
+        Seed of the starts and samples.
     max_points_per_centroid : int
-        More points than this for each centroid are sampled down while
-        centroids are sought; all points are labelled.
+        Centroids are found on a sample of at most this size; all points are
+        labelled.
     distributed : bool
-        Whether all processes of torch.distributed do this together, each with
-        all points, of which it reads its part. All get the labels that one
-        alone would find.
+        Whether all processes of torch.distributed share the work. Each is
+        given all points and reads its part; all get the labels that one
+        process alone would find.
 
     Example
     -------
@@ -122,8 +121,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         -------
         np.ndarray
             int64 number of each point's cluster [n]; ``cluster_centers_``
-            [n_clusters, dim] and ``n_empty_``, the number of clusters that
-            no point is nearest to, are kept.
+            [n_clusters, dim] and ``n_empty_``, the number of clusters without
+            points, are kept.
 
         Raises
         ------
@@ -165,7 +164,7 @@ class KMeans(ClusterMixin, BaseEstimator):
 
 
 class Clusters(NamedTuple):
-    """What centroids are made of.
+    """Sums and sizes of clusters, from which centroids are computed.
 
     Arguments
     ---------
@@ -211,7 +210,7 @@ class Points:
         self.step = None
 
     def find_step(self, rows):
-        """Sets what coordinates are rounded to, by the largest of the rows."""
+        """Sets the rounding step, from the largest coordinate of the rows."""
         largest = np.ones(1)
         if not self.spherical:
             found = []
@@ -222,7 +221,7 @@ class Points:
         self.step = STEP * 2.0 ** math.ceil(math.log2(max(largest[0], 1e-30)))
 
     def part(self, count):
-        """This process's part of so many rows, in whole blocks: a slice."""
+        """Slice of this process in a number of rows, in whole blocks."""
         if not self.shared:
             return slice(0, count)
         rank, world = distributed.rank(), distributed.world_size()
@@ -309,7 +308,7 @@ def read_points(X, rows, unit):
 
 
 def nearest(points, centroids, spherical):
-    """Finds the nearest centroid of each point, the same in any company.
+    """Finds the nearest centroid of each point; batches do not change it.
 
     Arguments
     ---------
@@ -416,9 +415,9 @@ def fit(points, n_clusters, n_iter, n_init, seed, most):
 
 
 def _reduced(x, operation):
-    """An array of all processes together."""
+    """Reduction of an array over all processes."""
     x = torch.from_numpy(x)
-    # NCCL moves nothing but tensors of accelerators
+    # NCCL needs tensors on a GPU
     on_gpu = torch.distributed.get_backend() == "nccl"
     sent = x.cuda() if on_gpu else x
     torch.distributed.all_reduce(sent, operation)
@@ -426,19 +425,19 @@ def _reduced(x, operation):
 
 
 def _metric(spherical):
-    """What faiss calls it."""
+    """The metric of faiss."""
     return faiss.METRIC_INNER_PRODUCT if spherical else faiss.METRIC_L2
 
 
 def _some(rows, count, rng):
-    """At most so many of the rows, in order."""
+    """A sorted random choice of at most ``count`` rows."""
     if count >= len(rows):
         return rows
     return np.sort(rng.choice(rows, count, replace=False))
 
 
 def _iterate(points, rows, centroids, rng, move):
-    """New centroids, and what the clusters were worth before a move."""
+    """New centroids, and the objective before clusters are moved."""
     labels, clusters = _assign(points, rows, centroids)
     worth = _worth(clusters, points.spherical).sum()
     if move or not clusters.counts.all():
@@ -449,7 +448,7 @@ def _iterate(points, rows, centroids, rng, move):
 
 
 def _assign(points, rows, centroids):
-    """Labels of this process's part of the rows, and all clusters."""
+    """Labels of this process's rows, and clusters of all rows."""
     part = points.part(len(rows))
     labels = np.empty(part.stop - part.start, np.int64)
 
@@ -464,7 +463,7 @@ def _assign(points, rows, centroids):
 
 
 def _sum(points, rows, shape, choose):
-    """Clusters of the points and labels that ``choose`` makes of blocks."""
+    """Clusters of the labels and points that ``choose`` returns for blocks."""
     sums, counts = np.zeros(shape), np.zeros(shape[0], np.int64)
     lock = threading.Lock()
 
@@ -484,9 +483,9 @@ def _sum(points, rows, shape, choose):
 
 
 def _worth(clusters, spherical):
-    """What each cluster adds to the objective, up to a constant [clusters].
+    """Contribution of each cluster to the objective, up to a constant [clusters].
 
-    That is the sum of cosines, or of squared distances with a minus.
+    The sum of cosines, or minus the sum of squared distances.
     """
     squares = np.einsum("kd,kd->k", clusters.sums, clusters.sums)
     if spherical:
@@ -495,7 +494,7 @@ def _worth(clusters, spherical):
 
 
 def _centroids(clusters, before, spherical):
-    """Means, of unit length if points are; empty clusters keep theirs."""
+    """Means, at unit length if spherical; empty clusters keep theirs."""
     scale = clusters.counts.astype(np.float64)
     if spherical:
         scale = np.sqrt(np.einsum("kd,kd->k", clusters.sums, clusters.sums))
@@ -510,7 +509,7 @@ def _centroids(clusters, before, spherical):
 
 
 def _halves(points, rows, labels, clusters, rng):
-    """One half of each cluster: two-means within it, from a random plane."""
+    """One half of each cluster by two-means, started at a random plane."""
     normals = rng.standard_normal(clusters.sums.shape, np.float32)
     offsets = np.einsum("kd,kd->k", clusters.sums, normals)
     offsets /= np.maximum(clusters.counts, 1)
@@ -528,7 +527,7 @@ def _halves(points, rows, labels, clusters, rng):
 
 
 def _between(halves, clusters, spherical):
-    """Planes between the centroids of the halves and of what is left."""
+    """Planes between the centroids of the two halves of clusters."""
     middle = clusters.sums / np.maximum(clusters.counts, 1)[:, None]
     one = _centroids(halves, middle, spherical)
     two = _centroids(clusters.without(halves), middle, spherical)
@@ -536,7 +535,7 @@ def _between(halves, clusters, spherical):
 
 
 def _beyond(points, rows, labels, normals, offsets):
-    """What of each cluster lies beyond its plane."""
+    """Points of each cluster on one side of its plane."""
     offsets = offsets.astype(np.float32)
 
     def choose(place, block):
@@ -548,7 +547,7 @@ def _beyond(points, rows, labels, normals, offsets):
 
 
 def _moved(clusters, halves, spherical):
-    """Joins pairs of clusters and splits others, while the objective gains."""
+    """Merges pairs of clusters and splits others, while this pays."""
     worth = _worth(clusters, spherical)
     gains = _worth(halves, spherical) - (1 + ROUNDING) * worth
     gains += _worth(clusters.without(halves), spherical)
@@ -568,15 +567,15 @@ def _moved(clusters, halves, spherical):
 
 
 def _paying(gains, losses):
-    """How many of the largest gains outweigh as many of the least losses."""
+    """Number of largest gains that exceed the smallest losses, in pairs."""
     count = min(len(gains), len(losses))
     return int((gains[:count] > losses[:count]).sum())
 
 
 def _joins(clusters, worth, spherical):
-    """Disjoint pairs of clusters, by what joining them costs.
+    """Disjoint pairs of clusters, by the cost of a merge.
 
-    An empty cluster is given to itself and costs nothing.
+    An empty cluster is paired with itself, at no cost.
     """
     empty = np.flatnonzero(clusters.counts == 0)
     full = np.flatnonzero(clusters.counts)
@@ -607,7 +606,7 @@ def _joins(clusters, worth, spherical):
 
 
 def _neighbors(means):
-    """The nearest means of each, itself among them [clusters, few]."""
+    """Nearest means of each mean, itself included [clusters, few]."""
     found = np.empty((len(means), min(NEIGHBORS + 1, len(means))), np.int64)
 
     def find(place, block):

@@ -1,7 +1,7 @@
-"""How good a clustering seems without labels, and how good it is with them.
+"""Quality of a clustering, without labels and against true speakers.
 
-Only ``oracle`` takes true speakers, for reports; nothing that it gives may
-decide anything in training.
+Only ``oracle`` and ``oracle_decisions`` read true speakers. They are for
+reports: training never sees their results.
 """
 
 import copy
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-# A clustering is degenerate if a cluster holds more than this share of all
-# utterances and this many times the mean, or so many stand alone.
+# A clustering is degenerate if its largest cluster exceeds this share of the
+# utterances and this multiple of the mean size, or if the share of singletons
+# exceeds SINGLETON_SHARE.
 GIANT_SHARE, GIANT_TIMES = 0.05, 5
 SINGLETON_SHARE = 0.2
 
@@ -34,13 +35,13 @@ def describe(matrix, labels, chunk_size=65536):
     dict
         ``utterances``, ``labelled``, ``clusters``; ``size`` (min, median,
         mean, max); ``size_histogram`` (clusters by size: 1, 2, 3-4, 5-8,
-        ...); ``largest`` and ``singletons`` (shares of the labelled utterances in
-        the largest cluster, and without company); ``intra_cluster_cosine`` (to the
-        centroid, a unit vector; utterances that are alone do not count) and
-        ``margin`` (how much nearer the own centroid is than the next one):
-        mean and 10th percentile; ``misplaced`` (share nearer to another
-        centroid); ``silhouette``; ``warnings`` (texts; see ``degenerate``). What does not
-        exist, such as a margin of one cluster, is None.
+        ...); ``largest`` and ``singletons`` (shares of the labelled utterances
+        in the largest cluster, and in clusters of one); ``intra_cluster_cosine``
+        (cosine to the centroid of the utterance's cluster, without singletons)
+        and ``margin`` (that cosine minus the cosine to the nearest other
+        centroid): mean and 10th percentile; ``misplaced`` (share nearer to
+        another centroid); ``silhouette``; ``warnings`` (see ``degenerate``).
+        Values that do not exist, such as the margin of one cluster, are None.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def describe(matrix, labels, chunk_size=65536):
 
 
 def degenerate(report):
-    """Says in words what makes a clustering unfit to train on.
+    """Describes what makes a clustering unfit to train on.
 
     Arguments
     ---------
@@ -93,7 +94,7 @@ def degenerate(report):
     Returns
     -------
     list of str
-        Empty if nothing does.
+        Warnings; empty for a sound clustering.
 
     Example
     -------
@@ -118,7 +119,7 @@ def degenerate(report):
 
 
 def agreement(labels, other):
-    """How much two clusterings agree, whatever they call the clusters.
+    """Agreement of two clusterings, whatever numbers the clusters have.
 
     Arguments
     ---------
@@ -130,9 +131,9 @@ def agreement(labels, other):
     Returns
     -------
     dict
-        ``ARI``, the adjusted Rand index (1: the same, 0: as by chance, None:
-        nothing in common), and the number of ``utterances`` that both label,
-        over which it is taken.
+        ``ARI``, the adjusted Rand index (1: equal, 0: chance, None: no
+        utterance has both labels), and ``utterances``, the number of
+        utterances with both labels.
 
     Example
     -------
@@ -148,22 +149,21 @@ def agreement(labels, other):
 
 
 def stability(clusterer, matrix, labels):
-    """Clusters again from another seed: what is real comes back.
+    """Agreement with a second clustering from another seed.
 
     Arguments
     ---------
     clusterer : object
-        With scikit-learn's ``fit_predict``; it is copied. Without a
-        ``random_state`` there is no other seed.
+        With scikit-learn's ``fit_predict``; it is copied.
     matrix : np.ndarray
-        Embeddings as it was given them [n, emb_dim].
+        The embeddings that were clustered [n, emb_dim].
     labels : np.ndarray
-        What it found in them [n].
+        Clusters found with its seed [n].
 
     Returns
     -------
     dict
-        See ``agreement``; None if the clusterer has no seed.
+        See ``agreement``; None if the clusterer has no ``random_state``.
     """
     seed = getattr(clusterer, "random_state", None)
     if not isinstance(seed, (int, np.integer)):
@@ -174,13 +174,13 @@ def stability(clusterer, matrix, labels):
 
 
 def silhouette(matrix, labels, chunk_size=4096):
-    """How much nearer utterances are to their own cluster than to the next.
+    """Mean silhouette of a clustering, by cosine distance.
 
     The mean over labelled utterances of (b - a) / max(a, b), where a is the
-    mean cosine distance to the others of the own cluster and b the least mean
-    distance to another one; 0 for utterances that are alone (P. J. Rousseeuw,
-    1987). Mean cosines are cosines to mean vectors: nothing is quadratic in
-    the number of utterances.
+    mean cosine distance to the other utterances of the cluster and b the
+    smallest mean distance to another cluster; 0 for singletons (P. J.
+    Rousseeuw, 1987). A mean cosine is the cosine to a mean vector, so the time
+    is linear in the number of utterances.
 
     Arguments
     ---------
@@ -189,7 +189,7 @@ def silhouette(matrix, labels, chunk_size=4096):
     labels : np.ndarray
         Cluster of each, -1 for none [n].
     chunk_size : int
-        Rows that are compared with all clusters at a time.
+        Rows that are compared with all clusters at once.
 
     Returns
     -------
@@ -214,7 +214,7 @@ def silhouette(matrix, labels, chunk_size=4096):
         mine, place = labels[rows], np.arange(len(rows))
         others = sizes[mine] - 1
         similar = unit @ means.T
-        own = similar[place, mine] * sizes[mine] - 1  # but not to itself
+        own = similar[place, mine] * sizes[mine] - 1  # without itself
         similar[place, mine] = -np.inf
         a, b = 1 - own / np.maximum(others, 1), 1 - similar.max(1)
         score = (b - a) / np.maximum(np.maximum(a, b), 1e-12)
@@ -280,24 +280,24 @@ def oracle(labels, truth):
 
 
 def oracle_decisions(given, learnt, trusted, corrected, truth):
-    """How right the decisions of a gate were, for reports only.
+    """Accuracy of a gate's decisions, for reports only.
 
-    A class stands for the speaker that is most frequent in it.
+    The speaker of a class is the most frequent one in it.
 
     Arguments
     ---------
     given, learnt : np.ndarray
-        Class of each utterance by the label file, and the one learnt [n].
+        Class of each utterance in the label file, and in training [n].
     trusted, corrected : np.ndarray
-        bool, whether the former or the latter was learnt [n].
+        bool, whether training used the label as it was, or corrected it [n].
     truth : np.ndarray
         Number of each utterance's speaker, -1 if unknown [n].
 
     Returns
     -------
     dict of str to float
-        ``trusted_right`` and ``corrected_right``: shares of those utterances
-        whose class is that of their speaker; None where there are none.
+        ``trusted_right`` and ``corrected_right``: share of these utterances
+        whose class is that of their speaker; None without such utterances.
 
     Example
     -------
@@ -364,7 +364,7 @@ def centroids(matrix, labels, chunk_size=65536):
 
 
 def nearest_other(unit, centers, mine):
-    """Finds the nearest centroid that is not one's own.
+    """Finds the nearest centroid of another cluster.
 
     Arguments
     ---------
@@ -394,7 +394,7 @@ def nearest_other(unit, centers, mine):
 
 
 def unit_chunks(matrix, labels, chunk_size=65536):
-    """Reads embeddings of what has a label, piece by piece.
+    """Reads embeddings of labelled utterances in chunks.
 
     Arguments
     ---------
@@ -403,14 +403,14 @@ def unit_chunks(matrix, labels, chunk_size=65536):
     labels : np.ndarray
         Cluster of each, negative for none [n].
     chunk_size : int
-        Rows that are looked at at a time.
+        Rows of a chunk.
 
     Yields
     ------
     rows : np.ndarray
-        Their numbers [rows].
+        Row numbers [rows].
     unit : np.ndarray
-        Their embeddings at length one, float32 [rows, emb_dim].
+        Unit embeddings, float32 [rows, emb_dim].
     """
     for first in range(0, len(labels), chunk_size):
         kept = labels[first : first + chunk_size] >= 0
@@ -425,7 +425,7 @@ def unit_chunks(matrix, labels, chunk_size=65536):
 
 
 def _cosines(matrix, labels, clusters, chunk_size):
-    """Cosines to the own centroid and to the nearest other one [n]."""
+    """Cosines to the cluster's centroid and to the nearest other one [n]."""
     centers, _ = centroids(matrix, labels, chunk_size)
     own = np.full(len(labels), np.nan)
     other = np.full(len(labels), np.nan)

@@ -1,16 +1,16 @@
-"""Corrections of pseudo-labels by somebody who listened to them.
+"""Corrections of pseudo-labels by a listener.
 
 ``edits.csv`` has the columns ``action,cluster,value``::
 
-    merge,12,57    cluster 57 joins cluster 12
-    split,12,3     cluster 12 is parted into 3, by k-means on its embeddings
-    drop,12,       no utterance of cluster 12 gets a label
-    drop,,ID       nor does this one
+    merge,12,57    cluster 57 is merged into cluster 12
+    split,12,3     k-means on its embeddings splits cluster 12 into 3
+    drop,12,       the utterances of cluster 12 get no label
+    drop,,ID       this utterance gets no label
 
 Clusters have the numbers of ``spk_id`` in the ``pseudo_labels.csv`` that is
-corrected. Lines count in their order: a cluster that joined another one stands
-for both from then on, and one that was dropped or split cannot be named again.
-What is asked for twice happens once.
+corrected. Lines are applied in order: after a merge, both numbers name the
+merged cluster; a cluster that was dropped or split cannot be named again.
+Repeated lines have no further effect.
 """
 
 import csv
@@ -39,8 +39,7 @@ class Edit(NamedTuple):
     cluster : int
         The cluster; None for ``drop_utterance``.
     value : int or str
-        The cluster that joins, the number of parts, or the ID; None for
-        ``drop``.
+        The merged cluster, the number of parts, or the ID; None for ``drop``.
     """
 
     place: str
@@ -57,9 +56,9 @@ class Edited(NamedTuple):
     labels : np.ndarray
         int64 cluster of each utterance, from 0 without gaps, -1 for none [n].
     report : dict
-        How many lines of each action were followed, how many asked for what
-        was done already (``repeated``), and how many utterances lost their
-        label (``utterances_dropped``).
+        Number of applied lines of each action, of lines without effect
+        (``repeated``), and of utterances that lost their label
+        (``utterances_dropped``).
     """
 
     labels: np.ndarray
@@ -67,7 +66,7 @@ class Edited(NamedTuple):
 
 
 def read_edits(csv_path):
-    """Reads and checks corrections, as far as that goes without labels.
+    """Reads corrections and checks their format.
 
     Arguments
     ---------
@@ -82,7 +81,7 @@ def read_edits(csv_path):
     Raises
     ------
     ValueError
-        If a line is wrong; the message names it.
+        If a line is invalid; the message names it.
 
     Example
     -------
@@ -117,16 +116,16 @@ def apply_edits(edits, labels, ids, matrix, seed=0):
     Arguments
     ---------
     edits : list of Edit
-        What ``read_edits`` gave.
+        Of ``read_edits``.
     labels : np.ndarray
-        Cluster of each utterance, numbered as in the edits, negative for none
-        [n].
+        Cluster of each utterance, with the numbers of the edits; negative for
+        none [n].
     ids : list of str
         IDs of the utterances [n].
     matrix : np.ndarray
         Their embeddings; may be memory-mapped [n, emb_dim].
     seed : int
-        Of k-means.
+        Seed of k-means.
 
     Returns
     -------
@@ -136,7 +135,7 @@ def apply_edits(edits, labels, ids, matrix, seed=0):
     Raises
     ------
     ValueError
-        If an edit cannot be followed; the message names its line.
+        If an edit cannot be applied; the message names its line.
 
     Example
     -------
@@ -162,7 +161,7 @@ def apply_edits(edits, labels, ids, matrix, seed=0):
 
 
 class _State:
-    """Labels on the way from one edit to the next.
+    """Labels while edits are applied.
 
     Arguments
     ---------
@@ -173,18 +172,18 @@ class _State:
     def __init__(self, labels, ids, matrix, seed):
         labels = np.asarray(labels)
         self.numbers, place = np.unique(labels, return_inverse=True)
-        # a row of the table "home" for each cluster, and where it went
+        # home[place]: number of the cluster that now holds an original one
         self.place = np.where(labels >= 0, place, -1)
         self.home = np.arange(len(self.numbers))
         self.ids, self.matrix, self.seed = ids, matrix, seed
         self.rows = None
 
     def labels(self):
-        """Where each utterance's cluster went, negative for nowhere [n]."""
+        """Current cluster of each utterance, negative for none [n]."""
         return np.where(self.place >= 0, self.home[self.place], -1)
 
     def find(self, number, place):
-        """Where a cluster went; DROPPED or SPLIT if it is no more."""
+        """Current number of a cluster, or DROPPED."""
         row = np.searchsorted(self.numbers, number)
         known = row < len(self.numbers) and self.numbers[row] == number
         if not known or number < 0:
@@ -200,8 +199,8 @@ class _State:
             )
         return self.home[row]
 
-    def find_there(self, number, place):
-        """The same, but the cluster must not have been dropped."""
+    def find_existing(self, number, place):
+        """Current number of a cluster that was not dropped."""
         found = self.find(number, place)
         if found == DROPPED:
             raise ValueError(
@@ -211,7 +210,7 @@ class _State:
         return found
 
     def row_of(self, name, place):
-        """The row of an utterance that had a label."""
+        """Row of an utterance."""
         if self.rows is None:
             self.rows = {name: row for row, name in enumerate(self.ids)}
         row = self.rows.get(name)
@@ -221,15 +220,15 @@ class _State:
 
 
 def _merge(state, edit):
-    """All of one cluster joins another one."""
-    into = state.find_there(edit.cluster, edit.place)
-    joins = state.find_there(edit.value, edit.place)
+    """Merges a cluster into another one."""
+    into = state.find_existing(edit.cluster, edit.place)
+    joins = state.find_existing(edit.value, edit.place)
     state.home[state.home == joins] = into
     return into != joins
 
 
 def _drop(state, edit):
-    """A cluster goes."""
+    """Drops a cluster."""
     gone = state.find(edit.cluster, edit.place)
     if gone == DROPPED:
         return False
@@ -238,7 +237,7 @@ def _drop(state, edit):
 
 
 def _drop_utterance(state, edit):
-    """One utterance goes."""
+    """Drops an utterance."""
     row = state.row_of(edit.value, edit.place)
     there = state.place[row] >= 0 and state.home[state.place[row]] >= 0
     state.place[row] = -1
@@ -246,8 +245,8 @@ def _drop_utterance(state, edit):
 
 
 def _split(state, edit):
-    """A cluster falls into parts, which get new rows of the table."""
-    cluster = state.find_there(edit.cluster, edit.place)
+    """Splits a cluster; its parts get new rows of the table."""
+    cluster = state.find_existing(edit.cluster, edit.place)
     rows = np.flatnonzero(state.labels() == cluster)
     if edit.value > len(rows):
         raise ValueError(
@@ -270,7 +269,7 @@ def _split(state, edit):
 
 
 def _parse(row, place):
-    """A line of the file as an edit."""
+    """Parses a line."""
     if len(row) > len(COLUMNS):
         raise ValueError(
             f"{place}: expected {','.join(COLUMNS)}, found {','.join(row)!r}."
@@ -287,12 +286,14 @@ def _parse(row, place):
     cluster = _number(cluster, "cluster", 0, place)
     value = _number(value, "value", 2 if action == "split" else 0, place)
     if action == "merge" and cluster == value:
-        raise ValueError(f"{place}: cluster {cluster} cannot join itself.")
+        raise ValueError(
+            f"{place}: cluster {cluster} cannot be merged with itself."
+        )
     return Edit(place, action, cluster, value)
 
 
 def _parse_drop(cluster, value, place):
-    """A line that drops a cluster or an utterance."""
+    """Parses a line that drops a cluster or an utterance."""
     if bool(cluster.strip()) == bool(value):
         raise ValueError(
             f"{place}: expected drop,CLUSTER, or drop,,ID, found "

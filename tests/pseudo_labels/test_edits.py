@@ -122,7 +122,7 @@ def test_what_was_merged_can_be_split(edit):
         (["drop,,a", "split,2,2"], "line 3: cluster 2 has 1 utterances"),
         (["split,9,2"], "line 2: k-means found only 1 of 2"),
         (["join,2,5"], "line 2: the action must be one of merge.*'join'"),
-        (["merge,2,2"], "line 2: cluster 2 cannot join itself"),
+        (["merge,2,2"], "line 2: cluster 2 cannot be merged with itself"),
         (["merge,x,2"], "line 2: cluster must be a whole number.*'x'"),
         (["merge,2,"], "line 2: value must be a whole number.*''"),
         (["merge,-1,2"], "line 2: cluster must be .*'-1'"),
