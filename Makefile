@@ -1,7 +1,7 @@
 # make demo                    the whole job on voices synthesised on the spot
 # make demo DATA=FOLDER        the same on your own audio
 #   TRIALS=FILE                  and your own trial list: label enrol test
-#   NOISE=FOLDER ROOMS=FOLDER    recordings to corrupt it with
+#   NOISE=FOLDER RIRS=FOLDER     recordings for augmentation
 #   MINUTES=15 SEED=1 OUT=FOLDER METHOD=simclr ROUNDS=1
 # make test                    every test
 # make lint                    what CI asks of the style
@@ -24,7 +24,8 @@ demo: $(VENV)/ready
 		$(if $(DATA),--data_folder $(abspath $(DATA))) \
 		$(if $(TRIALS),--trials $(abspath $(TRIALS))) \
 		$(if $(NOISE),--noise_folder $(abspath $(NOISE))) \
-		$(if $(ROOMS),--room_folder $(abspath $(ROOMS)))
+		$(if $(RIRS),--rir_folder $(abspath $(RIRS))) \
+		$(if $(ROOMS),$(error ROOMS is now called RIRS))
 
 test: $(VENV)/ready
 	$(run) -m pytest

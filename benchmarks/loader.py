@@ -4,7 +4,7 @@
         --data_folder /audio [further overrides]
 
 The floor is soundfile reading as many stretches of the same files in one
-process: no draws, no corruption, no batches. Prints JSON.
+process: no draws, no augmentation, no batches. Prints JSON.
 """
 
 import json
@@ -78,11 +78,12 @@ def main(argv):
         dataset = train_ssl.dataio_prepare(hparams)
         sampler = hparams["view_sampler"]
         views = sum(sampler.counts)
-        corruption = sampler.corruption
+        sampler.augment_on = "workers"
+        kinds = {"augmented": sampler.augmentation, "clean": None}
         result = {"floor_reading": rate(reading(dataset, sampler), views)}
         for workers in (0, 1, 2):
-            for name, kind in {"corrupted": corruption, "clean": None}.items():
-                sampler.corruption = kind
+            for name, kind in kinds.items():
+                sampler.augmentation = kind
                 result[f"{name}_{workers}_workers"] = rate(
                     batches(dataset, hparams, workers),
                     views * hparams["batch_size"],

@@ -53,13 +53,13 @@ class KeptBytes:
 
 
 def step_of_labels(hparams, classifier, optimizer, utterances):
-    """A step of stage two: a crop, and its clean twin without gradient."""
+    """A step of stage two: a crop, and its clean view without gradient."""
     sampler, encoder = hparams["view_sampler"], hparams["encoder"]
     wavs, _ = crops(sampler, utterances, "cpu")
     labels = torch.zeros(utterances, dtype=torch.long)
     cosines = classifier(encoder(wavs[:1]).embedding[0])
     clean = None
-    if sampler.clean_twins:
+    if sampler.clean_views:
         with torch.no_grad():
             clean = classifier(encoder.embed(wavs[0]))
     trusted = torch.ones(utterances, dtype=torch.bool)

@@ -44,20 +44,31 @@ def median_seconds(function, repeats, device):
 def measure_floor(brain, views, repeats):
     """Seconds of features, forward and backward on a resident batch."""
     student = brain.module("student").train()
-    wavs = torch.cat(views)
+    # views of one length go through the encoder together
+    lengths = dict.fromkeys(view.shape[1] for view in views)
+    batches = [
+        torch.cat([view for view in views if view.shape[1] == length])
+        for length in lengths
+    ]
 
     def features():
-        lengths = torch.ones(len(wavs), device=wavs.device)
         with brain.training_ctx:
-            return student.mean_var_norm(
-                student.compute_features(wavs), lengths
-            )
+            return [
+                student.mean_var_norm(
+                    student.compute_features(wavs),
+                    torch.ones(len(wavs), device=wavs.device),
+                )
+                for wavs in batches
+            ]
 
     resident = features()
 
     def forward():
         with brain.training_ctx:
-            return student.embedding_model(resident).float().square().mean()
+            return sum(
+                student.embedding_model(feats).float().square().mean()
+                for feats in resident
+            )
 
     def forward_backward():
         forward().backward()
@@ -82,16 +93,13 @@ def measure_floor(brain, views, repeats):
     return times
 
 
-def measure_corruption(brain, draws, views, repeats):
-    """Seconds to corrupt a batch of clean views on one thread or device."""
-    sampler = brain.hparams.view_sampler
-    wavs = torch.stack(views, 1)
-    packed = wavs.flatten(1)
+def measure_augmentation(sampler, packed, draws, repeats):
+    """Seconds to augment a batch of clean views on one thread or device."""
     threads = torch.get_num_threads()
-    on_cpu = wavs.device.type == "cpu"
+    on_cpu = packed.device.type == "cpu"
     torch.set_num_threads(1 if on_cpu else threads)
     seconds = median_seconds(
-        lambda: sampler.corrupt_batch(packed, draws), repeats, wavs.device
+        lambda: sampler.augment(packed, draws), repeats, packed.device
     )
     torch.set_num_threads(threads)
     return seconds
@@ -129,16 +137,21 @@ def main(argv):
         )
         brain, loop = measure_loop(hparams, run_opts, steps)
         batch_size = hparams["batch_size"]
+        sampler = hparams["view_sampler"]
+        sampler.augment_on = "device"
         dataset = train_ssl.dataio_prepare(hparams)
+        sampler.to(brain.device)
         rows = [dataset[0, row] for row in range(batch_size)]
-        packed = torch.stack([row["views"] for row in rows])
-        draws = torch.stack([row["draws"] for row in rows]).to(brain.device)
-        global_crops, local_crops = hparams["view_sampler"].split(
-            packed.to(brain.device)
+        packed, draws = (
+            torch.stack([row[name] for row in rows]).to(brain.device)
+            for name in ("views", "draws")
         )
-        views = global_crops + local_crops
+        augmentation = measure_augmentation(sampler, packed, draws, steps)
+        views, local_crops = sampler.split(sampler.augment(packed, draws))
+        if not hparams["student_sees_global"]:
+            views = []
+        views = views + local_crops
         times = measure_floor(brain, views, steps)
-        corruption = measure_corruption(brain, draws, views, steps)
     count = len(views) * batch_size
     result = {
         "views_per_step": count,
@@ -148,7 +161,7 @@ def main(argv):
         "seconds": {
             "loop": loop,
             **times,
-            "corruption_of_a_batch_on_one_thread": corruption,
+            "augmentation_of_a_batch": augmentation,
         },
         "precision": brain.precision,
         "device": str(brain.device),

@@ -44,6 +44,17 @@ REFUSED = {
     "data_parallel_backend": "Start the script with torchrun instead: one "
     "process for each GPU.",
 }
+# Keys of earlier versions, and their names today.
+RENAMED = {
+    "corruption": "augmentation",
+    "corrupt_on": "augment_on",
+    "room_folder": "rir_folder",
+    "clean_twins": "clean_views",
+}
+RENAMED_CLASSES = {
+    "speechbrain_ssl.dataio.corruption.Corruption": "a list of effects, "
+    "speechbrain_ssl.dataio.augmentation.Augmentation",
+}
 # A value that begins with one of these is a piece of YAML.
 YAML_BEGINS = ("[", "{", "(", "!", '"', "'")
 CLOSING = {"[": "]", "{": "}", "(": ")"}
@@ -105,6 +116,7 @@ def load_experiment(argv=None):
     file = _hparams_file(argv)
     tree = _read(file)
     _refuse_swallowed_keys(file, tree)
+    _refuse_renamed(file, tree)
     given, run_options = _parse(file, tree, argv[1:])
     for name, instead in REFUSED.items():
         if run_options.get(name):
@@ -188,6 +200,28 @@ def _refuse_swallowed_keys(file, tree):
             )
 
 
+def _refuse_renamed(where, node):
+    """Names what stands in place of keys and classes of earlier versions."""
+    kind, _, what = _tag(node).partition(":")
+    if what in RENAMED_CLASSES:
+        raise OptionsError(
+            f"{where}: {what} is now {RENAMED_CLASSES[what]}. See a YAML file "
+            "of the recipe."
+        )
+    if isinstance(node, list):
+        for inner in node:
+            _refuse_renamed(where, inner)
+    # other packages may use these names for something else
+    ours = not what or what.startswith("speechbrain_ssl.")
+    if isinstance(node, Mapping) and ours:
+        for key, inner in node.items():
+            if key in RENAMED:
+                raise OptionsError(
+                    f"{where}: the key '{key}' is now called '{RENAMED[key]}'."
+                )
+            _refuse_renamed(where, inner)
+
+
 def _beginning_with(name):
     options = sorted([*run_option_types(), "help"])
     return [option for option in options if option.startswith(name)]
@@ -255,6 +289,8 @@ def _take_bracketed(arguments):
 def _check_name(file, name, tree, types):
     if name in types or name in tree:
         return
+    if name in RENAMED:
+        raise OptionsError(f"--{name} is now called --{RENAMED[name]}.")
     options = [f"--{option}" for option in _beginning_with(name)]
     if name and options:
         raise OptionsError(
@@ -345,6 +381,7 @@ def _load_text(name, text):
 def _check_overrides(file, tree, given):
     for name, text in given.items():
         value = _load_text(name, text)[name]
+        _refuse_renamed(f"--{name}", value)
         if isinstance(value, Mapping):
             _check_mapping(file, f"--{name}", value, tree[name])
 

@@ -362,6 +362,37 @@ def test_mistake_in_the_yaml_names_file_and_key(load, text, message):
     assert error.value.__cause__ is not None or "must consist" in message
 
 
+OURS = "!new:speechbrain_ssl.dataio.views.ViewSampler"
+
+
+@pytest.mark.parametrize(
+    "text, argv, message",
+    [
+        ("room_folder: x\n", [], "'room_folder' is now called 'rir_folder'"),
+        ("corruption: x\n", [], "'corruption' is now .* 'augmentation'"),
+        (f"v: {OURS}\n    corrupt_on: device\n", [], "'augment_on'"),
+        (f"v: [{OURS} {{clean_twins: True}}]\n", [], "'clean_views'"),
+        (
+            "aug: !new:speechbrain_ssl.dataio.corruption.Corruption {}\n",
+            [],
+            "dataio.augmentation.Augmentation",
+        ),
+        ("rir_folder: x\n", ["--room_folder=y"], "now called --rir_folder"),
+        ("v: {}\n", ["--v={corrupt_on: device}"], "--v: .* 'augment_on'"),
+    ],
+)
+def test_keys_of_before_are_refused_with_their_new_name(
+    load, text, argv, message
+):
+    with pytest.raises(OptionsError, match=message):
+        load(*argv, text=text)
+
+
+def test_other_packages_may_use_the_old_names(load):
+    text = "room: !new:builtins.dict\n    room_folder: 3\n"
+    assert load(text=text)[2]["room"] == {"room_folder": 3}
+
+
 def test_mistake_in_an_included_file_names_that_file(load, write):
     write("crops: 2\nx: [1\n", "views.yaml")
     with pytest.raises(

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
             *(sys.executable, "demo.py", "--output_folder", folder),
             *("--data_folder", f"{REAL}/train"),
             *("--noise_folder", f"{REAL}/noise"),
-            *("--room_folder", f"{REAL}/rir"),
+            *("--rir_folder", f"{REAL}/rir"),
             *(
                 "--trials",
                 f"{REAL}/trials/wild.txt",

@@ -21,7 +21,7 @@ class PseudoLabelBrain(SpeakerBrain):
     another speed is another voice (H. Yamamoto et al., Interspeech 2019).
 
     Hyperparameters beside those of SpeakerBrain: ``view_sampler`` (of one
-    global crop, with its clean twin where labels are corrected); ``loss`` (a
+    global crop, with its clean view where labels are corrected); ``loss`` (a
     GatedLoss); ``gate``, fitted at the end of each epoch to the log-losses of
     all utterances; ``centroid_start`` (whether the classifier starts from the
     classes' mean embeddings); ``regularizer`` (adds something to a loss, such
@@ -47,9 +47,8 @@ class PseudoLabelBrain(SpeakerBrain):
 
     def on_fit_start(self):
         """Starts the classifier where the encoder puts the classes."""
-        self.sampler = sampler = self.hparams.view_sampler
-        if sampler.corrupt_on == "device" and sampler.corruption is not None:
-            sampler.corruption.to(self.device)
+        self.sampler = self.hparams.view_sampler
+        self.sampler.to(self.device)
         resumed = self.checkpointer and self.checkpointer.list_checkpoints()
         if self.hparams.centroid_start and not resumed:
             self._start_from_centroids()
@@ -95,15 +94,13 @@ class PseudoLabelBrain(SpeakerBrain):
         Returns
         -------
         embedding : torch.Tensor
-            Of the corrupted crop [batch, emb_dim].
+            Of the augmented crop [batch, emb_dim].
         cosines, clean_cosines : torch.Tensor
-            Of it and of its clean twin to all centers [batch, centers]; the
+            Of it and of its clean view to all centers [batch, centers]; the
             latter None before labels are corrected.
         """
         batch = batch.to(self.device)
-        wavs = batch.views.data
-        if self.sampler.corrupt_on == "device":
-            wavs = self.sampler.corrupt_batch(wavs, batch.draws.data)
+        wavs = self.sampler.augment(batch.views.data, batch.draws.data)
         crops, _ = self.sampler.split(wavs)
         self.views_per_step = len(wavs)
         embedding = self.modules.encoder(crops[:1]).embedding[0]

@@ -39,9 +39,7 @@ class SSLBrain(SpeakerBrain):
         """Starts the teacher from the student's (maybe pretrained) weights."""
         if "teacher" in self.modules:
             self.module("teacher").reset(self.module("student"))
-        sampler = self.hparams.view_sampler
-        if sampler.corrupt_on == "device" and sampler.corruption is not None:
-            sampler.corruption.to(self.device)
+        self.hparams.view_sampler.to(self.device)
         for table in self.hparams.cluster_tables:
             table.prepare(len(self.utterances))
         super().on_fit_start()
@@ -65,9 +63,7 @@ class SSLBrain(SpeakerBrain):
         """
         batch = batch.to(self.device)
         sampler = self.hparams.view_sampler
-        wavs = batch.views.data
-        if sampler.corrupt_on == "device":
-            wavs = sampler.corrupt_batch(wavs, batch.draws.data)
+        wavs = sampler.augment(batch.views.data, batch.draws.data)
         global_crops, local_crops = sampler.split(wavs)
         seen = local_crops
         if self.hparams.student_sees_global:

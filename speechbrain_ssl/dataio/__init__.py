@@ -1,1 +1,1 @@
-"""From files of audio to corrupted views."""
+"""Audio files to augmented views."""

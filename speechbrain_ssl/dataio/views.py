@@ -1,4 +1,4 @@
-"""Views: segments of an utterance, each with its own corruption."""
+"""Views: segments of an utterance, each with its own augmentation."""
 
 import contextlib
 
@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.corruption import DRAW_SIZE
 
 # streams of random numbers that belong to an utterance, not to one view
 POSITIONS = 1000
@@ -31,12 +30,13 @@ class ViewSampler:
         Number of short views.
     local_seconds : float
         Their length.
-    corruption : Corruption
-        What is done to the views; None leaves them clean.
+    augmentation : Augmentation
+        Applied to each view with its own draw; None leaves views clean.
     clean_global : bool
         Whether global views stay clean.
-    clean_twins : bool
-        Whether each global view comes again, uncorrupted, after all of them.
+    clean_views : bool
+        Whether the global views are followed by the same segments without
+        augmentation.
     min_gap : float
         Seconds to leave between two views of equal kind (0 forbids that they
         overlap); None lets them fall anywhere. In an utterance too short for
@@ -45,8 +45,8 @@ class ViewSampler:
         One is drawn for each utterance and epoch and played by all its
         views: a voice at another speed is another voice. Speeds other than 1
         are exact to 100 Hz of a file's rate.
-    corrupt_on : str
-        ``workers`` or ``device``.
+    augment_on : str
+        ``workers`` augments in the loader, ``device`` where the encoder is.
     partners : ClusterPartners
         Which utterances give the views of a sample; None: each its own.
     seed : int
@@ -67,20 +67,20 @@ class ViewSampler:
         global_seconds,
         local_crops=0,
         local_seconds=1.0,
-        corruption=None,
+        augmentation=None,
         clean_global=False,
-        clean_twins=False,
+        clean_views=False,
         min_gap=None,
         speeds=(1.0,),
-        corrupt_on="workers",
+        augment_on="workers",
         partners=None,
         seed=0,
     ):
         if global_crops + local_crops < 1:
             raise ValueError("At least one global or local crop is needed")
-        if corrupt_on not in ("workers", "device"):
+        if augment_on not in ("workers", "device"):
             raise ValueError(
-                f"corrupt_on must be workers or device, not {corrupt_on!r}"
+                f"augment_on must be workers or device, not {augment_on!r}"
             )
         self.sample_rate = sample_rate
         self.counts = (global_crops, local_crops)
@@ -88,25 +88,25 @@ class ViewSampler:
             round(seconds * sample_rate)
             for seconds in (global_seconds, local_seconds)
         )
-        self.corruption = corruption
+        self.augmentation = augmentation
         self.clean_global = clean_global
-        self.clean_twins = clean_twins
+        self.clean_views = clean_views
         self.min_gap = min_gap
         self.speeds = tuple(speeds)
-        self.corrupt_on = corrupt_on
+        self.augment_on = augment_on
         self.partners = partners
         self.seed = seed
 
     def prepare(self, utterances):
-        """Tells corruption and partners what is trained on.
+        """Prepares augmentation and partners for a training set.
 
         Arguments
         ---------
         utterances : Utterances
             The rows of the training CSV.
         """
-        if self.corruption is not None:
-            self.corruption.prepare(utterances)
+        if self.augmentation is not None:
+            self.augmentation.prepare(self.sample_rate, utterances)
         if self.partners is not None:
             self.partners.prepare(utterances)
 
@@ -127,8 +127,8 @@ class ViewSampler:
         views : torch.Tensor
             All views one after another, global crops first [time].
         draws : torch.Tensor
-            The corruption of each view [views, DRAW_SIZE]; already applied
-            unless ``corrupt_on`` is ``device``.
+            Parameters of the augmentation of each view, float32 [views,
+            parameters]; already applied unless ``augment_on`` is ``device``.
 
         Raises
         ------
@@ -150,9 +150,9 @@ class ViewSampler:
                     mine = sources[done : done + count]
                     views.append(self._segments(mine, frames, speed, rng))
                 done += count
-        draws = torch.from_numpy(self._draws(key))
-        if self.corrupt_on == "workers":
-            views = self.corrupt(views, draws[None])
+        draws = self._draws(key)
+        if self.augment_on == "workers":
+            views = self._augment(views, draws[None])
         return torch.cat([view.flatten() for view in views]), draws
 
     def speed_of(self, key):
@@ -181,9 +181,10 @@ class ViewSampler:
         Returns
         -------
         global_crops, local_crops : list of torch.Tensor
-            Each view [batch, time of the view]; clean twins are global crops.
+            Each view [batch, time of the view]; clean views are the last
+            global crops.
         """
-        counts = (self.counts[0] * (1 + self.clean_twins), self.counts[1])
+        counts = (self.counts[0] * (1 + self.clean_views), self.counts[1])
         sizes = [n * frames for n, frames in zip(counts, self.frames)]
         parts = batch.split(sizes, dim=1)
         return tuple(
@@ -191,78 +192,82 @@ class ViewSampler:
             for n, part in zip(counts, parts)
         )
 
-    def corrupt(self, views, draws):
-        """Corrupts views that are still clean.
+    def to(self, device: torch.device | str) -> None:
+        """Moves what augments a batch to the device where it is applied.
 
         Arguments
         ---------
-        views : list of torch.Tensor
-            Global and local views, [batch * count, time] each, the views of
-            an utterance together.
-        draws : torch.Tensor
-            Their draws [batch, views, DRAW_SIZE].
-
-        Returns
-        -------
-        list of torch.Tensor
-            The same shapes; clean twins make more global views.
+        device : torch.device
+            Device of the encoder.
         """
-        corrupted, done = [], 0
-        kinds = [bool(n) for n in self.counts]
-        for is_local, view in zip(np.flatnonzero(kinds), views):
-            count = self.counts[is_local]
-            mine = draws[:, done : done + count].flatten(0, 1)
-            done += count
-            clean = view
-            if self.corruption and (is_local or not self.clean_global):
-                view = self.corruption(view, mine)
-            if self.clean_twins and not is_local:
-                both = [v.unflatten(0, (-1, count)) for v in (view, clean)]
-                view = torch.cat(both, dim=1).flatten(0, 1)
-            corrupted.append(view)
-        return corrupted
+        if self.augment_on == "device" and self.augmentation is not None:
+            self.augmentation.to(device)
 
-    def corrupt_batch(self, batch, draws):
-        """Corrupts a batch on its device.
+    def augment(self, batch: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Augments a batch on its device, unless the workers did so.
 
         Arguments
         ---------
         batch : torch.Tensor
-            Packed clean views [batch, time].
+            What the sampler made of each utterance [batch, time].
         draws : torch.Tensor
-            Their draws [batch, views, DRAW_SIZE].
+            Its draws [batch, views, parameters].
 
         Returns
         -------
         torch.Tensor
-            Packed corrupted views [batch, time].
+            Augmented views for ``split`` [batch, time].
         """
+        if self.augment_on == "workers":
+            return batch
         sizes = [n * frames for n, frames in zip(self.counts, self.frames)]
         views = [
             part.reshape(-1, frames)
             for part, frames in zip(batch.split(sizes, dim=1), self.frames)
             if part.shape[1]
         ]
-        views = self.corrupt(views, draws)
+        views = self._augment(views, draws)
         return torch.cat([view.reshape(len(batch), -1) for view in views], 1)
+
+    def _augment(self, views, draws):
+        """Augments clean views.
+
+        ``views`` are global and local ones, [batch * count, time] each, the
+        views of an utterance together; clean views make more global ones.
+        """
+        augmented, done = [], 0
+        kinds = [bool(n) for n in self.counts]
+        for is_local, view in zip(np.flatnonzero(kinds), views):
+            count = self.counts[is_local]
+            mine = draws[:, done : done + count].flatten(0, 1)
+            done += count
+            clean = view
+            if self.augmentation and (is_local or not self.clean_global):
+                columns = mine.to(view.device).unbind(1)
+                parameters = dict(zip(self.augmentation.names, columns))
+                view = self.augmentation.apply(view, parameters)
+            if self.clean_views and not is_local:
+                both = [v.unflatten(0, (-1, count)) for v in (view, clean)]
+                view = torch.cat(both, dim=1).flatten(0, 1)
+            augmented.append(view)
+        return augmented
 
     def _speed(self, rng):
         """Draws a speed: the first number of an utterance's stream."""
         return int(rng.random() * len(self.speeds))
 
     def _draws(self, key):
-        """The corruption of each view [views, DRAW_SIZE]."""
+        """Parameters of each view, float32 [views, parameters]."""
         count = sum(self.counts)
-        if self.corruption is None:
-            return np.zeros((count, DRAW_SIZE))
-        return np.stack(
-            [
-                self.corruption.draw(
-                    np.random.default_rng((self.seed, *key, view))
-                )
-                for view in range(count)
-            ]
-        )
+        if self.augmentation is None:
+            return torch.zeros(count, 1)
+        draws = [
+            self.augmentation.draw(
+                np.random.default_rng((self.seed, *key, view))
+            )
+            for view in range(count)
+        ]
+        return torch.tensor([list(draw.values()) for draw in draws])
 
     def _sources(self, key, anchor):
         """File, start and stop of what each view is cut from."""

@@ -21,7 +21,7 @@ class Views(NamedTuple):
         that keep something per utterance; None where nobody asks.
     number : tuple of int
         What distinguishes the views: the same number in student and teacher
-        is the same corrupted crop. None stands for 0, 1, 2 ...
+        is the same augmented crop. None stands for 0, 1, 2 ...
     own : torch.Tensor
         The utterances' own projections, where ``projection`` holds those of
         others in their place (SSPS), for objectives that keep projections;

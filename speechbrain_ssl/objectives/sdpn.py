@@ -105,7 +105,7 @@ class SDPN(torch.nn.Module):
         student : Views
             In the paper four local crops.
         teacher : Views
-            In the paper one global crop, not corrupted.
+            In the paper one global crop, not augmented.
         epoch : float
             Not used.
 

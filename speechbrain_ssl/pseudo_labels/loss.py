@@ -33,7 +33,7 @@ class Learnt(NamedTuple):
     trusted : torch.Tensor
         bool, whether the label given was learnt [batch].
     corrected : torch.Tensor
-        bool, whether the class of the clean twin was learnt [batch].
+        bool, whether the class of the clean view was learnt [batch].
     label : torch.Tensor
         int64 label that was learnt; the one given if none was [batch].
     """
@@ -190,12 +190,12 @@ class GatedLoss(torch.nn.Module):
     correct_from : float
         Epoch from which labels are corrected; infinity: never (LGL).
     target : str
-        ``hard``: the class nearest to the clean twin; ``soft``: the clean
+        ``hard``: the class nearest to the clean view; ``soft``: the clean
         twin's probabilities of all classes.
     temperature : float
-        Divides the clean twin's scaled cosines; small ones sharpen.
+        Divides the clean view's scaled cosines; small ones sharpen.
     threshold : float
-        Probability above which the clean twin is believed.
+        Probability above which the clean view is believed.
 
     Example
     -------
@@ -241,7 +241,7 @@ class GatedLoss(torch.nn.Module):
         Arguments
         ---------
         cosines, clean_cosines : torch.Tensor
-            Of the corrupted segments and of their clean twins [batch,
+            Of the augmented segments and their clean views [batch,
             centers]; the twins are None where nothing is corrected.
         labels : torch.Tensor
             int64 pseudo-labels [batch].
@@ -260,13 +260,13 @@ class GatedLoss(torch.nn.Module):
         stats : dict of torch.Tensor
             Shares of utterances ``trusted``, ``corrected`` and ``relabeled``
             (corrected to another label); ``accuracy`` without margin; mean
-            ``label_loss`` of all labels and ``confidence`` of clean twins;
+            ``label_loss`` of all labels and ``confidence`` of clean views;
             ``nothing_selected``, 1 if so in all processes: make no step.
 
         Raises
         ------
         ValueError
-            If labels are to be corrected and there is no clean twin.
+            If labels are to be corrected and there is no clean view.
         """
         logit = self.aam(cosines, labels, epoch)
         loss, log_losses = cross_entropy_per_utterance(logit, labels)
@@ -281,7 +281,7 @@ class GatedLoss(torch.nn.Module):
             if clean_cosines is None:
                 raise ValueError(
                     f"Labels are corrected from epoch {self.correct_from} on: "
-                    "clean_cosines are needed, got None. Sample clean twins, "
+                    "clean_cosines are needed, got None. Sample clean views, "
                     "or set correct_from to .inf."
                 )
             probability, confidence, new = self.predict(clean_cosines, epoch)

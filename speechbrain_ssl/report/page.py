@@ -56,11 +56,11 @@ MEANINGS = {
     "data_wait": "share of the time spent waiting for data",
     "gradient_norm": "length of the gradient before clipping",
     "trusted": "share of utterances whose pseudo-label was learnt",
-    "corrected": "share that learnt instead what the model says of them "
-    "without corruption",
+    "corrected": "share that learnt instead what the model says of their "
+    "clean view",
     "relabeled": "share that learnt another label than their own",
     "accuracy": "share whose pseudo-label is what the model says",
-    "confidence": "how sure the model is of utterances without corruption",
+    "confidence": "how sure the model is of clean views",
     "label_loss": "mean loss of all pseudo-labels, trusted or not",
     "gate_log_loss": "largest log-loss that the gate lets through",
     "silent_classes": "share of classes of which nothing was learnt",

@@ -16,7 +16,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
 from speechbrain_ssl.checkpoints import AtomicCheckpointer
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.dataio.corruption import Corruption
+from speechbrain_ssl.dataio.augmentation import Augmentation, Gain
 from speechbrain_ssl.dataio.views import ViewSampler
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.pseudo_labels.gating import FixedGate, MixtureGate
@@ -51,7 +51,7 @@ def make_brain(folder, output, gate=None, loss=None, **settings):
     torch.manual_seed(0)
     encoder = Branch(tiny.Frames(), tiny.AsTheyAre(), tiny.Pooled())
     encoder = settings.pop("encoder", encoder)
-    sampler = ViewSampler(16000, 1, 0.1, clean_twins=True, seed=3)
+    sampler = ViewSampler(16000, 1, 0.1, clean_views=True, seed=3)
     sampler = settings.pop("view_sampler", sampler)
     classes = 4 * len(sampler.speeds)
     classifier = Classifier(tiny.DIM, classes, settings.pop("subcenters", 1))
@@ -169,10 +169,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(corpus, tmp_path, stop_at):
     assert files[0].read_text() == files[1].read_text()
 
 
-def test_labels_are_corrected_from_clean_twins(corpus, tmp_path):
-    corruption = Corruption(16000, simulated_rooms=3, seed=3)
-    sampler = ViewSampler(16000, 1, 0.1, clean_twins=True, seed=3)
-    sampler.corruption, sampler.corrupt_on = corruption, "device"
+def test_labels_are_corrected_from_clean_views(corpus, tmp_path):
+    augmentation = Augmentation({"gain": Gain()}, seed=3)
+    sampler = ViewSampler(16000, 1, 0.1, clean_views=True, seed=3)
+    sampler.augmentation, sampler.augment_on = augmentation, "device"
     loss = GatedLoss(AAMSoftmax(), correct_from=1.0, threshold=0.0)
     brain = make_brain(
         corpus, str(tmp_path), gate=NOTHING, loss=loss, view_sampler=sampler
@@ -190,7 +190,7 @@ def test_labels_are_corrected_from_clean_twins(corpus, tmp_path):
     assert (first["corrected"], second["corrected"]) == (0, 1)
     assert len(seen) == 4 and not seen[0].requires_grad
     assert brain.modules.training
-    # a threshold of 0 believes all: the new labels are those of the twins
+    # a threshold of 0 believes all: the new labels are those of the clean views
     assert brain.optimizer_step > 0
     learnt = brain.decisions.corrected_labels()
     assert learnt.shape == (12,) and learnt.max() < 4

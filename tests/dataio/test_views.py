@@ -9,7 +9,13 @@ import soundfile
 import torch
 
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.corruption import Corruption
+from speechbrain_ssl.dataio.augmentation import (
+    Augmentation,
+    Channel,
+    Gain,
+    Noise,
+    Reverberation,
+)
 from speechbrain_ssl.dataio.views import POSITIONS, ViewSampler, positions
 from tests.dataio.test_audio import note_opened, read_slowly
 
@@ -26,9 +32,17 @@ def ramp(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def corruption():
-    made = Corruption(RATE, simulated_rooms=5, chances=[0.1, 0.2, 0.3, 0.4])
-    made.prepare()
+def augmentation():
+    made = Augmentation(
+        {
+            "rir": Reverberation(simulated=5),
+            "noise": Noise(),
+            "channel": Channel(),
+            "gain": Gain(),
+        },
+        [{"rir": 0.2, "noise": 0.3, "rir+noise": 0.4}, {"channel": 0.8}],
+    )
+    made.prepare(RATE)
     return made
 
 
@@ -58,33 +72,33 @@ def test_views_differ_between_views_epochs_rows_and_seeds(ramp):
     assert first() == starts[0]
 
 
-def test_corruption_is_drawn_for_each_view(ramp, corruption):
-    sampler = ViewSampler(RATE, 2, 1.0, 2, 0.5, corruption)
+def test_augmentation_is_drawn_for_each_view(ramp, augmentation):
+    sampler = ViewSampler(RATE, 2, 1.0, 2, 0.5, augmentation)
     _, draws = cut(sampler, ramp)
     assert len({tuple(d.tolist()) for d in draws}) == 4
     _, again = cut(sampler, ramp)
     assert torch.equal(draws, again)
 
 
-def test_workers_and_device_corrupt_alike(ramp, corruption):
+def test_workers_and_device_augment_alike(ramp, augmentation):
     keys = [(0, 0), (0, 1), (3, 0)]
-    settings = (RATE, 2, 1.0, 3, 0.5, corruption)
-    worker = ViewSampler(*settings, corrupt_on="workers")
-    device = ViewSampler(*settings, corrupt_on="device")
+    settings = (RATE, 2, 1.0, 3, 0.5, augmentation)
+    worker = ViewSampler(*settings, augment_on="workers")
+    device = ViewSampler(*settings, augment_on="device")
     done = [worker(key, ramp, 0, 3 * RATE) for key in keys]
     todo = [device(key, ramp, 0, 3 * RATE) for key in keys]
     clean = torch.stack([views for views, _ in todo])
-    batch = device.corrupt_batch(clean, torch.stack([d for _, d in todo]))
+    batch = device.augment(clean, torch.stack([d for _, d in todo]))
     expected = torch.stack([views for views, _ in done])
     assert not torch.allclose(clean, expected, atol=1e-3)
     assert torch.allclose(batch, expected, atol=1e-5)
 
 
-def test_clean_global_leaves_only_global_views_clean(ramp, corruption):
+def test_clean_global_leaves_only_global_views_clean(ramp, augmentation):
     (clean_globals, clean_locals), _ = cut(
         ViewSampler(RATE, 1, 1.0, 2, 0.5), ramp
     )
-    sampler = ViewSampler(RATE, 1, 1.0, 2, 0.5, corruption, clean_global=True)
+    sampler = ViewSampler(RATE, 1, 1.0, 2, 0.5, augmentation, clean_global=True)
     (globals_, locals_), _ = cut(sampler, ramp)
     assert torch.equal(globals_[0], clean_globals[0])
     assert not torch.allclose(locals_[0], clean_locals[0], atol=1e-3)
@@ -153,29 +167,28 @@ def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="crop"):
         ViewSampler(RATE, 0, 1.0)
-    with pytest.raises(ValueError, match="corrupt_on"):
-        ViewSampler(RATE, 1, 1.0, corrupt_on="gpu")
+    with pytest.raises(ValueError, match="augment_on"):
+        ViewSampler(RATE, 1, 1.0, augment_on="gpu")
 
 
-@pytest.mark.parametrize("corrupt_on", ["workers", "device"])
-def test_clean_twins_are_the_same_segments_uncorrupted(
-    ramp, corruption, corrupt_on
+@pytest.mark.parametrize("augment_on", ["workers", "device"])
+def test_clean_views_are_the_same_segments_without_augmentation(
+    ramp, augmentation, augment_on
 ):
     settings = (RATE, 2, 1.0, 1, 0.5)
     sampler = ViewSampler(
-        *settings, corruption, clean_twins=True, corrupt_on=corrupt_on
+        *settings, augmentation, clean_views=True, augment_on=augment_on
     )
     made = [sampler((0, row), ramp, 0, 3 * RATE) for row in range(3)]
     batch, draws = (torch.stack(parts) for parts in zip(*made))
-    if corrupt_on == "device":
-        batch = sampler.corrupt_batch(batch, draws)
+    batch = sampler.augment(batch, draws)
     globals_, locals_ = sampler.split(batch)
     assert len(globals_) == 4 and len(locals_) == 1
     plain = ViewSampler(*settings)
     made = [plain((0, row), ramp, 0, 3 * RATE)[0] for row in range(3)]
     wanted, local = plain.split(torch.stack(made))
-    for twin, clean in zip(globals_[2:], wanted):
-        assert torch.equal(twin, clean)
+    for view, clean in zip(globals_[2:], wanted):
+        assert torch.equal(view, clean)
     assert not torch.equal(globals_[0], wanted[0])
     assert not torch.equal(locals_[0], local[0])
 

@@ -31,7 +31,7 @@ STATS = [
 
 
 def random_batch(batch=7, classes=5, seed=3):
-    """Cosines, labels, cosines of the clean twins and trust."""
+    """Cosines, labels, cosines of the clean views and trust."""
     torch.manual_seed(seed)
     cosines, clean = torch.rand(2, batch, classes) * 1.98 - 0.99
     labels = torch.randint(classes, (batch,))
@@ -224,7 +224,7 @@ def test_trusted_labels_are_never_corrected():
     assert stats["corrected"] == stats["relabeled"] == 0.0
 
 
-def test_no_gradient_flows_through_the_clean_twin():
+def test_no_gradient_flows_through_the_clean_view():
     cosines, labels, clean, trusted = random_batch()
     cosines.requires_grad_()
     clean.requires_grad_()

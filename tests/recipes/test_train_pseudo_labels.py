@@ -70,7 +70,7 @@ def run(script, tmp_path):
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--view_sampler={clean_twins: False}", "clean_twins"),
+        ("--view_sampler={clean_views: False}", "clean_views"),
         ("--view_sampler={local_crops: 2}", "one global crop"),
         ("--gate=0.5", "gate must be"),
         ("--centroid_start=maybe", "centroid_start"),

@@ -11,7 +11,11 @@ import soundfile
 import torch
 
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
-from speechbrain_ssl.dataio.corruption import Corruption
+from speechbrain_ssl.dataio.augmentation import (
+    Augmentation,
+    Gain,
+    Reverberation,
+)
 from speechbrain_ssl.embed import embed
 from speechbrain_ssl.evaluation import calibration, plda
 from speechbrain_ssl.inference import load_encoder
@@ -125,7 +129,7 @@ def test_back_ends_learn_from_clusters_and_say_so(corpus, run):
     assert (run.folder / "scores_plda.txt").is_file()
 
 
-def test_what_back_ends_learn_from_is_heard_through_channels(corpus, run):
+def test_back_ends_learn_from_augmented_utterances(corpus, run):
     model = load_encoder(f"{corpus}/model")
     labels = f"{corpus}/labels/pseudo_labels.csv"
     clusters = run.script.read_clusters(
@@ -137,24 +141,24 @@ def test_what_back_ends_learn_from_is_heard_through_channels(corpus, run):
         }
     )
     rows = np.array([7, 3, 40])
-    silent = {"chances": [1, 0, 0, 0], "equalize": 0, "gain": [0, 0]}
+    effects = {"rir": Reverberation(simulated=4), "gain": Gain()}
 
-    def embed(**settings):
-        corruption = Corruption(16000, simulated_rooms=4, **settings)
-        corruption.prepare(clusters.utterances)
-        return run.script.embed_corrupted(
-            model.encode_batch, clusters, rows, corruption, "cpu"
+    def embed(effects):
+        augmentation = Augmentation(effects)
+        augmentation.prepare(16000, clusters.utterances)
+        return run.script.embed_augmented(
+            model.encode_batch, clusters, rows, augmentation, 16000, "cpu"
         )
 
-    clean, heard, again = embed(**silent), embed(), embed()
+    clean, changed, again = embed({}), embed(effects), embed(effects)
     wanted = torch.from_numpy(clusters.embeddings[rows])
     torch.testing.assert_close(clean, wanted, atol=1e-3, rtol=1e-3)
-    assert (heard - wanted).norm(dim=1).min() > 0.01 * wanted.norm()
-    torch.testing.assert_close(heard, again)
+    assert (changed - wanted).norm(dim=1).min() > 0.01 * wanted.norm()
+    torch.testing.assert_close(changed, again)
 
 
-def test_channels_reach_the_calibration(run):
-    bold, _ = run(*run.labels, "--calibrate=raw", "--corruption=null")
+def test_augmentation_reaches_the_calibration(run):
+    bold, _ = run(*run.labels, "--calibrate=raw", "--augmentation=null")
     careful, _ = run(*run.labels, "--calibrate=raw")
     found = bold["calibrated"]["Cllr"], careful["calibrated"]["Cllr"]
     assert found[0] != found[1]

@@ -7,7 +7,7 @@ Without ``--data_folder`` it synthesises its own voices. It measures how long
 a step takes here and chooses the number of epochs that fills the minutes. Then
 come ``--rounds`` of pseudo-labels from that encoder and training on them, of as
 many epochs each, in the folder ``rounds``. Further arguments go to the hparams
-file; those about data, corruption and encoder go to both stages. Run again with
+file; those about data, augmentation and encoder go to both stages. Run again with
 the same arguments it continues where it was stopped.
 """
 
@@ -42,8 +42,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # of all steps that are timed the first ones are left out
 TIMED_STEPS, SETTLING_STEPS = 10, 4
 # of the settings of the first stage, those that the second one needs as well
-SHARED = ["batch_size", "num_workers", "sample_rate", "corruption"]
-SHARED += ["noise_folder", "music_folder", "room_folder", "n_mels", "emb_dim"]
+SHARED = ["batch_size", "num_workers", "sample_rate", "augmentation"]
+SHARED += ["noise_folder", "music_folder", "rir_folder", "n_mels", "emb_dim"]
 SHARED += ["compute_features", "mean_var_norm", "embedding_model"]
 LABEL_USE = (
     "None in training or selection. The labels of the trial lists are used "

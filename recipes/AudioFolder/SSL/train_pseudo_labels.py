@@ -68,9 +68,9 @@ def check_settings(hparams):
             "view_sampler must cut one global crop and no local ones",
         ),
         (
-            sampler.clean_twins or not corrects,
-            "labels are corrected from the clean twins of crops: set "
-            "clean_twins of view_sampler to True, or correct_from of loss to "
+            sampler.clean_views or not corrects,
+            "labels are corrected from the clean views of crops: set "
+            "clean_views of view_sampler to True, or correct_from of loss to "
             ".inf",
         ),
         (

@@ -195,7 +195,7 @@ def views_of(utterances, view_sampler):
     utterances : Utterances
         Rows of the training CSV.
     view_sampler : ViewSampler
-        Cuts and corrupts.
+        Cuts and augments.
 
     Returns
     -------

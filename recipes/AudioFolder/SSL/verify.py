@@ -31,9 +31,9 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
+from speechbrain_ssl.dataio.augmentation import stack_draws
 from speechbrain_ssl.dataio.embedding import embed_files
 from speechbrain_ssl.evaluation import metrics, scoring
 from speechbrain_ssl.evaluation.calibration import Calibrator, split_classes
@@ -256,11 +256,11 @@ def read_clusters(hparams):
     )
 
 
-def embed_corrupted(encode, clusters, rows, corruption, device):
-    """Embeds utterances again, each heard through a channel of its own.
+def embed_augmented(encode, clusters, rows, augmentation, rate, device):
+    """Embeds utterances again, each with its own augmentation.
 
-    Utterances of a cluster often share a recording, as those of a trial do
-    not: clean ones would stand for trials that are too easy.
+    Utterances of a cluster often come from one recording; those of a trial do
+    not. Without augmentation, scores within clusters would be too high.
 
     Arguments
     ---------
@@ -270,8 +270,10 @@ def embed_corrupted(encode, clusters, rows, corruption, device):
         All utterances.
     rows : np.ndarray
         Rows of those wanted.
-    corruption : Corruption
-        What they go through, prepared.
+    augmentation : Augmentation
+        Applied to each utterance, prepared.
+    rate : int
+        Sample rate of the encoder in Hz.
     device : str
         Where the encoder is.
 
@@ -280,16 +282,17 @@ def embed_corrupted(encode, clusters, rows, corruption, device):
     torch.Tensor
         Embeddings [rows, emb_dim].
     """
-    rng = np.random.default_rng(corruption.seed)
+    rng = np.random.default_rng(augmentation.seed)
 
     def embed(wavs, lengths):
-        draws = np.stack([corruption.draw(rng) for _ in wavs])
-        return encode(corruption(wavs, torch.from_numpy(draws)), lengths)
+        draws = stack_draws([augmentation.draw(rng) for _ in wavs])
+        draws = {name: draw.to(wavs.device) for name, draw in draws.items()}
+        return encode(augmentation.apply(wavs, draws), lengths)
 
     return embed_utterances(
         embed,
         clusters.utterances,
-        corruption.sample_rate,
+        rate,
         max_seconds=clusters.seconds[rows].max(),
         device=device,
         rows=clusters.places[rows],
@@ -326,23 +329,23 @@ def make_back_ends(hparams, model, device, cohort, cohort_files):
     first, others = split_classes(clusters.classes, hparams["back_end_size"])
     scores, back_ends = base_scores(hparams["top_n"]), {}
 
-    corruption = hparams["corruption"]
-    if corruption is not None:  # made once: its rooms take seconds
-        corruption = corruption(sample_rate=model.audio_normalizer.sample_rate)
-        corruption.prepare(clusters.utterances)
-        corruption.to(device)
+    augmentation = hparams["augmentation"]
+    rate = model.audio_normalizer.sample_rate
+    if augmentation is not None:  # once: the RIRs take seconds
+        augmentation.prepare(rate, clusters.utterances)
+        augmentation.to(device)
 
-    def heard(rows):
-        if corruption is None:
+    def augmented(rows):
+        if augmentation is None:
             return clusters.embeddings[rows]
-        return embed_corrupted(
-            model.encode_batch, clusters, rows, corruption, device
+        return embed_augmented(
+            model.encode_batch, clusters, rows, augmentation, rate, device
         )
 
     if hparams["plda_rank"] is not None:
         rows = others if score else np.sort(np.r_[first, others])
         plda = PLDA(hparams["plda_rank"])
-        plda.fit(heard(rows), clusters.classes[rows])
+        plda.fit(augmented(rows), clusters.classes[rows])
         scores["plda"] = lambda rows, enrol, test, _: plda(rows, enrol, test)
         back_ends["plda"] = lambda rows, _, trials: plda(
             rows, trials.enrol, trials.test
@@ -353,7 +356,7 @@ def make_back_ends(hparams, model, device, cohort, cohort_files):
         scores[score], hparams["quality_measures"], hparams["top_n"]
     )
     calibrator.fit(
-        heard(first),
+        augmented(first),
         clusters.seconds[first],
         clusters.classes[first],
         without(cohort, cohort_files, clusters, first),

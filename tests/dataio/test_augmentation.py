@@ -1,0 +1,466 @@
+"""Augmentation: each row its own draw, at the ratio drawn, the same anywhere."""
+
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_ssl.dataio import augmentation as a
+from speechbrain_ssl.dataio.augmentation import (
+    AudioBank,
+    Augmentation,
+    Channel,
+    Gain,
+    Noise,
+    Reverberation,
+    stack_draws,
+)
+
+RATE = 16000
+NOTHING = {"tilt": 0.0, "peak": 1000.0, "peak_gain": 0.0}
+
+
+def prepared(effect, utterances=None):
+    effect.prepare(RATE, utterances, np.random.default_rng(0))
+    return effect
+
+
+def everything(chances=None, **effects):
+    made = Augmentation(
+        {
+            "rir": Reverberation(simulated=6),
+            "noise": Noise(),
+            "channel": Channel(),
+            "gain": Gain(),
+            **effects,
+        },
+        chances or [{"rir": 0.2, "noise": 0.3, "rir+noise": 0.4}],
+    )
+    made.prepare(RATE)
+    return made
+
+
+def draws_of(effect, rows, seed=0):
+    return [effect.draw(np.random.default_rng((seed, i))) for i in range(rows)]
+
+
+def apply(effect, wavs, **parameters):
+    return effect.apply(wavs, stack_draws([parameters] * len(wavs)))
+
+
+def speech(rows=1, frames=RATE):
+    return torch.randn(rows, frames) * 0.1
+
+
+class Rows:
+    """Utterances of given files, one second each."""
+
+    def __init__(self, *paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def row(self, index):
+        return {"wav": str(self.paths[index]), "start": 0, "stop": RATE}
+
+
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 12.0])
+def test_noise_has_the_drawn_ratio_to_the_speech(snr):
+    wavs = speech()
+    noise = apply(prepared(Noise()), wavs, source=0, position=0.3, snr=snr)
+    noise -= wavs
+    found = 10 * torch.log10(wavs.square().mean() / noise.square().mean())
+    assert found.item() == pytest.approx(snr, abs=0.05)
+
+
+def test_a_quiet_and_a_loud_row_get_the_same_ratio():
+    wavs = torch.cat([speech() * 1e-3, speech() * 5])
+    noise = apply(prepared(Noise()), wavs, source=0, position=0.3, snr=10.0)
+    noise -= wavs
+    ratio = wavs.square().mean(1) / noise.square().mean(1)
+    assert torch.allclose(ratio, torch.full((2,), 10.0), rtol=0.02)
+
+
+def test_reverberation_is_a_circular_convolution_with_the_drawn_rir():
+    made = prepared(Reverberation(simulated=6))
+    click = torch.zeros(1, RATE)
+    click[0, -100] = 1.0
+    expected = torch.zeros(RATE)
+    expected[:8000] = made.rirs[3]
+    assert torch.allclose(
+        apply(made, click, rir=3)[0], expected.roll(RATE - 100), atol=1e-5
+    )
+
+
+def test_band_limits_take_away_what_is_outside():
+    wavs = speech()
+    before = torch.fft.rfft(wavs)[0].abs()
+    channel = prepared(Channel())
+    after = apply(channel, wavs, low_cut=300.0, high_cut=4000.0, **NOTHING)
+    gain = torch.fft.rfft(after)[0].abs() / before
+    assert gain[1000:2000].mean() == pytest.approx(1.0, abs=0.01)
+    assert gain[8000 - 10 :].mean() < 0.2
+    assert gain[20:40].mean() < 0.01
+
+
+def test_tilt_and_peak_are_in_decibels():
+    wavs = speech()
+    before = torch.fft.rfft(wavs)[0].abs()
+    band = {"low_cut": 20.0, "high_cut": 8000.0}
+    tilted = apply(
+        prepared(Channel()), wavs, tilt=3.0, peak=250.0, peak_gain=8.0, **band
+    )
+    gain = 20 * torch.log10(torch.fft.rfft(tilted)[0].abs() / before)
+    assert gain[1990:2010].mean().item() == pytest.approx(3.0, abs=0.1)
+    assert gain[3990:4010].mean().item() == pytest.approx(6.0, abs=0.1)
+    assert gain[248:253].mean().item() == pytest.approx(2.0, abs=0.2)
+
+
+def test_gain_is_in_decibels():
+    wavs = speech()
+    assert torch.allclose(apply(Gain(), wavs, db=20.0), wavs * 10, atol=1e-5)
+
+
+def test_effects_follow_one_another_as_one_formula_in_the_spectrum():
+    """An independent formula: reverberation, noise, channel, gain."""
+    made, wavs = everything(), speech(1, 12000)
+    (draw,) = draws_of(made, 1, seed=5)
+    draw.update({"rir.on": 1.0, "noise.on": 1.0})
+    value = {name.split(".", 1)[1]: value for name, value in draw.items()}
+    rir = made.effects["rir"].rirs[int(value["rir"])].double()
+    bank = made.effects["noise"].bank
+    place = int(np.float32(value["position"]) * np.float32(len(bank.samples)))
+    clip = int(torch.searchsorted(bank.starts, place, right=True)) - 1
+    place = min(place, int(bank.starts[clip] + bank.lengths[clip]) - 12000)
+    noise = bank.samples[place : place + 12000].double() / 32768
+    wet = torch.zeros(12000).double()
+    padded = torch.nn.functional.pad(rir, (0, 12000 - len(rir)))
+    speech_spectrum = torch.fft.fft(wavs[0].double()) * torch.fft.fft(padded)
+    wet = torch.fft.ifft(speech_spectrum).real
+    scale = (wet.square().mean() / noise.square().mean()).sqrt()
+    mixed = wet + noise * scale * 10 ** (-value["snr"] / 20)
+    hertz = torch.linspace(0, RATE / 2, 6001).double()
+    octave = hertz.clamp(min=20).log2()
+    db = -18 * (np.log2(value["low_cut"]) - octave).clamp(min=0)
+    db -= 18 * (octave - np.log2(value["high_cut"])).clamp(min=0)
+    db += value["tilt"] * (octave - np.log2(1000))
+    octaves_away = octave - np.log2(value["peak"])
+    db += value["peak_gain"] * torch.exp(-2 * octaves_away**2)
+    response = 10 ** ((db.clamp(min=-60) + value["db"]) / 20)
+    wanted = torch.fft.irfft(torch.fft.rfft(mixed) * response, 12000)
+    found = made.apply(wavs, stack_draws([draw]))[0].double()
+    # the response is interpolated between 513 points
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_rows_do_not_depend_on_their_batch():
+    made, wavs = everything(), speech(12)
+    draws = draws_of(made, 12)
+    together = made.apply(wavs, stack_draws(draws))
+    alone = [
+        made.apply(wavs[i : i + 1], stack_draws(draws[i : i + 1]))
+        for i in range(12)
+    ]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_input_is_left_alone_and_rows_without_effects_stay():
+    made = everything([{"rir+noise": 0.5}, {"channel": 0.5}, {"gain": 0.5}])
+    wavs, draws = speech(40), draws_of(made, 40)
+    before = wavs.clone()
+    after = made.apply(wavs, stack_draws(draws))
+    assert torch.equal(wavs, before)
+    untouched = [
+        not any(v for name, v in draw.items() if name.endswith(".on"))
+        for draw in draws
+    ]
+    same = (after == before).all(1).tolist()
+    assert same == untouched and 0 < sum(same) < 40
+
+
+def test_chances_are_kept():
+    made = everything(
+        [{"rir": 0.2, "noise": 0.3, "rir+noise": 0.4}, {"channel": 0.8}]
+    )
+    drawn = stack_draws(draws_of(made, 4000))
+    rir, noise = drawn["rir.on"] > 0, drawn["noise.on"] > 0
+    shares = [
+        (~rir & ~noise).double().mean(),
+        (rir & ~noise).double().mean(),
+        (~rir & noise).double().mean(),
+        (rir & noise).double().mean(),
+        drawn["channel.on"].double().mean(),
+        (drawn["channel.on"].bool() & rir).double().mean(),
+    ]
+    wanted = [0.1, 0.2, 0.3, 0.4, 0.8, 0.48]
+    assert shares == pytest.approx(wanted, abs=0.03)
+    assert "gain.on" not in drawn
+
+
+def test_draws_are_uniform_over_their_ranges(tmp_path):
+    """The distribution that published figures of this package were made with."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, RATE), RATE)
+    made = Augmentation({"n": Noise(), "c": Channel(), "g": Gain()})
+    made.prepare(RATE, Rows(path))
+    drawn = stack_draws(draws_of(made, 4000))
+
+    def is_uniform(values, lowest, highest):
+        steps = torch.linspace(0, 1, len(values))
+        share = (values.sort().values - lowest) / (highest - lowest)
+        return (share - steps).abs().max() < 0.035  # Kolmogorov, p < 1e-3
+
+    is_babble = drawn["n.source"] == 1
+    assert is_babble.double().mean() == pytest.approx(0.5, abs=0.03)
+    assert is_uniform(drawn["n.snr"][~is_babble], 0, 15)
+    assert is_uniform(drawn["n.snr"][is_babble], 10, 20)
+    assert is_uniform(drawn["n.position"], 0, 1)
+    assert is_uniform(((drawn["c.low_cut"] - 20) / 380).sqrt(), 0, 1)
+    assert is_uniform(drawn["c.high_cut"], 3200, 8000)
+    assert is_uniform(drawn["c.tilt"], -4, 4)
+    assert is_uniform(drawn["c.peak"].log2(), np.log2(200), np.log2(200) + 4.5)
+    assert is_uniform(drawn["c.peak_gain"], -8, 8)
+    assert is_uniform(drawn["g.db"], -10, 10)
+
+
+def test_an_effect_without_chance_or_left_out_changes_no_other_draw():
+    chances = [{"rir": 0.5}, {"noise": 0.5}]
+    first = everything(chances)
+    second = everything(chances, gain=None)
+    for one, other in zip(draws_of(first, 9), draws_of(second, 9)):
+        assert "gain.db" in one and one.pop("gain.db")
+        assert one == other
+
+
+def test_an_augmentation_is_an_effect():
+    inner = Augmentation({"gain": Gain([6, 6])}, [{"gain": 0.5}])
+    outer = Augmentation({"inner": inner}, [{"inner": 0.5}])
+    outer.prepare(RATE)
+    wavs = torch.ones(400, 8)
+    level = outer.apply(wavs, stack_draws(draws_of(outer, 400)))[:, 0]
+    wanted = torch.where(level > 1, 10**0.3, 1.0)
+    assert torch.allclose(level, wanted)
+    assert (level > 1).double().mean() == pytest.approx(0.25, abs=0.07)
+
+
+def test_folders_give_noise_music_rirs_and_babble(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("noise/deep", "music", "rirs"):
+        (tmp_path / folder).mkdir(parents=True)
+        sound = rng.uniform(-0.5, 0.5, RATE)
+        soundfile.write(tmp_path / folder / "a b.flac", sound, RATE)
+    noise = Noise(str(tmp_path / "noise"), str(tmp_path / "music"))
+    prepared(noise, Rows(tmp_path / "music" / "a b.flac"))
+    assert noise.sources == ["noise", "music", "babble"]
+    assert noise.bank.lengths.tolist() == 6 * [160000]
+    assert noise.spans.tolist() == [
+        [0, 160000, 320000],
+        [160000, 160000, 640000],
+    ]
+    assert {d["source"] for d in draws_of(noise, 200)} == {0, 1, 2}
+    rirs = prepared(Reverberation(str(tmp_path / "rirs"), simulated=2)).rirs
+    assert rirs.shape == (3, 8000)
+
+
+def test_each_source_is_read_where_it_lies():
+    """Sources are told apart by their numbers of sign changes."""
+    noise = prepared(Noise())
+    signs = torch.tensor([1, -1, 1, -1], dtype=torch.int16)
+    clips = [signs.repeat_interleave(2 << i).repeat(99) for i in range(3)]
+    noise.bank = AudioBank.of_clips(clips)
+    ends = torch.tensor([len(clip) for clip in clips]).cumsum(0).tolist()
+    noise.spans = torch.tensor([[0, ends[0]], [ends[0], ends[2] - ends[0]]])
+    changes = []
+    for source, position in [(0, 0.0), (0, 1.0), (1, 0.0), (1, 1.0)]:
+        place = {"source": source, "position": position}
+        wavs = torch.ones(1, 64)
+        mixed = apply(noise, wavs, snr=0.0, **place) - wavs
+        changes.append(int((mixed[0].diff() != 0).sum()))
+    assert changes == [31, 31, 15, 7]
+
+
+def test_of_too_many_measured_rirs_some_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        rir = np.r_[1.0, np.zeros(99), 0.1 * (i + 1), np.zeros(50)]
+        soundfile.write(tmp_path / f"{i}.wav", rir, RATE, subtype="FLOAT")
+    settings = {"sample_rate": RATE, "seconds": 0.01, "rng": rng}
+    everyone = a.read_rirs(tmp_path, max_hours=1.0, **settings)
+    assert everyone.shape == (6, 160)
+    some = a.read_rirs(tmp_path, max_hours=3 * 160 / RATE / 3600, **settings)
+    echoes = (some[:, 100] / some[:, 0]).tolist()
+    assert len(echoes) == 3
+    # different ones of those there are
+    places = [round(10 * echo) for echo in echoes]
+    assert places == sorted(set(places)) and set(places) <= set(range(1, 7))
+
+
+def test_a_segment_never_leaves_its_clip():
+    clips = [torch.full((6,), 7), torch.tensor([1, 4, 1, 4])]
+    bank = AudioBank.of_clips([clip.to(torch.int16) for clip in clips])
+    read = 32768 * bank.read(torch.tensor([0, 5, 7, 9]), 3)
+    assert read.tolist() == [[7, 7, 7], [7, 7, 7], [4, 1, 4], [4, 1, 4]]
+
+
+def test_simulated_rirs_decay_and_have_unit_energy():
+    rirs = a.simulate_rirs(20, RATE, np.random.default_rng(0))
+    assert torch.allclose(rirs.norm(dim=1), torch.ones(20), atol=1e-5)
+    early, late = rirs[:, :2000].norm(dim=1), rirs[:, 6000:].norm(dim=1)
+    assert (early > 2 * late).all()
+
+
+def test_babble_is_a_sum_of_voices_of_equal_power(tmp_path):
+    time = np.arange(RATE) / RATE
+    paths = [tmp_path / "0.flac", tmp_path / "1.flac"]
+    for path, hertz, level in zip(paths, (200, 400), (0.9, 0.01)):
+        soundfile.write(path, level * np.sin(2 * np.pi * hertz * time), RATE)
+    clips = a.clips_of_babble(
+        Rows(*paths), RATE, (9, 30), np.random.default_rng(0)
+    )
+    assert [len(clip) for clip in clips] == 4 * [10 * RATE]
+    heard = torch.fft.rfft(clips[-1].float()).abs()
+    loudest = heard[10 * 200 - 40 : 10 * 200 + 40].max()
+    assert heard[10 * 400 - 40 : 10 * 400 + 40].max() > 0.2 * loudest
+
+
+def damage(folder, kind):
+    """Writes a file that cannot serve, and says what a message must name."""
+    path = folder / f"damaged_{kind}.wav"
+    samples = np.random.default_rng(1).uniform(-0.5, 0.5, 2 * RATE)
+    if kind == "nan":
+        samples[RATE // 2] = np.nan
+    elif kind == "inf":
+        samples[RATE // 2] = -np.inf
+    elif kind == "huge":
+        samples[RATE // 2] = 1e30
+    elif kind == "silent":
+        samples[:] = 0
+    elif kind == "empty":
+        samples = samples[:0]
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    if kind == "header":
+        path.write_bytes(b"RIFF" + path.read_bytes()[4:30])
+    elif kind == "text":
+        path.write_text("no audio")
+    return path
+
+
+DAMAGES = ["nan", "inf", "huge", "silent", "empty", "header", "text"]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("use", ["folder", "babble", "rir"])
+def test_a_damaged_file_is_left_out_and_named(tmp_path, caplog, kind, use):
+    good = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE)
+    paths = [tmp_path / f"{i}.wav" for i in range(3)]
+    for path in paths:
+        soundfile.write(path, good, RATE)
+
+    def made():
+        rng = np.random.default_rng(0)
+        if use == "rir":
+            return a.read_rirs(tmp_path, RATE, 0.5, 1.0, rng)
+        if use == "babble":
+            rows = Rows(*sorted(tmp_path.iterdir()))
+            return torch.stack(a.clips_of_babble(rows, RATE, (3, 8), rng))
+        return torch.stack(a.clips_of_folder(tmp_path, RATE, 1.0, rng))
+
+    wanted = made()
+    assert not caplog.records
+    bad = damage(tmp_path, kind)
+    with caplog.at_level(logging.WARNING):
+        found = made()
+    (record,) = caplog.records
+    assert str(bad) in record.message and str(paths[0]) not in record.message
+    assert found.shape == wanted.shape
+    level = found.double().square().mean(-1).sqrt()
+    assert torch.allclose(
+        level, wanted.double().square().mean(-1).sqrt(), rtol=0.2
+    )
+    for path in paths:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"cannot use any.*{bad.name}"):
+        made()
+
+
+def test_a_long_file_is_read_up_to_what_is_kept(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 30 * RATE)
+    soundfile.write(tmp_path / "long.wav", noise, RATE)
+    rng = np.random.default_rng(0)
+    (clip,) = a.clips_of_folder(tmp_path, RATE, 20 / 3600, rng)
+    assert len(clip) == 20 * RATE
+
+
+@pytest.mark.parametrize(
+    "make, complaint",
+    [
+        (lambda: Augmentation({"g": Gain()}, [{"g": 1.1}]), "sum to 1"),
+        (lambda: Augmentation({"g": Gain()}, [{"g": -0.1}]), "negative"),
+        (lambda: Augmentation({"g": Gain()}, [{"g": np.nan}]), "sum to 1"),
+        (lambda: Augmentation({"g": Gain()}, [{"gain": 0.1}]), "are g"),
+        (lambda: Augmentation({"g": Gain()}, [{"g": 0.1}] * 2), "two entries"),
+        (lambda: Augmentation({"g": Gain()}, [0.1]), "map names"),
+        (lambda: Augmentation({"g": 3.0}), "draw and apply"),
+        (lambda: Noise(babble_voices=[9, 2]), "babble_voices"),
+        (lambda: Noise(noise_snr=[15, 0]), "noise_snr"),
+        (lambda: Noise(music_snr=5), "music_snr"),
+        (lambda: Noise(max_hours=0), "max_hours"),
+        (lambda: Reverberation(simulated=0), "rir_folder"),
+        (lambda: Channel(high_cut=[1.0, 0.5]), "high_cut"),
+        (lambda: Gain(["a", "b"]), "db must be two numbers"),
+    ],
+)
+def test_wrong_settings_are_refused(make, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    for folder in (tmp_path / "none", tmp_path):
+        for effect in (Noise(str(folder)), Reverberation(str(folder))):
+            with pytest.raises(FileNotFoundError, match=str(folder)):
+                prepared(effect)
+
+
+class Clip:
+    """A user's effect: two methods, no base class."""
+
+    def draw(self, rng):
+        return {"level": rng.uniform(0.01, 0.05)}
+
+    def apply(self, wavs, parameters):
+        level = parameters["level"][:, None]
+        return wavs.clamp(-level, level)
+
+
+def test_a_users_effect_needs_two_methods():
+    made = Augmentation({"clip": Clip()}, [{"clip": 0.5}])
+    made.prepare(RATE)
+    draws = stack_draws(draws_of(made, 30))
+    wavs = speech(30)
+    peaks = made.apply(wavs, draws).abs().amax(1)
+    clipped = draws["clip.on"] > 0
+    assert torch.allclose(peaks[clipped], draws["clip.level"][clipped])
+    assert (peaks[~clipped] > 0.2).all() and 0 < clipped.sum() < 30
+
+
+def test_a_wrong_effect_is_named():
+    class Shorter(Clip):
+        def apply(self, wavs, parameters):
+            return wavs[:, 1:]
+
+    class Moody(Clip):
+        def draw(self, rng):
+            return {f"level{rng.integers(9)}": 1.0}
+
+    made = Augmentation({"mine": Shorter()})
+    made.prepare(RATE)
+    with pytest.raises(ValueError, match="'mine' .Shorter.* the shape"):
+        made.apply(speech(), stack_draws(draws_of(made, 1)))
+    made = Augmentation({"mine": Moody()})
+    made.prepare(RATE)
+    with pytest.raises(ValueError, match="same parameters"):
+        draws_of(made, 20)
