@@ -23,6 +23,7 @@ import inspect
 import json
 import pathlib
 import pydoc
+import re
 import sys
 import traceback
 import typing
@@ -30,20 +31,17 @@ from collections.abc import Mapping
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml.core import recursive_update
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
+from speechbrain_ssl.checks import ArgumentError
+from speechbrain_ssl.help import REFUSED
+
 # Also options of the command line, though without a help text.
 LIST_OPTIONS = ("jit_module_keys", "compile_module_keys")
-# Run options that nothing here would follow, and what to do instead.
-REFUSED = {
-    "test_only": "There is no test stage: verify the exported model with "
-    "verify.py.",
-    "data_parallel_backend": "Start the script with torchrun instead: one "
-    "process for each GPU.",
-}
 # Keys of earlier versions, and their names today.
 RENAMED = {
     "corruption": "augmentation",
@@ -75,6 +73,34 @@ class OptionsError(ValueError):
     """The command line or the YAML file is wrong; the message says where."""
 
 
+class Settings(dict):
+    """Keys of a YAML file and the objects built for them.
+
+    Arguments
+    ---------
+    file : str
+        The YAML file.
+    values : dict
+        The keys and objects.
+
+    Raises
+    ------
+    OptionsError
+        If a key is asked for that the file does not have.
+    """
+
+    def __init__(self, file: str, values: Mapping):
+        super().__init__(values)
+        self.file = file
+
+    def __missing__(self, key):
+        raise OptionsError(
+            f"{self.file} has no key '{key}', which the script needs."
+            f"{_did_you_mean(key, list(self))} Compare it with the YAML files "
+            "of the recipe."
+        )
+
+
 def load_experiment(argv=None):
     """Reads the command line and builds what the YAML file describes.
 
@@ -91,7 +117,7 @@ def load_experiment(argv=None):
     run_opts : RunOptions
         For ``speechbrain.Brain`` and ``ddp_init_group``. ``precision`` is set
         even if neither command line nor YAML does.
-    hparams : dict
+    hparams : Settings
         The YAML's keys and the objects built for them.
     overrides : str
         The changes as YAML, for ``speechbrain.create_experiment_directory``.
@@ -111,8 +137,6 @@ def load_experiment(argv=None):
     ('cpu', 0.001, 'lr: 1e-3')
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if "-h" in argv or "--help" in argv:
-        RunOptions.from_command_line_args(["--help"])  # prints, then exits
     file = _hparams_file(argv)
     tree = _read(file)
     _refuse_swallowed_keys(file, tree)
@@ -124,12 +148,64 @@ def load_experiment(argv=None):
     overrides = "\n".join(f"{key}: {text}" for key, text in given.items())
     _check_overrides(file, tree, given)
     _check_placeholders(file, tree, given)
-    hparams = _build(file, overrides)
+    hparams = Settings(file, _build(file, overrides))
     _add_precision(run_options, hparams)
     run_opts = RunOptions(
         **run_options, param_file=file, overridden_args=set(run_options)
     )
     return file, run_opts, hparams, overrides
+
+
+def settings_of(hparams_file: str, overrides: str = "") -> dict:
+    """Reads the settings in a YAML file, and makes no objects of them.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML file.
+    overrides : str
+        Changes as YAML, as ``load_experiment`` returns them.
+
+    Returns
+    -------
+    dict
+        Key -> plain value; ``[tag, value]`` where there is a tag such as
+        ``!new:`` or ``!ref``, which is not resolved. Included files are read.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "train.yaml"
+    >>> _ = file.write_text("lr: 0.1 # high\\nnet: !new:my.Net {dim: 8}\\n")
+    >>> settings_of(file, "net: {dim: 9}")
+    {'lr': 0.1, 'net': ['!new:my.Net', {'dim': 9}]}
+    """
+    tree = _read(hparams_file)
+    if overrides:
+        recursive_update(tree, ruamel.yaml.YAML().load(overrides))
+    return {
+        key: _plain(value, pathlib.Path(hparams_file).parent)
+        for key, value in tree.items()
+    }
+
+
+def _plain(node, folder):
+    """A node of a YAML tree as plain Python values."""
+    tag = _tag(node)
+    if tag.startswith("!include:"):
+        path = folder / tag.partition(":")[2]
+        tree = _read(path)
+        recursive_update(tree, dict(node) if isinstance(node, dict) else {})
+        return {k: _plain(v, path.parent) for k, v in tree.items()}
+    if isinstance(node, Mapping):
+        value = {str(key): _plain(inner, folder) for key, inner in node.items()}
+    elif isinstance(node, list):
+        value = [_plain(inner, folder) for inner in node]
+    else:
+        value = getattr(node, "value", node) if tag else node
+        for kind in (float, int, str):  # ruamel's subclasses keep layout
+            if isinstance(value, kind) and not isinstance(value, bool):
+                value = kind(value)
+    return [tag, value] if tag.startswith("!") else value
 
 
 def run_option_types():
@@ -487,7 +563,7 @@ def _build(file, overrides):
         place = f"{file}: the key '{key}'" if key else file
         raise OptionsError(
             f"{place} cannot be built{f' ({what})' if what else ''}: "
-            f"{_message(error)}"
+            f"{_message(error)}{_sources(file, key, what, error)}"
         ) from error
 
 
@@ -502,6 +578,49 @@ def _message(error):
         return str(error) or type(error).__name__
     # hyperpyyaml puts a line for each enclosing object in front.
     return str(error.args[-1])
+
+
+def _sources(file, key, what, error):
+    """Names the keys that a refused argument refers to."""
+    if not isinstance(error, (ArgumentError, TypeError, ValueError)):
+        return ""
+    argument = getattr(error, "argument", None)
+    keys = dict.fromkeys(
+        name
+        for node in _objects(_read(file).get(key), what)
+        for name in _references(node, argument)
+    )
+    if not keys or (argument is None and len(keys) > 3):
+        return ""
+    names = ", ".join(f"'{name}'" for name in keys)
+    return f" (It refers to {names}.)"
+
+
+def _objects(node, what):
+    """Yields the parts of a YAML tree that make an object of a name."""
+    if _tag(node).endswith(f":{what}"):
+        yield node
+    children = ()
+    if isinstance(node, Mapping):
+        children = node.values()
+    elif isinstance(node, list):
+        children = node
+    for child in children:
+        yield from _objects(child, what)
+
+
+def _references(node, argument):
+    """Yields the keys that the arguments of an object refer to."""
+    if isinstance(node, Mapping):
+        if argument is not None:
+            node = {argument: node.get(argument)}
+        for value in node.values():
+            yield from _references(value, None)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value, None)
+    elif _tag(node) == "!ref":
+        yield from re.findall(r"<(\w+)", node.value)
 
 
 def _place(file, overrides, error):

@@ -16,8 +16,6 @@ import subprocess
 import sys
 import time
 
-import ruamel.yaml
-
 from speechbrain_ssl.files import read_json, refuse_changes, write_json
 
 MARK, LOG, LOCK = "stage.json", "stage.log", ".lock"
@@ -161,41 +159,6 @@ def run_command(command, folder, lock):
             if process is not None and process.poll() is None:
                 process.terminate()
                 process.wait()
-
-
-def settings_of(hparams_file):
-    """Reads the settings in a YAML file, and makes no objects of them.
-
-    Arguments
-    ---------
-    hparams_file : str
-        The YAML file.
-
-    Returns
-    -------
-    dict
-        Key -> value, texts as they stand there; ``[tag, value]`` where there
-        is a tag such as ``!new:``.
-
-    Example
-    -------
-    >>> file = getfixture("tmp_path") / "train.yaml"
-    >>> _ = file.write_text("lr: 0.1 # high\\nnet: !new:my.Net {dim: 8}\\n")
-    >>> settings_of(file)
-    {'lr': '0.1', 'net': ['!new:my.Net', {'dim': '8'}]}
-    """
-
-    def plain(node):
-        if isinstance(node, ruamel.yaml.MappingNode):
-            value = {key.value: plain(inner) for key, inner in node.value}
-        elif isinstance(node, ruamel.yaml.SequenceNode):
-            value = [plain(inner) for inner in node.value]
-        else:
-            value = node.value
-        return [node.tag, value] if node.tag.startswith("!") else value
-
-    with open(hparams_file, encoding="utf-8") as file:
-        return plain(ruamel.yaml.YAML().compose(file))
 
 
 def _failure(folder, code):

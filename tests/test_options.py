@@ -1,5 +1,6 @@
 """The command line: what was typed arrives, what is wrong is said."""
 
+import json
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from speechbrain_ssl.options import (
     OptionsError,
     load_experiment,
     run_option_types,
+    settings_of,
 )
 
 YAML = """\
@@ -422,11 +424,54 @@ def test_missing_file_names_the_nearest_one(write):
         load_experiment([file.replace("moco", "mocco")])
 
 
-def test_help_is_speechbrains(capsys):
-    with pytest.raises(SystemExit) as exit:
-        load_experiment(["--help"])
-    assert exit.value.code == 0
-    assert "--grad_accumulation_factor" in capsys.readouterr().out
+def test_key_that_the_script_needs_and_the_yaml_lacks_is_named(load):
+    hparams = load()[2]
+    assert hparams.get("optimizer") is None
+    with pytest.raises(
+        OptionsError, match="no key 'temprature'.*Did you mean temperature"
+    ):
+        hparams["temprature"]
+
+
+def test_refused_argument_names_the_key_that_it_refers_to(load):
+    text = (
+        "tau: -1\nsize: 3\nseed: 1.5\nother: 1\n"
+        "net: !new:tests.test_checks.Loss\n"
+        "    dim: !ref <other>\n    temperature: !ref <tau>\n"
+    )
+    with pytest.raises(OptionsError) as error:
+        load(text=text)
+    assert "the key 'net' cannot be built" in str(error.value)
+    assert "temperature must be a number above 0, not -1" in str(error.value)
+    assert str(error.value).endswith("(It refers to 'tau'.)")
+    with pytest.raises(OptionsError, match="__set_seed.*refers to 'seed'"):
+        load(
+            text="seed: x\n__set_seed: !apply:torch.manual_seed [!ref <seed>]\n"
+        )
+
+
+def test_settings_are_read_without_making_objects(write):
+    write("d: 1\ne: [x]\n", "part.yaml")
+    path = write(
+        "a: 1 # one\n"
+        "b: !new:no.such.Class\n    sizes: [1.5, !ref <a>]\n"
+        "c: !PLACEHOLDER\n"
+        "d: {e: null, f: true, g: 'x'}\n"
+        "h: !include:part.yaml\n    d: 2\n"
+    )
+    found = settings_of(path, "c: /audio\nb: {rate: .inf}")
+    assert found == {
+        "a": 1,
+        "b": [
+            "!new:no.such.Class",
+            {"sizes": [1.5, ["!ref", "<a>"]], "rate": float("inf")},
+        ],
+        "c": "/audio",
+        "d": {"e": None, "f": True, "g": "x"},
+        "h": {"d": 2, "e": ["x"]},
+    }
+    assert json.loads(json.dumps(found)) == found
+    assert type(found["b"][1]["sizes"][0]) is float
 
 
 def test_long_yaml_is_read_in_well_under_a_second(load):

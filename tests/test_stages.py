@@ -12,7 +12,6 @@ from speechbrain_ssl.stages import (
     only_job,
     run_command,
     run_stage,
-    settings_of,
 )
 
 
@@ -159,19 +158,3 @@ def test_a_job_waits_for_a_command_that_outlived_another(tmp_path, capsys):
     with only_job(tmp_path):
         assert (tmp_path / "over").exists()
     assert "Waiting" in capsys.readouterr().out
-
-
-def test_settings_are_read_without_making_objects(tmp_path):
-    path = tmp_path / "x.yaml"
-    path.write_text(
-        "a: 1 # one\n"
-        "b: !new:no.such.Class\n    sizes: [1, !ref <a>]\n"
-        "c: !PLACEHOLDER\n"
-        "d: {e: null}\n"
-    )
-    assert settings_of(path) == {
-        "a": "1",
-        "b": ["!new:no.such.Class", {"sizes": ["1", ["!ref", "<a>"]]}],
-        "c": ["!PLACEHOLDER", ""],
-        "d": {"e": "null"},
-    }

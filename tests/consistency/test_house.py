@@ -15,6 +15,7 @@ FLOORS = [
     ("distributed", 0),
     ("checks", 0),
     ("files", 0),
+    ("help", 0),
     ("nnet/schedules", 1),
     ("checkpoints", 1),
     ("random_states", 1),

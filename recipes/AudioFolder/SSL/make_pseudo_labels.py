@@ -1,4 +1,4 @@
-"""Clusters the embeddings of an exported model into labels to train on.
+r"""Clusters the embeddings of an exported model into labels to train on.
 
 To run this recipe::
 
@@ -34,6 +34,11 @@ import json
 import logging
 import os
 import sys
+
+from speechbrain_ssl.help import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # before the slow imports
 
 import numpy as np
 from audio_folder_prepare import prepare_audio_folder

@@ -1,4 +1,4 @@
-"""Labels from an encoder, training on them, labels from what came out, ...
+r"""Labels from an encoder, training on them, labels from what came out, ...
 
 To run this recipe::
 
@@ -23,14 +23,23 @@ import signal
 import sys
 from typing import NamedTuple
 
+from speechbrain_ssl.help import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # before the slow imports
+
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
-from speechbrain_ssl.options import load_experiment, run_option_types
+from speechbrain_ssl.options import (
+    load_experiment,
+    run_option_types,
+    settings_of,
+)
 from speechbrain_ssl.pseudo_labels import labels
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash
 from speechbrain_ssl.report import rounds
-from speechbrain_ssl.stages import only_job, run_command, run_stage, settings_of
+from speechbrain_ssl.stages import only_job, run_command, run_stage
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Trains a speaker encoder on pseudo-labels, trusting those it learns easily.
+r"""Trains a speaker encoder on pseudo-labels, trusting those it learns easily.
 
 To run this recipe::
 
@@ -19,6 +19,11 @@ import json
 import logging
 import os
 import sys
+
+from speechbrain_ssl.help import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # before the slow imports
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain

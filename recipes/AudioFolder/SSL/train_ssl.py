@@ -1,4 +1,4 @@
-"""Trains a speaker encoder on a folder of unlabelled audio.
+r"""Trains a speaker encoder on a folder of unlabelled audio.
 
 To run this recipe::
 
@@ -16,6 +16,11 @@ EncoderClassifier loads.
 import logging
 import os
 import sys
+
+from speechbrain_ssl.help import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # before the slow imports
 
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed

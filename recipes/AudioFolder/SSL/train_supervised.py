@@ -1,4 +1,4 @@
-"""Trains a speaker encoder on speaker labels: baseline, upper bound, last step.
+r"""Trains a speaker encoder on speaker labels: baseline, upper bound, last step.
 
 This is the only training here that reads speaker labels, and the models that
 come of it say so. From random weights, or from those of a model trained
@@ -14,6 +14,11 @@ without labels, on all labels or on those of a share of the speakers::
 import logging
 import os
 import sys
+
+from speechbrain_ssl.help import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # before the slow imports
 
 import numpy as np
 import train_pseudo_labels

@@ -1,4 +1,4 @@
-"""Measures an exported model on trial lists: EER, minDCF, DET curve.
+r"""Measures an exported model on trial lists: EER, minDCF, DET curve.
 
 To run this recipe::
 
@@ -29,6 +29,11 @@ import logging
 import os
 import sys
 from typing import NamedTuple
+
+from speechbrain_ssl.help import answer_help
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # before the slow imports
 
 import numpy as np
 from speechbrain_ssl.dataio import audio
