@@ -1,39 +1,109 @@
-"""Embeddings of audio files, in batches of nearly equal length."""
+"""Embeddings of audio files, in batches of equal length.
+
+Three rules make the embedding of a file depend on that file alone, and bound
+the memory:
+
+* Files share a batch only if padding cannot change their embeddings: they have
+  the same number of samples or, where the encoder begins with SpeechBrain's
+  STFT, of frames.
+* A file longer than ``WINDOW_SECONDS`` is embedded in equal windows. Its
+  embedding is the mean of theirs, weighted by duration. The encoder's output
+  is averaged without normalization, so that the length of the mean stays
+  comparable with that of other files.
+* Digital silence is left out first: segments of at least ``SILENCE_SECONDS``
+  that stay below ``SILENCE_LEVEL``.
+"""
 
 import collections
 import concurrent.futures
 import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from speechbrain.processing.features import STFT
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speechbrain_ssl.dataio import audio
 
-# utterances share a batch if at most this share of the shorter is padding
-MAX_PADDING = 0.01
-# shorter files are tiled: ECAPA-TDNN needs a few frames to reflect its borders
+logger = logging.getLogger(__name__)
+
+# longest audio in one forward: the memory of attention grows with its square
+WINDOW_SECONDS = 60.0
+# shorter files are repeated: ECAPA-TDNN needs a few frames to reflect borders
 MIN_SECONDS = 0.1
+# Digital silence stays within -80 dBFS around a constant of at most -60 dBFS
+# (the code for silence of A-law is not zero). It is sought in blocks.
+SILENCE_LEVEL, SILENCE_OFFSET = 1e-4, 1e-3
+SILENCE_BLOCK, SILENCE_SECONDS = 0.01, 0.2
+# FLAC that was written to a pipe claims more frames: its length is unknown
+MAX_FRAMES = 2**40
 # threads that read audio, and batches that they read ahead of the encoder
 READERS = 4
 BATCHES_AHEAD = 4
 
 
-def embed_files(
-    embed,
-    paths,
-    sample_rate=16000,
-    batch_seconds=120.0,
-    device="cpu",
-    progress=True,
-    spans=None,
-):
-    """Embeds whole audio files, or a stretch of each.
+class EncoderError(RuntimeError):
+    """The encoder failed on a file, for instance for lack of memory."""
 
-    Only files of (nearly) equal length share a batch, so that padding
-    hardly changes an embedding. Files shorter than 0.1 s are repeated up to
-    that length. Threads read ahead of the encoder.
+
+class FileEmbeddings(NamedTuple):
+    """Embeddings of files, and what happened to single files.
+
+    Arguments
+    ---------
+    rows : torch.Tensor
+        float32 embeddings on the CPU, NaN for a file that failed
+        [files, emb_dim].
+    failed : dict of int to Exception
+        Why a file has no embedding, by index of the file.
+    windowed : list of int
+        Indices of files that were embedded in windows.
+    silence : dict of int to float
+        Seconds of digital silence that were left out, by index of the file.
+    """
+
+    rows: torch.Tensor
+    failed: dict[int, Exception]
+    windowed: list[int]
+    silence: dict[int, float]
+
+
+class _Segment(NamedTuple):
+    """A file or a window of it, in frames at the file's own rate."""
+
+    file: int
+    path: str
+    start: int
+    stop: int | None
+    length: int  # samples at the encoder's rate, by the header
+
+
+class _Loaded(NamedTuple):
+    """Audio of a segment; empty if all of it is silent or nothing is there."""
+
+    segment: _Segment
+    wav: torch.Tensor
+    silence: float
+
+
+def embed_files(
+    embed: Callable,
+    paths: Sequence[str],
+    sample_rate: int = 16000,
+    batch_seconds: float = 120.0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    spans: Sequence[tuple[int, int | None]] | None = None,
+) -> torch.Tensor:
+    """Embeds whole audio files, or a segment of each.
+
+    The module's docstring has the rules for batches, long files and silence.
+    Files shorter than 0.1 s are repeated up to that length. Threads read ahead
+    of the encoder.
 
     Arguments
     ---------
@@ -45,8 +115,8 @@ def embed_files(
     sample_rate : int
         The encoder's sample rate in Hz.
     batch_seconds : float
-        Upper bound of the audio in a batch, in seconds with padding; a longer
-        file is a batch of its own.
+        Upper bound of the audio in a batch, in seconds; a longer segment is a
+        batch of its own.
     device : str | torch.device
         Where the encoder is.
     progress : bool
@@ -66,102 +136,340 @@ def embed_files(
     OSError
         If a file cannot be read.
     ValueError
-        If a file is empty or the audio or embedding of a file is NaN or
-        infinite; the message names the file.
+        If a file is empty or silent, or the audio or embedding of a file is
+        NaN or infinite; the message names the file.
+    EncoderError
+        If the encoder fails on a file.
+    """
+    settings = sample_rate, batch_seconds, device, progress, spans
+    found = try_files(embed, paths, *settings, strict=True)
+    for line in describe(len(found.windowed), found.silence.values()):
+        logger.info(line)
+    return found.rows
+
+
+def try_files(
+    embed: Callable,
+    paths: Sequence[str],
+    sample_rate: int = 16000,
+    batch_seconds: float = 120.0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    spans: Sequence[tuple[int, int | None]] | None = None,
+    strict: bool = False,
+) -> FileEmbeddings:
+    """Embeds the files that can be embedded, and notes why others cannot.
+
+    Arguments
+    ---------
+    embed, paths, sample_rate, batch_seconds, device, progress, spans
+        See ``embed_files``.
+    strict : bool
+        Whether to raise the first error of a file instead of noting it.
+
+    Returns
+    -------
+    FileEmbeddings
+        Embeddings and errors.
+
+    Raises
+    ------
+    ValueError
+        If there is no file at all, or the encoder gives a wrong number of
+        embeddings.
     """
     paths = list(paths)
     if not paths:
         raise ValueError("Expected audio files to embed, found none.")
-    rows = [None] * len(paths)
     spans = [(0, None)] * len(paths) if spans is None else spans
-    batches = _read_ahead(paths, spans, sample_rate, batch_seconds)
+    sums, weights = None, torch.zeros(len(paths), 1, dtype=torch.float64)
+    failed, silence = {}, collections.Counter()
+
+    def note(file, error):
+        if strict:
+            raise error
+        failed.setdefault(file, error)
+
+    pool = concurrent.futures.ThreadPoolExecutor(READERS)
     bar = tqdm(total=len(paths), unit="file", disable=not progress)
-    with bar, torch.no_grad():
-        for batch, wavs in batches:
-            lengths = torch.tensor([len(wav) for wav in wavs])
-            padded = pad_sequence(wavs, batch_first=True).to(device)
-            wav_lens = (lengths / lengths.max()).to(device)
-            embeddings = embed(padded, wav_lens).flatten(1).float().cpu()
-            _check_embeddings(embeddings, [paths[index] for index in batch])
-            for index, embedding in zip(batch, embeddings):
-                rows[index] = embedding
-            bar.update(len(batch))
-    return torch.stack(rows)
+    try:
+        plan = functools.partial(_segments, sample_rate=sample_rate)
+        files = range(len(paths)), paths, spans
+        segments = []
+        for file, found in enumerate(_map(pool, plan, *files)):
+            if isinstance(found, Exception):
+                note(file, found)
+            else:
+                segments += found
+        left = collections.Counter(segment.file for segment in segments)
+        windowed = [file for file, count in left.items() if count > 1]
+        hop = _hop(embed)
+        batches = _batches(segments, batch_seconds * sample_rate, hop)
+        loaded = _read_ahead(pool, batches, sample_rate)
+        for part, row in _embed_batches(embed, loaded, hop, device):
+            file = part.segment.file
+            silence[file] += part.silence
+            if isinstance(row, Exception):
+                note(file, row)
+            elif row is not None:
+                if sums is None:
+                    sums = torch.zeros(len(paths), len(row)).double()
+                sums[file] += len(part.wav) * row.double()
+                weights[file] += len(part.wav)
+            left[file] -= 1
+            if left[file] == 0:
+                bar.update()
+                if weights[file] == 0 and file not in failed:
+                    note(file, _nothing_heard(paths[file], silence[file]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+    if sums is None:
+        sums = torch.zeros(len(paths), 0).double()
+    # a long file may have failed after some of its windows
+    weights[list(failed)] = 0
+    rows = torch.where(weights > 0, sums / weights, torch.nan).float()
+    silence = {file: seconds for file, seconds in silence.items() if seconds}
+    return FileEmbeddings(rows, failed, windowed, silence)
 
 
-def _read_ahead(paths, spans, sample_rate, batch_seconds):
-    """Yields batches of indices and their waveforms, longest first."""
-    load = functools.partial(_load, sample_rate=sample_rate)
-    length = functools.partial(_length, sample_rate=sample_rate)
-    pending = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        lengths = np.fromiter(
-            pool.map(length, paths, spans), np.int64, len(paths)
+def describe(windowed: int, silence: Iterable[float]) -> list[str]:
+    """Sentences about long files and digital silence, for a log.
+
+    Arguments
+    ---------
+    windowed : int
+        Number of files that were embedded in windows.
+    silence : iterable of float
+        Seconds that were left out of each file with digital silence.
+
+    Returns
+    -------
+    list of str
+        Up to two sentences.
+
+    Example
+    -------
+    >>> describe(0, [5.0, 1.5])
+    ['Files with digital silence, which was left out: 2 (6.5 s).']
+    """
+    lines, silence = [], list(silence)
+    if windowed:
+        lines.append(
+            f"Files longer than {WINDOW_SECONDS:g} s, which were embedded in "
+            f"windows: {windowed}."
         )
-        for batch in _batches(lengths, batch_seconds * sample_rate):
-            wavs = [pool.submit(load, paths[i], spans[i]) for i in batch]
-            pending.append((batch, wavs))
-            if len(pending) > BATCHES_AHEAD:
-                batch, wavs = pending.popleft()
-                yield batch, [wav.result() for wav in wavs]
-        for batch, wavs in pending:
-            yield batch, [wav.result() for wav in wavs]
+    if silence:
+        lines.append(
+            "Files with digital silence, which was left out: "
+            f"{len(silence)} ({sum(silence):.1f} s)."
+        )
+    return lines
 
 
-def _batches(lengths, budget):
-    """Splits files into batches of nearly equal length.
+def remove_silence(wav: torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """Leaves out digital silence.
+
+    Arguments
+    ---------
+    wav : torch.Tensor
+        Samples [time].
+    sample_rate : int
+        Their rate in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        The other samples; ``wav`` itself if no segment of 0.2 s is silent.
+
+    Example
+    -------
+    >>> wav = torch.cat([torch.ones(1600), torch.zeros(16000)])
+    >>> len(remove_silence(wav, 16000))
+    1600
+    """
+    block = max(1, round(SILENCE_BLOCK * sample_rate))
+    count = -(-len(wav) // block)
+    padding = wav[-1:].expand(count * block - len(wav))
+    blocks = torch.cat([wav, padding]).view(count, block)
+    high, low = blocks.amax(1), blocks.amin(1)
+    silent = (high - low < 2 * SILENCE_LEVEL) & (
+        torch.maximum(high, -low) < SILENCE_OFFSET
+    )
+    edges = np.diff(np.r_[0, silent.numpy().astype(np.int8), 0])
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    # of less audio than that, all may be silent
+    shortest = min(round(SILENCE_SECONDS / SILENCE_BLOCK), count)
+    heard = np.ones(len(wav), dtype=bool)
+    for start, end in zip(starts, ends):
+        if end - start >= shortest:
+            heard[start * block : end * block] = False
+    return wav if heard.all() else wav[torch.from_numpy(heard)]
+
+
+def _hop(embed):
+    """Samples that do not change the number of frames of an encoder.
+
+    SpeechBrain's STFT itself puts zeros after a waveform, so that zeros up to
+    the next frame change nothing. Other encoders may use each sample.
+    """
+    encoder = getattr(embed, "__self__", embed)
+    if isinstance(encoder, torch.nn.Module):
+        found = [part for part in encoder.modules() if isinstance(part, STFT)]
+        if len(found) == 1 and found[0].center:
+            if found[0].pad_mode == "constant":
+                return found[0].hop_length
+    return 1
+
+
+def _attempt(function, *arguments):
+    """The value of a function, or its error if a file may be the cause."""
+    try:
+        return function(*arguments)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        return error
+
+
+def _map(pool, function, *columns):
+    """Values or errors of a function for each row, in order."""
+    return pool.map(functools.partial(_attempt, function), *columns)
+
+
+def _segments(file, path, span, sample_rate):
+    """A file as one segment, or a long one as equal windows."""
+    start, stop = span
+    if stop is None:
+        end, rate, _ = audio.info(path)
+    else:
+        # the rate is remembered: choosing a span often takes it, too
+        end, rate = stop, audio.sample_rate(path)
+    if end > MAX_FRAMES:
+        raise ValueError(
+            f"The header of {path} does not tell the length of the audio, as "
+            "in FLAC written to a pipe. Convert the file, e.g. with ffmpeg."
+        )
+    windows = max(1, -(-(end - start) // round(WINDOW_SECONDS * rate)))
+    step = -(-(end - start) // windows)
+    starts = [start + number * step for number in range(windows)]
+    stops = [*starts[1:], end]
+    lengths = [-(-(b - a) * sample_rate // rate) for a, b in zip(starts, stops)]
+    if windows == 1:
+        stops = [stop]  # None reads to the end, whatever the header says
+    return [
+        _Segment(file, path, *numbers)
+        for numbers in zip(starts, stops, lengths)
+    ]
+
+
+def _batches(segments, budget, hop):
+    """Splits segments into batches of equal length.
 
     Longest first, so that memory runs out at once or never.
     """
     batch = []
-    for index in np.argsort(-lengths, kind="stable").tolist():
+    for segment in sorted(segments, key=lambda segment: -segment.length):
         if batch:
-            longest = lengths[batch[0]]
-            too_short = lengths[index] < (1 - MAX_PADDING) * longest
-            if too_short or longest * (len(batch) + 1) > budget:
+            longest = batch[0].length
+            is_equal = segment.length // hop == longest // hop
+            if not is_equal or longest * (len(batch) + 1) > budget:
                 yield batch
                 batch = []
-        batch.append(index)
-    yield batch
+        batch.append(segment)
+    if batch:
+        yield batch
 
 
-def _length(path, span, sample_rate):
-    """Samples of a stretch of a file at the encoder's rate."""
-    start, stop = span
-    if stop is None:
-        stop, rate, _ = audio.info(path)
-    else:
-        # remembered: who chose the stretch has often asked for it, too
-        rate = audio.sample_rate(path)
-    return -(-(stop - start) * sample_rate // rate)
+def _read_ahead(pool, batches, sample_rate):
+    """Yields batches, and the audio or error of each segment."""
+    load = functools.partial(_load, sample_rate=sample_rate)
+    pending = collections.deque()
+    for batch in batches:
+        pending.append((batch, _map(pool, load, batch)))
+        if len(pending) > BATCHES_AHEAD:
+            yield pending.popleft()
+    yield from pending
 
 
-def _load(path, span, sample_rate):
-    """A stretch of a file, long enough for an encoder [time]."""
-    wav = audio.load(path, sample_rate, *span)
-    if not len(wav):
-        raise ValueError(f"{path} holds no audio samples.")
-    if not torch.isfinite(wav).all():
+def _load(segment, sample_rate):
+    """Audio of a segment without digital silence, long enough to embed."""
+    path, start, stop = segment.path, segment.start, segment.stop
+    whole = audio.load(path, sample_rate, start, stop)
+    if not torch.isfinite(whole).all():
         raise ValueError(
             f"{path} holds NaN or infinite samples. Write the file again."
         )
+    wav = remove_silence(whole, sample_rate) if len(whole) else whole
+    silence = (len(whole) - len(wav)) / sample_rate
     shortest = round(MIN_SECONDS * sample_rate)
-    if len(wav) < shortest:
+    if 0 < len(wav) < shortest:
         wav = wav.repeat(-(-shortest // len(wav)))[:shortest]
-    return wav
+    return _Loaded(segment, wav, silence)
 
 
-def _check_embeddings(embeddings, names):
-    """Refuses a wrong number of rows and values that are not finite."""
-    if len(embeddings) != len(names):
-        raise ValueError(
-            f"Expected embeddings [batch, emb_dim] of {len(names)} files, "
-            f"found shape {list(embeddings.shape)}."
+def _nothing_heard(path, silence):
+    """Why a file without an error has no embedding."""
+    if not silence:
+        return ValueError(f"{path} holds no audio samples.")
+    return ValueError(
+        f"{path} is digital silence: {silence:.1f} s, all below -80 dBFS. "
+        "There is no speaker to recognize."
+    )
+
+
+def _embed_batches(embed, batches, hop, device):
+    """Yields loaded segments with an embedding, an error, or None."""
+    for batch, found in batches:
+        # silence that was left out makes segments shorter than planned
+        groups = collections.defaultdict(list)
+        for segment, part in zip(batch, found):
+            if isinstance(part, Exception):
+                yield _Loaded(segment, None, 0.0), part
+            elif not len(part.wav):
+                yield part, None
+            else:
+                groups[len(part.wav) // hop].append(part)
+        for group in groups.values():
+            yield from _embed_group(embed, group, device)
+
+
+def _embed_group(embed, group, device):
+    """``_embed_batches`` for segments of equal length.
+
+    After an error the segments are embedded one by one.
+    """
+    wavs = pad_sequence([part.wav for part in group], batch_first=True)
+    try:
+        with torch.no_grad():
+            lengths = torch.ones(len(wavs), device=device)
+            rows = embed(wavs.to(device), lengths).flatten(1).float().cpu()
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.AcceleratorError):
+            raise  # a device in this state fails on every file
+        if len(group) > 1:
+            for part in group:
+                yield from _embed_group(embed, [part], device)
+            return
+        failure = EncoderError(
+            f"The encoder fails on {group[0].segment.path} "
+            f"({wavs.shape[1]} samples at once): {error}"
         )
-    finite = torch.isfinite(embeddings).all(1)
-    if not finite.all():
-        name = names[int(finite.int().argmin())]
+        failure.__cause__ = error
+        yield group[0], failure
+        return
+    if len(rows) != len(group):
         raise ValueError(
-            f"The embedding of {name} is NaN or infinite. Check the weights "
-            "of the encoder (did training diverge?) and this file."
+            f"Expected embeddings [batch, emb_dim] of {len(group)} files, "
+            f"found shape {list(rows.shape)}."
+        )
+    for part, row in zip(group, rows):
+        if torch.isfinite(row).all():
+            yield part, row
+            continue
+        yield (
+            part,
+            ValueError(
+                f"The embedding of {part.segment.path} is NaN or infinite. "
+                "Check the weights of the encoder (did training diverge?) and "
+                "this file."
+            ),
         )

@@ -9,13 +9,20 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ssl.dataio import audio, embedding
-from speechbrain_ssl.dataio.embedding import embed_files
+from speechbrain_ssl.dataio.embedding import (
+    EncoderError,
+    embed_files,
+    remove_silence,
+    try_files,
+)
+from speechbrain_ssl.inference import load_encoder
 from tests.dataio.test_audio import note_opened
 from tests.evaluation.test_verification import (
     statistics,
     write_list,
     write_wav,
 )
+from tests.models import export_model
 
 
 class Ecapa(torch.nn.Module):
@@ -34,58 +41,234 @@ class Ecapa(torch.nn.Module):
         return self.net(self.norm(self.features(wavs), wav_lens), wav_lens)
 
 
-def test_batches_hold_nearly_equal_lengths_and_fit_the_budget():
-    lengths = np.random.default_rng(0).integers(16000, 64000, 500)
-    batches = list(embedding._batches(lengths, budget=320000))
+def plan(lengths, budget, hop):
+    """Batches of files with these lengths, as their numbers."""
+    segments = [
+        embedding._Segment(number, "", 0, None, length)
+        for number, length in enumerate(lengths)
+    ]
+    batches = embedding._batches(segments, budget, hop)
+    return [[segment.file for segment in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("hop", [1, 160])
+def test_batches_hold_equal_numbers_of_frames_and_fit_the_budget(hop):
+    lengths = np.random.default_rng(0).integers(16000, 24000, 500)
+    batches = plan(lengths, 96000, hop)
     assert sorted(sum(batches, [])) == list(range(500))
     for batch in batches:
-        longest = lengths[batch].max()
-        assert longest * len(batch) <= 320000
-        assert lengths[batch].min() >= 0.99 * longest
-    assert len(batches) < 250
+        assert lengths[batch].max() * len(batch) <= 96000
+        assert len(set(lengths[batch] // hop)) == 1
+    assert (len(batches) < 200) == (hop == 160)
     assert lengths[batches[0]].max() == lengths.max()
 
 
 def test_a_file_longer_than_the_budget_is_a_batch_of_its_own():
-    lengths = np.array([10, 900, 10])
-    assert list(embedding._batches(lengths, 25)) == [[1], [0, 2]]
+    assert plan([10, 900, 10], 25, 1) == [[1], [0, 2]]
 
 
-def test_batched_embeddings_equal_those_of_single_files(tmp_path):
-    seconds = [1.0, 0.5, 0.998, 0.03, 1.0, 0.7, 0.5]
+def test_embeddings_do_not_depend_on_the_other_files(tmp_path):
+    frames = [16000, 8000, 15990, 480, 16159, 11200, 8001, 16160]
     paths = [
-        write_wav(tmp_path / f"{n}.wav", length, seed=n)
-        for n, length in enumerate(seconds)
+        write_wav(tmp_path / f"{n}.wav", length / 16000, seed=n)
+        for n, length in enumerate(frames)
     ]
     ecapa = Ecapa().eval()
     together = embed_files(ecapa, paths, progress=False)
-    assert sorted(size for size, _ in ecapa.shapes) == [1, 1, 2, 3]
+    # files of one number of frames share a batch: 16000 and 16159 samples
+    sizes = {frames: size for size, frames in ecapa.shapes}
+    assert sizes == {16160: 1, 16159: 2, 15990: 1, 11200: 1, 8001: 2, 1600: 1}
     alone = torch.cat(
         [embed_files(ecapa, [path], progress=False) for path in paths]
     )
-    assert together.shape == (7, 12) and not together.requires_grad
-    assert torch.cosine_similarity(together, alone).min() > 0.999
-    # and no other file comes as near
-    nearest = torch.cdist(together, alone).argmin(1)
-    assert nearest.tolist() == list(range(7))
-    assert ecapa.shapes[-4][1] == 1600
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert together.shape == (8, 12) and not together.requires_grad
+    # the smallest difference between two files is 1000 times as large
+    assert torch.pdist(alone).min() > 0.01
 
 
-def test_encoder_hears_how_much_of_each_file_is_padding(tmp_path):
+def test_encoders_without_stft_get_no_padding(tmp_path):
     paths = [
-        write_wav(tmp_path / f"{n}.wav", length, seed=n)
-        for n, length in enumerate([0.995, 1.0])
+        write_wav(tmp_path / f"{n}.wav", frames / 16000, seed=n)
+        for n, frames in enumerate([16000, 15999, 16000])
     ]
     seen = []
 
     def embed(wavs, wav_lens):
-        seen.append((wavs, wav_lens))
+        seen.append((list(wavs.shape), wav_lens.tolist()))
         return wavs[:, :4]
 
     embed_files(embed, paths, progress=False)
-    ((wavs, wav_lens),) = seen
-    assert wav_lens.tolist() == pytest.approx([1.0, 0.995])
-    assert wavs[1, 15920:].abs().max() == 0 < wavs[1, 15919].abs()
+    assert seen == [([2, 16000], [1.0, 1.0]), ([1, 15999], [1.0])]
+
+
+def test_an_exported_encoder_tells_its_hop(tmp_path):
+    encoder = load_encoder(export_model(tmp_path / "model"))
+    assert embedding._hop(encoder.encode_batch) == 160
+    assert embedding._hop(lambda wavs, lengths: wavs) == 1
+    encoder.mods.compute_features.compute_STFT.center = False
+    assert embedding._hop(encoder.encode_batch) == 1
+
+
+def voice(seconds, seed=0):
+    """Noise, as loud as speech."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 0.1, round(seconds * 16000)).astype(np.float32)
+
+
+def write(path, *parts, **settings):
+    """A file of these parts."""
+    samples = np.concatenate(parts)
+    settings = {"subtype": "FLOAT", **settings}
+    soundfile.write(path, samples, 16000, **settings)
+    return str(path)
+
+
+SILENCES = {
+    "zeros": (np.zeros(8000, np.float32), "FLOAT"),
+    "dither": (voice(0.5, 1).clip(-1, 1) * 9e-5, "FLOAT"),
+    "the code for silence of A-law": (np.zeros(8000, np.float32), "ALAW"),
+    "an offset": (np.full(8000, 9e-4, np.float32), "FLOAT"),
+}
+
+
+@pytest.mark.parametrize("kind", SILENCES)
+@pytest.mark.parametrize("place", ["start", "inside", "end"])
+def test_digital_silence_does_not_change_an_embedding(tmp_path, kind, place):
+    silence, subtype = SILENCES[kind]
+    # whole blocks of 10 ms of sound, so that nothing else is left out
+    first, second = voice(0.7), voice(0.3, 2)
+    parts = {
+        "start": [silence, first, second],
+        "inside": [first, silence, second],
+        "end": [first, second, silence],
+    }
+    plain = write(tmp_path / "a.wav", first, second, subtype=subtype)
+    padded = write(tmp_path / "b.wav", *parts[place], subtype=subtype)
+    ecapa = Ecapa().eval()
+    found = try_files(ecapa, [plain, padded], progress=False)
+    assert torch.equal(found.rows[0], found.rows[1])
+    assert found.silence == {1: 0.5}
+
+
+def test_audio_without_digital_silence_is_not_copied():
+    short = np.zeros(3100, np.float32)  # below 0.2 s
+    quiet = np.sin(np.arange(8000)).astype(np.float32) * 2e-4
+    for parts in ([voice(1)], [voice(1), short, voice(1)], [quiet]):
+        wav = torch.from_numpy(np.concatenate(parts))
+        assert remove_silence(wav, 16000) is wav
+
+
+@pytest.mark.parametrize("frames", [1, 100, 16000])
+def test_files_of_silence_only_are_refused_by_name(tmp_path, frames):
+    path = write(tmp_path / "silent.wav", np.zeros(frames, np.float32))
+    with pytest.raises(ValueError, match="silent.wav is digital silence"):
+        embed_files(statistics, [path], progress=False)
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Windows of a second."""
+    monkeypatch.setattr(embedding, "WINDOW_SECONDS", 1.0)
+
+
+def test_long_files_are_the_mean_of_their_windows(tmp_path, short_windows):
+    long = write(tmp_path / "long.wav", voice(2.5))
+    short = write(tmp_path / "short.wav", voice(1.0, 3))
+    seen = []
+
+    def embed(wavs, wav_lens):
+        seen.append(tuple(wavs.shape))
+        return wavs[:, :800]
+
+    found = try_files(embed, [short, long], progress=False)
+    assert seen == [(1, 16000), (2, 13334), (1, 13332)]
+    wav = torch.from_numpy(voice(2.5))
+    windows = [wav[start:][:800] for start in (0, 13334, 26668)]
+    weights = torch.tensor([13334, 13334, 13332])[:, None] / 40000
+    expected = (torch.stack(windows) * weights).sum(0)
+    torch.testing.assert_close(found.rows[1], expected)
+    assert torch.equal(found.rows[0], torch.from_numpy(voice(1.0, 3))[:800])
+    assert found.windowed == [1] and not found.failed
+
+
+def test_silent_windows_of_a_long_file_do_not_count(tmp_path, short_windows):
+    silence = np.zeros(32000, np.float32)
+    path = write(tmp_path / "long.wav", voice(1), silence)
+    found = try_files(Ecapa().eval(), [path], progress=False)
+    alone = write(tmp_path / "alone.wav", voice(1))
+    expected = embed_files(Ecapa().eval(), [alone], progress=False)
+    torch.testing.assert_close(found.rows, expected)
+    assert found.silence == {0: 2.0}
+
+
+def test_memory_does_not_grow_with_the_length_of_a_file(
+    tmp_path, short_windows
+):
+    path = write(tmp_path / "long.wav", voice(40))
+    most = []
+
+    def embed(wavs, wav_lens):
+        most.append(wavs.numel())
+        return wavs[:, :4]
+
+    embed_files(embed, [path], batch_seconds=3.0, progress=False)
+    assert max(most) == 3 * 16000
+
+
+def test_a_file_whose_length_is_unknown_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "pipe.wav", voice(1))
+    header = audio.AudioInfo(2**63 - 1, 16000, 1)
+    monkeypatch.setattr(audio, "info", lambda _: header)
+    with pytest.raises(ValueError, match="pipe.wav does not tell the length"):
+        embed_files(statistics, [path], progress=False)
+
+
+def test_one_file_that_the_encoder_fails_on_does_not_stop_others(tmp_path):
+    paths = [write(tmp_path / f"{n}.wav", voice(1, n)) for n in range(3)]
+    paths.append(write(tmp_path / "long.wav", voice(2)))
+    bad = torch.from_numpy(voice(1, 1))[0]
+
+    def embed(wavs, wav_lens):
+        if wavs.shape[1] > 20000 or (wavs[:, 0] == bad).any():
+            raise RuntimeError("not enough memory: tried to allocate 9 GB")
+        return wavs[:, :4]
+
+    found = try_files(embed, paths, progress=False)
+    assert sorted(found.failed) == [1, 3]
+    for file, name in (1, "1.wav"), (3, "long.wav"):
+        assert isinstance(found.failed[file], EncoderError)
+        assert name in str(found.failed[file])
+        assert "not enough memory" in str(found.failed[file])
+        assert found.rows[file].isnan().all()
+    for file in 0, 2:
+        first = torch.from_numpy(voice(1, file))[:4]
+        assert torch.equal(found.rows[file], first)
+    with pytest.raises(EncoderError, match="long.wav"):
+        embed_files(embed, paths, progress=False)
+
+
+def test_a_failed_window_fails_the_file(tmp_path, short_windows):
+    long = write(tmp_path / "long.wav", voice(2.4))
+    last = torch.from_numpy(voice(2.4))[25600]
+
+    def embed(wavs, wav_lens):
+        if (wavs[:, 0] == last).any():
+            raise RuntimeError("out of memory")
+        return wavs[:, :4]
+
+    found = try_files(embed, [long], progress=False)
+    assert "long.wav" in str(found.failed[0]) and found.rows.isnan().all()
+
+
+def test_errors_in_the_code_of_an_encoder_are_not_hidden(tmp_path):
+    path = write(tmp_path / "a.wav", voice(1))
+
+    def embed(wavs, wav_lens):
+        return wavs.nothing
+
+    with pytest.raises(AttributeError, match="nothing"):
+        try_files(embed, [path], progress=False)
 
 
 def test_short_files_are_repeated_up_to_a_tenth_of_a_second(tmp_path):
