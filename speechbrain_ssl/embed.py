@@ -6,8 +6,12 @@
 line (relative ones start from the file's folder), or an annotation (CSV with
 ID, duration, wav, start, stop). ``OUT`` gets ``embeddings.npy``, a matrix to
 be memory-mapped, ``ids.json`` with the name of each row, ``failed.csv`` with
-the audio that could not be embedded and, for a folder, ``skipped.csv`` with
-its files that are not taken as audio. After a kill, the same command goes on.
+the files that have no embedding and the reasons, ``meta.json`` and, for a
+folder, ``skipped.csv`` with its files that are not taken as audio. After a
+kill, the same command continues.
+
+A file longer than a minute is embedded in windows, whose embeddings are
+averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
+from speechbrain_ssl.dataio.embedding import EncoderError, describe
 from speechbrain_ssl.inference import load_encoder
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract
 
@@ -70,6 +75,8 @@ def embed(
     ValueError
         If the list is wrong, nothing can be embedded, or the output folder
         holds other embeddings.
+    EncoderError
+        If the encoder fails on all files.
     """
     device = device or infer_device()
     model = load_encoder(model_folder, device)
@@ -189,12 +196,20 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         found = embed(**vars(args))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EncoderError) as error:
         sys.exit(f"embed: {error}")
     count, dim = found.matrix.shape
     print(f"{count} embeddings of {dim} dimensions in {args.output_folder}")
+    made = found.meta["made"]
+    lines = describe(
+        made["windowed"], made["with_silence"], made["silence_seconds"]
+    )
+    print("\n".join(lines), end="\n" if lines else "")
     if found.failed:
-        print(f"{len(found.failed)} could not be read: see failed.csv there")
+        print(
+            f"{len(found.failed)} files without an embedding: see failed.csv "
+            "there"
+        )
 
 
 if __name__ == "__main__":

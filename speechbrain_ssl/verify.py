@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from speechbrain.utils.distributed import infer_device
 
-from speechbrain_ssl.dataio.embedding import embed_files
+from speechbrain_ssl.dataio.embedding import EncoderError, embed_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores
 from speechbrain_ssl.inference import load_encoder, read_threshold
 
@@ -109,7 +109,7 @@ def main(argv=None):
     parser.add_argument("--device")
     try:
         found = verify(**vars(parser.parse_args(argv)))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EncoderError) as error:
         sys.exit(f"verify: {error}")
     print(f"score {found.score:.4f}")
     if found.same is None:

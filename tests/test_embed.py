@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from speechbrain_ssl import embed as module
+from speechbrain_ssl.dataio import embedding
 from speechbrain_ssl.dataio.annotations import write_annotation
 from speechbrain_ssl.dataio.audio import load as load_audio
 from speechbrain_ssl.embed import embed, main
@@ -102,6 +104,40 @@ def test_bad_input_is_named_without_a_traceback(
                 f"--output_folder={tmp_path}",
             ]
         )
+
+
+def test_long_files_and_silence_are_in_the_output_and_in_meta(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(embedding, "WINDOW_SECONDS", 1.0)
+    write_noise(tmp_path / "audio/long.wav", 2.5)
+    write_noise(tmp_path / "audio/short.wav", 0.5, seed=1)
+    silent = np.zeros(16000)
+    soundfile.write(tmp_path / "audio/silent.wav", silent, 16000)
+    noise, _ = soundfile.read(tmp_path / "audio/short.wav")
+    padded = np.concatenate([noise, silent])
+    soundfile.write(tmp_path / "audio/padded.wav", padded, 16000)
+    out = tmp_path / "out"
+    main([f"{corpus}/model", f"{tmp_path}/audio", f"--output_folder={out}"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"3 embeddings of 6 dimensions in {out}",
+        "Files longer than 1 s, which were embedded in windows: 2.",
+        "Files with digital silence, which was left out: 2 (2.0 s).",
+        "1 files without an embedding: see failed.csv there",
+    ]
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["settings"]["window_seconds"] == 1.0
+    assert meta["settings"]["silence_dbfs"] == -80
+    assert meta["settings"]["silence_seconds"] == 0.2
+    assert meta["made"]["windowed"] == 2
+    assert meta["made"]["with_silence"] == 2
+    assert meta["made"]["silence_seconds"] == 2.0
+    failed = (out / "failed.csv").read_text()
+    assert "silent.wav is digital silence" in failed
+    matrix = np.load(out / "embeddings.npy")
+    cosine = torch.cosine_similarity(*torch.from_numpy(matrix[1:]), dim=0)
+    assert cosine > 0.9999
 
 
 def test_a_folder_that_is_no_model_is_named(corpus):

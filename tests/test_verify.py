@@ -1,6 +1,8 @@
 """Two files in, a score and a decision out."""
 
+import numpy as np
 import pytest
+import soundfile
 import torch.nn.functional as F
 
 from speechbrain_ssl.dataio.audio import load
@@ -55,6 +57,22 @@ def test_the_models_own_threshold_decides_and_a_given_one_before_it(
         assert verdict in capsys.readouterr().out
     main([model, *paths, "--threshold=-1"])
     assert "same speaker (threshold -1.0000)" in capsys.readouterr().out
+
+
+def test_two_silent_files_are_no_speaker(pair, tmp_path):
+    paths = [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+    for path in paths:
+        soundfile.write(path, np.zeros(16000), 16000)
+    with pytest.raises(SystemExit, match="a.wav is digital silence"):
+        main([pair[0], *paths])
+
+
+def test_digital_silence_does_not_change_the_score(pair, tmp_path):
+    model, first, second = pair
+    samples, rate = soundfile.read(first)
+    padded = str(tmp_path / "padded.wav")
+    soundfile.write(padded, np.r_[samples, np.zeros(5 * rate)], rate)
+    assert verify(model, padded, second).score == verify(*pair).score
 
 
 def test_bad_input_is_named_without_a_traceback(pair, tmp_path):

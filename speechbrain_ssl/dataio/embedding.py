@@ -11,14 +11,14 @@ the memory:
   is averaged without normalization, so that the length of the mean stays
   comparable with that of other files.
 * Digital silence is left out first: segments of at least ``SILENCE_SECONDS``
-  that stay below ``SILENCE_LEVEL``.
+  that stay below ``SILENCE_DBFS``.
 """
 
 import collections
 import concurrent.futures
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ WINDOW_SECONDS = 60.0
 MIN_SECONDS = 0.1
 # Digital silence stays within -80 dBFS around a constant of at most -60 dBFS
 # (the code for silence of A-law is not zero). It is sought in blocks.
-SILENCE_LEVEL, SILENCE_OFFSET = 1e-4, 1e-3
+SILENCE_DBFS, SILENCE_OFFSET = -80.0, 1e-3
 SILENCE_BLOCK, SILENCE_SECONDS = 0.01, 0.2
 # FLAC that was written to a pipe claims more frames: its length is unknown
 MAX_FRAMES = 2**40
@@ -143,7 +143,8 @@ def embed_files(
     """
     settings = sample_rate, batch_seconds, device, progress, spans
     found = try_files(embed, paths, *settings, strict=True)
-    for line in describe(len(found.windowed), found.silence.values()):
+    silence = found.silence.values()
+    for line in describe(len(found.windowed), len(silence), sum(silence)):
         logger.info(line)
     return found.rows
 
@@ -233,15 +234,17 @@ def try_files(
     return FileEmbeddings(rows, failed, windowed, silence)
 
 
-def describe(windowed: int, silence: Iterable[float]) -> list[str]:
+def describe(windowed: int, with_silence: int, seconds: float) -> list[str]:
     """Sentences about long files and digital silence, for a log.
 
     Arguments
     ---------
     windowed : int
         Number of files that were embedded in windows.
-    silence : iterable of float
-        Seconds that were left out of each file with digital silence.
+    with_silence : int
+        Number of files from which digital silence was left out.
+    seconds : float
+        Sum of that silence.
 
     Returns
     -------
@@ -250,19 +253,19 @@ def describe(windowed: int, silence: Iterable[float]) -> list[str]:
 
     Example
     -------
-    >>> describe(0, [5.0, 1.5])
+    >>> describe(0, 2, 6.5)
     ['Files with digital silence, which was left out: 2 (6.5 s).']
     """
-    lines, silence = [], list(silence)
+    lines = []
     if windowed:
         lines.append(
             f"Files longer than {WINDOW_SECONDS:g} s, which were embedded in "
             f"windows: {windowed}."
         )
-    if silence:
+    if with_silence:
         lines.append(
             "Files with digital silence, which was left out: "
-            f"{len(silence)} ({sum(silence):.1f} s)."
+            f"{with_silence} ({seconds:.1f} s)."
         )
     return lines
 
@@ -293,7 +296,7 @@ def remove_silence(wav: torch.Tensor, sample_rate: int) -> torch.Tensor:
     padding = wav[-1:].expand(count * block - len(wav))
     blocks = torch.cat([wav, padding]).view(count, block)
     high, low = blocks.amax(1), blocks.amin(1)
-    silent = (high - low < 2 * SILENCE_LEVEL) & (
+    silent = (high - low < 2 * 10 ** (SILENCE_DBFS / 20)) & (
         torch.maximum(high, -low) < SILENCE_OFFSET
     )
     edges = np.diff(np.r_[0, silent.numpy().astype(np.int8), 0])
@@ -411,8 +414,8 @@ def _nothing_heard(path, silence):
     if not silence:
         return ValueError(f"{path} holds no audio samples.")
     return ValueError(
-        f"{path} is digital silence: {silence:.1f} s, all below -80 dBFS. "
-        "There is no speaker to recognize."
+        f"{path} is digital silence: {silence:.1f} s, all below "
+        f"{SILENCE_DBFS:g} dBFS. There is no speaker to recognize."
     )
 
 

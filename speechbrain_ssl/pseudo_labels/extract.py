@@ -21,8 +21,12 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.embedding import embed_files
+from speechbrain_ssl.dataio import audio, embedding
+from speechbrain_ssl.dataio.embedding import (
+    EncoderError,
+    FileEmbeddings,
+    try_files,
+)
 from speechbrain_ssl.files import (
     hash_of,
     read_json,
@@ -34,8 +38,10 @@ from speechbrain_ssl.files import (
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16")
-# if as many in a row cannot be embedded, it is no matter of single files
+# if a whole chunk of at least this size fails, the cause is not one bad file
 HOPELESS = 10
+# a larger share of utterances without an embedding ends training
+MAX_FAILED = 0.25
 
 
 class Embeddings(NamedTuple):
@@ -51,8 +57,10 @@ class Embeddings(NamedTuple):
     failed : dict of str to str
         Why each of the others could not, by ID.
     meta : dict
-        "settings" (hashes of encoder and annotation, rates and lengths) and
-        "made": "embeddings" (SHA-256 of the file), "rows", "failed".
+        "settings" (hashes of encoder and annotation, rates, lengths, rules
+        for long files and silence) and "made": "embeddings" (SHA-256 of the
+        file), "rows", "failed", "windowed" (utterances embedded in windows),
+        "with_silence" and "silence_seconds" (digital silence left out).
     """
 
     ids: list
@@ -64,7 +72,10 @@ class Embeddings(NamedTuple):
 def embed_utterances(
     embed, utterances, sample_rate, max_seconds=10.0, device="cpu", rows=None
 ):
-    """Embeds the clean utterances of an annotation; processes share the work.
+    """Embeds utterances without augmentation; processes share the work.
+
+    An utterance that cannot be embedded gets zeros, with a warning: one damaged
+    file must not end a training.
 
     Arguments
     ---------
@@ -90,24 +101,38 @@ def embed_utterances(
 
     Raises
     ------
-    OSError
-        If a file cannot be read.
     ValueError
-        If a file is empty or its audio or embedding is not finite.
+        If more than a quarter of the utterances cannot be embedded; the message
+        has the first reason.
     """
     rows = range(len(utterances)) if rows is None else rows
     count, world = len(rows), distributed.world_size()
     # equal parts; the last rows are done twice where they do not divide
     size = -(-count // world)
     first = min(distributed.rank() * size, max(count - size, 0))
-    paths, spans = [], []
-    for row in rows[first : first + size]:
-        path, span = _stretch(utterances, int(row), max_seconds)
-        paths.append(path)
-        spans.append(span)
-    mine = embed_files(
-        embed, paths, sample_rate, device=device, progress=False, spans=spans
+    found = _embed_rows(
+        embed,
+        utterances,
+        [int(row) for row in rows[first : first + size]],
+        sample_rate,
+        max_seconds,
+        {"device": device},
     )
+    mine, failed = found.rows, found.failed
+    if len(failed) > MAX_FAILED * size:
+        raise ValueError(
+            f"{len(failed)} of {size} utterances cannot be embedded. The first "
+            f"reason: {failed[min(failed)]}"
+        ) from failed[min(failed)]
+    if failed:
+        logger.warning(
+            "%d of %d utterances cannot be embedded; zeros stand for them. "
+            "The first reason: %s",
+            len(failed),
+            size,
+            failed[min(failed)],
+        )
+    mine = mine.nan_to_num()
     if world == 1:
         return mine
     everyone = distributed.gather(mine.to(device)).cpu()
@@ -142,7 +167,9 @@ def extract(
     the same command, or its rest is done by a job with one part.
 
     Audio that cannot be read or embedded is listed in ``failed.csv`` and left
-    out. To try it again, delete the folder.
+    out. To try it again, delete the folder. Long files and digital silence are
+    treated by the rules of ``speechbrain_ssl.dataio.embedding``, which are in
+    ``meta.json`` too.
 
     Arguments
     ---------
@@ -184,6 +211,8 @@ def extract(
     ValueError
         If the folder holds embeddings made otherwise, the encoder is in
         training mode, or nothing at all can be embedded.
+    EncoderError
+        If the encoder fails on all utterances of the first chunk.
 
     Example
     -------
@@ -212,6 +241,9 @@ def extract(
         "max_seconds": max_seconds,
         "dtype": dtype,
         "chunk_size": chunk_size,
+        "window_seconds": embedding.WINDOW_SECONDS,
+        "silence_dbfs": embedding.SILENCE_DBFS,
+        "silence_seconds": embedding.SILENCE_SECONDS,
     }
     meta = _claim(folder, settings)
     chunks = _chunks(utterances, max_seconds, chunk_size)
@@ -222,16 +254,18 @@ def extract(
         left = sum(len(rows) for _, rows in todo)
         with tqdm(total=left, unit="file", disable=not progress) as bar:
             for number, rows in todo:
-                found, failed = _embed_rows(
+                found = _embed_rows(
                     embed,
                     utterances,
-                    rows,
+                    rows.tolist(),
                     sample_rate,
                     max_seconds,
                     {"device": device, "batch_seconds": batch_seconds},
                 )
-                found = _convert(found, failed, dtype)
-                _write_chunk(folder, number, found, failed)
+                if len(found.failed) == len(rows):
+                    is_first = not any(_is_done(folder, n) for n, _ in chunks)
+                    _check_hope(found, is_first)
+                _write_chunk(folder, number, found, dtype)
                 bar.update(len(rows))
     _wait(device)
     is_made = "made" in _read_meta(folder)
@@ -406,94 +440,89 @@ def _is_done(folder, number):
 
 
 def _embed_rows(embed, utterances, rows, sample_rate, max_seconds, settings):
-    """Embeddings of some rows, NaN where there is none, and the reasons."""
+    """Embeddings of some rows."""
     failed, paths, spans = {}, {}, {}
-    for index, row in enumerate(rows.tolist()):
+    for index, row in enumerate(rows):
         try:
             paths[index], spans[index] = _stretch(utterances, row, max_seconds)
-        except (OSError, RuntimeError) as error:
-            failed[index] = str(error)
-
-    def run(function, indices):
-        return embed_files(
-            function,
-            [paths[index] for index in indices],
-            sample_rate,
-            progress=False,
-            spans=[spans[index] for index in indices],
-            **settings,
-        ).numpy()
-
-    def try_all():
-        good = [index for index in paths if index not in failed]
-        found = run(embed, good) if good else np.zeros((0, 0), np.float32)
-        whole = np.full((len(rows), found.shape[1]), np.nan, np.float32)
-        whole[good] = found
-        return whole
-
-    def sort_out(function, errors):
-        """Tries one by one, as the error of many does not name all."""
-        for index in paths.keys() - failed.keys():
-            try:
-                run(function, [index])
-            except errors as error:
-                failed[index] = str(error)
-        if len(failed) == len(rows) >= HOPELESS:
-            raise ValueError(
-                f"None of {len(rows)} utterances can be embedded. Check "
-                f"data_folder and the encoder. The first one: {failed[0]}"
-            )
-
-    try:
-        return try_all(), failed
-    except (OSError, ValueError, RuntimeError):
-        # the audio alone first: the encoder may take its time, and its own
-        # errors, such as lack of memory, are not the fault of a file
-        sort_out(
-            lambda wavs, _: wavs[:, :1], (OSError, ValueError, RuntimeError)
-        )
-    try:
-        return try_all(), failed
-    except ValueError:
-        sort_out(embed, ValueError)
-    return try_all(), failed
+        except (OSError, RuntimeError, ValueError) as error:
+            failed[index] = error
+    if not paths:
+        return FileEmbeddings(torch.zeros(len(rows), 0), failed, [], {})
+    found = try_files(
+        embed,
+        paths.values(),
+        sample_rate,
+        progress=False,
+        spans=list(spans.values()),
+        **settings,
+    )
+    places = list(paths)
+    whole = torch.full((len(rows), found.rows.shape[1]), torch.nan)
+    whole[places] = found.rows
+    failed.update({places[n]: error for n, error in found.failed.items()})
+    silence = {places[n]: seconds for n, seconds in found.silence.items()}
+    windowed = [places[n] for n in found.windowed]
+    return FileEmbeddings(whole, failed, windowed, silence)
 
 
-def _convert(rows, failed, dtype):
-    """Rounds embeddings; those that are too large are noted as failed."""
+def _check_hope(found, is_first):
+    """Stops if a whole chunk failed for a reason that is not in its files."""
+    count, first = len(found.rows), found.failed[min(found.failed)]
+    if isinstance(first, EncoderError) and is_first:
+        raise first
+    if count >= HOPELESS:
+        raise ValueError(
+            f"None of {count} utterances can be embedded. Check data_folder "
+            f"and the encoder. The first reason: {first}"
+        ) from first
+
+
+def _write_chunk(folder, number, found, dtype):
+    """Writes a chunk; the array last, as sign of completion."""
+    rows = found.rows.numpy()
     with np.errstate(over="ignore"):
         converted = rows.astype(dtype)
+    failed = {index: str(error) for index, error in found.failed.items()}
     for index in np.flatnonzero(np.isinf(converted).any(1)).tolist():
         failed[index] = f"The embedding is too large for {dtype}."
         converted[index] = np.nan
-    return converted
-
-
-def _write_chunk(folder, number, rows, failed):
-    """Writes a chunk; the array last, as sign of completion."""
+    record = {
+        "failed": failed,
+        "windowed": len(found.windowed),
+        "silence": list(found.silence.values()),
+    }
     with write_whole(_chunk_path(folder, number, "json")) as file:
-        json.dump(failed, file)
+        json.dump(record, file)
     with write_whole(_chunk_path(folder, number, "npy"), "wb") as file:
-        np.save(file, rows)
+        np.save(file, converted)
 
 
 def _join(folder, utterances, chunks, settings):
     """Makes one file of all chunks; those are deleted at the very end."""
     try:
-        failed = {}
+        failed, windowed, silence = {}, 0, []
         for number, rows in chunks:
-            path = _chunk_path(folder, number, "json")
-            with open(path, encoding="utf-8") as file:
-                for index, reason in json.load(file).items():
-                    failed[int(rows[int(index)])] = reason
+            record = read_json(_chunk_path(folder, number, "json"))
+            for index, reason in record["failed"].items():
+                failed[int(rows[int(index)])] = reason
+            windowed += record["windowed"]
+            silence += record["silence"]
         made = _join_arrays(folder, len(utterances), chunks, failed)
     except FileNotFoundError:
         if "made" in _read_meta(folder):  # by another job, just now
             return
         raise
     _write_lists(folder, utterances, failed)
+    made |= {
+        "windowed": windowed,
+        "with_silence": len(silence),
+        "silence_seconds": round(sum(silence), 1),
+    }
     meta = {"settings": settings, "made": made}
     write_json(os.path.join(folder, "meta.json"), meta)
+    for line in embedding.describe(windowed, len(silence), sum(silence)):
+        logger.info(line)
     if failed:
         logger.warning(
             "%d of %d utterances could not be embedded: see %s",

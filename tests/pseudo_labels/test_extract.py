@@ -214,8 +214,33 @@ def test_errors_of_the_encoder_itself_are_fatal(corpus, tmp_path):
     def out_of_memory(wavs, lengths):
         raise RuntimeError("out of memory")
 
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match=r"u\d.wav.*out of memory"):
         run(corpus, tmp_path, out_of_memory)
+
+
+def test_errors_of_the_encoder_on_one_file_are_listed(corpus, tmp_path):
+    def limited(wavs, lengths):
+        if wavs.shape[1] == 9300:
+            raise RuntimeError("out of memory")
+        return ends(wavs, lengths)
+
+    found = run(corpus, tmp_path, limited, chunk_size=1)
+    (name,) = found.failed
+    assert f"{name}.wav" in found.failed[name]
+    assert "out of memory" in found.failed[name] and len(found.ids) == 10
+
+
+def test_one_damaged_file_gets_zeros_in_memory(corpus, tmp_path, caplog):
+    wanted = embed_utterances(ends, corpus, 16000)
+    (tmp_path / "u4.wav").write_text("This is text.")
+    found = embed_utterances(ends, corpus, 16000)
+    wanted[4] = 0
+    assert torch.equal(found, wanted)
+    assert "1 of 11 utterances" in caplog.text and "u4.wav" in caplog.text
+    (tmp_path / "u5.wav").unlink()
+    (tmp_path / "u6.wav").unlink()
+    with pytest.raises(ValueError, match="3 of 11 utterances.*u4.wav"):
+        embed_utterances(ends, corpus, 16000)
 
 
 def test_a_wrong_data_folder_stops_at_once(corpus, tmp_path):
