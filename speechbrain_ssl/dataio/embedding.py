@@ -39,8 +39,6 @@ MIN_SECONDS = 0.1
 # (the code for silence of A-law is not zero). It is sought in blocks.
 SILENCE_DBFS, SILENCE_OFFSET = -80.0, 1e-3
 SILENCE_BLOCK, SILENCE_SECONDS = 0.01, 0.2
-# FLAC that was written to a pipe claims more frames: its length is unknown
-MAX_FRAMES = 2**40
 # threads that read audio, and batches that they read ahead of the encoder
 READERS = 4
 BATCHES_AHEAD = 4
@@ -83,7 +81,7 @@ class _Segment(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """Audio of a segment; empty if all of it is silent or nothing is there."""
+    """Audio of a segment; empty if all of it is digital silence."""
 
     segment: _Segment
     wav: torch.Tensor
@@ -221,7 +219,12 @@ def try_files(
             if left[file] == 0:
                 bar.update()
                 if weights[file] == 0 and file not in failed:
-                    note(file, _nothing_heard(paths[file], silence[file]))
+                    error = ValueError(
+                        f"{paths[file]} is digital silence: all of its "
+                        f"{silence[file]:.1f} s are below "
+                        f"{SILENCE_DBFS:g} dBFS. It has no speaker."
+                    )
+                    note(file, error)
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
@@ -346,12 +349,9 @@ def _segments(file, path, span, sample_rate):
     else:
         # the rate is remembered: choosing a span often takes it, too
         end, rate = stop, audio.sample_rate(path)
-    if end > MAX_FRAMES:
-        raise ValueError(
-            f"The header of {path} does not tell the length of the audio, as "
-            "in FLAC written to a pipe. Convert the file, e.g. with ffmpeg."
-        )
-    windows = max(1, -(-(end - start) // round(WINDOW_SECONDS * rate)))
+    if end <= start:
+        raise ValueError(f"{path} holds no audio samples.")
+    windows = -(-(end - start) // round(WINDOW_SECONDS * rate))
     step = -(-(end - start) // windows)
     starts = [start + number * step for number in range(windows)]
     stops = [*starts[1:], end]
@@ -395,28 +395,14 @@ def _read_ahead(pool, batches, sample_rate):
 
 def _load(segment, sample_rate):
     """Audio of a segment without digital silence, long enough to embed."""
-    path, start, stop = segment.path, segment.start, segment.stop
-    whole = audio.load(path, sample_rate, start, stop)
-    if not torch.isfinite(whole).all():
-        raise ValueError(
-            f"{path} holds NaN or infinite samples. Write the file again."
-        )
-    wav = remove_silence(whole, sample_rate) if len(whole) else whole
+    span = segment.start, segment.stop
+    whole = audio.load(segment.path, sample_rate, *span)
+    wav = remove_silence(whole, sample_rate)
     silence = (len(whole) - len(wav)) / sample_rate
     shortest = round(MIN_SECONDS * sample_rate)
     if 0 < len(wav) < shortest:
         wav = wav.repeat(-(-shortest // len(wav)))[:shortest]
     return _Loaded(segment, wav, silence)
-
-
-def _nothing_heard(path, silence):
-    """Why a file without an error has no embedding."""
-    if not silence:
-        return ValueError(f"{path} holds no audio samples.")
-    return ValueError(
-        f"{path} is digital silence: {silence:.1f} s, all below "
-        f"{SILENCE_DBFS:g} dBFS. There is no speaker to recognize."
-    )
 
 
 def _embed_batches(embed, batches, hop, device):

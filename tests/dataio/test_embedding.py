@@ -216,14 +216,6 @@ def test_memory_does_not_grow_with_the_length_of_a_file(
     assert max(most) == 3 * 16000
 
 
-def test_a_file_whose_length_is_unknown_is_named(tmp_path, monkeypatch):
-    path = write(tmp_path / "pipe.wav", voice(1))
-    header = audio.AudioInfo(2**63 - 1, 16000, 1)
-    monkeypatch.setattr(audio, "info", lambda _: header)
-    with pytest.raises(ValueError, match="pipe.wav does not tell the length"):
-        embed_files(statistics, [path], progress=False)
-
-
 def test_one_file_that_the_encoder_fails_on_does_not_stop_others(tmp_path):
     paths = [write(tmp_path / f"{n}.wav", voice(1, n)) for n in range(3)]
     paths.append(write(tmp_path / "long.wav", voice(2)))
@@ -308,7 +300,7 @@ def test_nan_in_audio_is_refused_by_name(tmp_path):
     good = write_wav(tmp_path / "good.wav")
     soundfile.write(tmp_path / "bad.wav", samples, 16000, subtype="FLOAT")
     paths = [good, str(tmp_path / "bad.wav")]
-    with pytest.raises(ValueError, match="bad.wav holds NaN"):
+    with pytest.raises(OSError, match="bad.wav.* NaN"):
         embed_files(statistics, paths, progress=False)
 
 
