@@ -3,7 +3,8 @@
 #   TRIALS=FILE                  and your own trial list: label enrol test
 #   NOISE=FOLDER RIRS=FOLDER     recordings for augmentation
 #   MINUTES=15 SEED=1 OUT=FOLDER METHOD=simclr ROUNDS=1
-# make test                    every test
+# make test                    the tests, in as many processes as JOBS (2)
+# make test-all                also those that are marked slow
 # make lint                    what CI asks of the style
 
 PYTHON ?= python3
@@ -13,9 +14,12 @@ SEED ?= 1
 OUT ?= results/demo
 METHOD ?= simclr
 ROUNDS ?= 1
+JOBS ?= 2
 run = $(VENV)/bin/python
+# one thread for each process, as the processes already take all cores
+pytest = OMP_NUM_THREADS=1 $(run) -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test lint
+.PHONY: demo test test-all lint
 
 demo: $(VENV)/ready
 	cd recipes/AudioFolder/SSL && $(abspath $(run)) demo.py \
@@ -28,14 +32,17 @@ demo: $(VENV)/ready
 		$(if $(ROOMS),$(error ROOMS is now called RIRS))
 
 test: $(VENV)/ready
-	$(run) -m pytest
+	$(pytest) -m "not slow"
+
+test-all: $(VENV)/ready
+	$(pytest)
 
 lint: $(VENV)/ready
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 	$(run) -m yamllint --no-warnings recipes hparams
 
-$(VENV)/ready: setup.py constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(run) -m pip install --quiet --upgrade pip
 	$(run) -m pip install --quiet -c constraints.txt -e '.[dev]'
