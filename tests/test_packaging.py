@@ -55,6 +55,30 @@ def built(tmp_path_factory):
     return sdist, wheel
 
 
+def test_requirements_of_the_recipes_are_those_of_the_package():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    known = {"speechbrain_ssl>=0.1", *(line for e in extras for line in e)}
+    paths = sorted(ROOT.glob("recipes/*/SSL/extra_requirements.txt"))
+    assert len(paths) == 2
+    for path in paths:
+        lines = path.read_text().splitlines()
+        lines = {line for line in lines if not line.startswith("#")}
+        assert "speechbrain_ssl>=0.1" in lines <= known, path
+
+
+@pytest.mark.slow
+def test_requirements_of_the_recipes_replace_no_installed_package():
+    """Also speechbrain_ssl, installed from a clone or not, stays."""
+    pytest.importorskip("pip")
+    for path in sorted(ROOT.glob("recipes/*/SSL/extra_requirements.txt")):
+        install = ("install", "--dry-run", "--no-index", "--no-deps", "-r")
+        out = run(sys.executable, "-m", "pip", *install, path)
+        assert "already satisfied: speechbrain_ssl" in out
+        assert "Would install" not in out
+
+
 @pytest.mark.slow
 def test_sdist_has_every_file_of_the_repository(built):
     with tarfile.open(built[0]) as archive:

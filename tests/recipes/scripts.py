@@ -1,0 +1,47 @@
+"""Runs scripts of the recipes in the process of the test."""
+
+import logging
+import os
+import pathlib
+import runpy
+import sys
+
+RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
+
+
+def run_script(path, *arguments):
+    """What ``python path arguments`` does, without a new process.
+
+    Importing torch and SpeechBrain takes several seconds in each process, most
+    of the time of a run on tiny data. Afterwards modules of the recipe are
+    forgotten, as another recipe has modules of the same names, and logging is
+    as it was.
+
+    Arguments
+    ---------
+    path : str
+        The script.
+    *arguments : str
+        Its arguments.
+    """
+    before = sys.argv, list(sys.path), sys.excepthook
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    sys.argv = [str(path), *map(str, arguments)]
+    # as python does it, of a link the folder of its target
+    sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"{path} ended with {end.code}") from end
+    finally:
+        sys.argv, sys.path[:], sys.excepthook = before
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:], root.level = handlers, level
+        for name, module in list(sys.modules.items()):
+            # getattr would load the modules that SpeechBrain loads lazily
+            file = vars(module).get("__file__")
+            if file and pathlib.Path(file).is_relative_to(RECIPES):
+                del sys.modules[name]
