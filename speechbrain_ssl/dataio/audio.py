@@ -13,6 +13,7 @@ import functools
 import heapq
 import io
 import logging
+import math
 import os
 import stat
 import tarfile
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 import torch
+import torch.nn.functional as F
 import torchaudio
 
 from speechbrain_ssl.files import write_whole
@@ -46,6 +48,9 @@ RATES = (1_000, 768_000)
 LOUDEST = 1e3
 # more frames than this (9 hours at 16 kHz, 64 times) are errors of the header
 MOST_FRAMES = 2**35
+# filters that torchaudio's resampler may keep, and numbers to compute at once
+# where it would keep more
+MOST_PHASES, BLOCK = 640, 2**21
 SHARD = ".tar::"
 
 
@@ -508,6 +513,11 @@ def load(
 def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """Resamples along the last axis, on any device.
 
+    The cost does not depend on the common divisor of the rates: torchaudio
+    keeps a filter for each phase, of which there are 640 or fewer between
+    all common rates; for other rates the same filter is computed for each
+    output sample.
+
     Arguments
     ---------
     samples : torch.Tensor
@@ -529,13 +539,34 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """
     if rate == new_rate:
         return samples
-    return _resampler(rate, new_rate, samples.device)(samples)
+    if new_rate // math.gcd(rate, new_rate) <= MOST_PHASES:
+        return _resampler(rate, new_rate, samples.device)(samples)
+    return _resample_directly(samples, rate, new_rate)
 
 
 @functools.lru_cache(maxsize=64)
 def _resampler(rate, new_rate, device):
     """One filter bank per pair of rates and device."""
     return torchaudio.transforms.Resample(rate, new_rate).to(device)
+
+
+def _resample_directly(samples, rate, new_rate):
+    """Windowed sinc interpolation as torchaudio's, between any two rates."""
+    cutoff = 0.99 * min(rate, new_rate)
+    width = math.ceil(6 * rate / cutoff)
+    taps = torch.arange(-width, width + 2, device=samples.device)
+    count = -(-samples.shape[-1] * new_rate // rate)
+    padded = F.pad(samples, (width, width + 2))
+    windows = padded.unfold(-1, len(taps), 1)
+    parts = []
+    places = torch.arange(count, device=samples.device) * rate
+    for place in places.split(BLOCK // len(taps)):
+        phase = (place % new_rate / new_rate)[:, None]
+        time = ((taps - phase) * (cutoff / rate)).clamp(-6, 6)
+        kernel = time.sinc() * (time * (math.pi / 12)).cos() ** 2
+        found = windows[..., place // new_rate, :] * kernel
+        parts.append(found.sum(-1) * (cutoff / rate))
+    return torch.cat(parts, -1)
 
 
 def _entry_problem(path, is_folder):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
 from speechbrain_ssl.dataio import audio
 
@@ -80,6 +82,30 @@ def test_load_resamples_to_the_same_duration_and_pitch(tmp_path, rate):
 
 def test_length_after_resampling_is_rounded_up():
     assert audio.resample(torch.zeros(2, 4411), 44100, 16000).shape == (2, 1601)
+
+
+@pytest.mark.parametrize("rate, new_rate", [(3001, 2999), (2003, 3001)])
+def test_rates_without_common_divisor_are_resampled_as_by_torchaudio(
+    rate, new_rate
+):
+    samples = torch.randn(2, 3, 5001, dtype=torch.double)
+    wanted = torchaudio.functional.resample(samples, rate, new_rate)
+    found = audio.resample(samples.float(), rate, new_rate)
+    assert torch.allclose(found, wanted.float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [1009, 8001, 16001, 44101, 767_999])
+def test_odd_rates_keep_length_and_pitch_in_little_memory(rate):
+    samples = torch.from_numpy(sine(2.0, rate))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = audio.resample(samples, rate, 16000)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 500_000  # KiB
+    assert len(found) == 32000
+    time = np.arange(32000) / 16000
+    wanted = torch.from_numpy(0.5 * np.sin(2 * np.pi * 200 * time)).float()
+    middle = slice(1000, -1000)
+    assert torch.allclose(found[middle], wanted[middle], atol=0.02)
 
 
 @pytest.mark.parametrize(
