@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.collapse import CollapseStats
+from speechbrain_ssl.brains.unreadable import UnreadableUtterances
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.nnet.parameters import clip_gradients, parameter_groups
 from speechbrain_ssl.nnet.schedules import at
@@ -203,6 +204,7 @@ class SpeakerBrain(sb.Brain):
         # resumed inside an epoch: making the loader has drawn since recovery
         self.random_states.restore_pending()
         self.wait_seconds += time.monotonic() - self.clock
+        self.unreadable.note(batch.unreadable)
         window = self._window()
         should_step = self.step in (window[-1], self.steps_per_epoch)
         self.on_fit_batch_start(batch, should_step)
@@ -374,6 +376,10 @@ class SpeakerBrain(sb.Brain):
         self.collapse = CollapseStats()
         self.wait_seconds = 0.0
         self.seconds_before = self.training_seconds
+        self.unreadable = UnreadableUtterances(
+            os.path.join(self.hparams.output_folder, "save", "unreadable.csv"),
+            self.hparams.view_sampler.max_unreadable,
+        )
         self.clock = time.monotonic()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -387,6 +393,9 @@ class SpeakerBrain(sb.Brain):
         self.train_stats["lr"] = self.optimizer.param_groups[0]["lr"]
         seconds = max(self.training_seconds - self.seconds_before, 1e-9)
         self.train_stats["data_wait"] = self.wait_seconds / seconds
+        self.train_stats["unreadable"] = self.unreadable.finish(
+            self.steps_per_epoch * self.utterances_per_step
+        )
         warnings = self.describe_epoch(seconds)
         valid_stats = self.verify_epoch(epoch)
         self._log(epoch, valid_stats, warnings)
@@ -414,7 +423,13 @@ class SpeakerBrain(sb.Brain):
         steps = self.sums["loss"][1] if "loss" in self.sums else 0
         views = steps * self.views_per_step * distributed.world_size()
         self.train_stats["views_per_second"] = views / seconds
-        return self.collapse.warnings(summary)
+        warnings = self.collapse.warnings(summary)
+        if unreadable := self.train_stats["unreadable"]:
+            warnings.append(
+                f"{unreadable} utterances cannot be read and were replaced by "
+                f"others. {self.unreadable.path} lists them."
+            )
+        return warnings
 
     def verify_epoch(self, epoch):
         """EER on the declared development list, if there is one.

@@ -16,6 +16,7 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import DataPipeline
 
+from speechbrain_ssl.dataio.audio import AudioError
 from speechbrain_ssl.files import write_whole
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop")
@@ -24,6 +25,9 @@ ROOT = "$data_root"
 # Rows parsed together: enough to amortize numpy's overhead, few enough for
 # their Python strings to stay in the processor's cache (4096 take twice as long).
 _CHUNK = 256
+
+# rows tried in place of one that cannot be read, and their random stream
+TRIES, REPLACEMENTS = 10, 1002
 
 
 class Utterances:
@@ -200,8 +204,11 @@ def write_annotation(csv_path, rows, extra=()):
                     f"Row {number} of {csv_path} needs a value for each of "
                     f"{', '.join(columns)}, but it is {tuple(row)}."
                 )
-            spaced = any(str(cell).startswith(" ") for cell in row)
-            (quoted if spaced else plain).writerow(row)
+            # csv.writer leaves a carriage return unquoted
+            special = any(
+                str(cell).startswith(" ") or "\r" in str(cell) for cell in row
+            )
+            (quoted if special else plain).writerow(row)
 
 
 class UtteranceDataset(DynamicItemDataset):
@@ -212,6 +219,11 @@ class UtteranceDataset(DynamicItemDataset):
     columns, ``index`` (the row) and ``key`` (epoch, row), from which random
     crops are seeded.
 
+    With a seed, a row whose audio cannot be read is replaced by a random one,
+    whose ``key`` is (epoch, row, random row). It depends on the seed and the
+    first key alone, not on processes or workers. Samples then have the item
+    ``unreadable``, a dict of reasons by ID.
+
     Arguments
     ---------
     utterances : Utterances
@@ -220,6 +232,8 @@ class UtteranceDataset(DynamicItemDataset):
         As for DynamicItemDataset.
     output_keys : list or dict
         As for DynamicItemDataset.
+    seed : int
+        Of the random rows; None lets unreadable audio raise.
 
     Example
     -------
@@ -233,10 +247,13 @@ class UtteranceDataset(DynamicItemDataset):
     """
 
     # The parent's __init__ lists all IDs, which this class is here to avoid.
-    def __init__(self, utterances, dynamic_items=None, output_keys=None):
+    def __init__(
+        self, utterances, dynamic_items=None, output_keys=None, seed=None
+    ):
         self.utterances = utterances
+        self.seed = seed
         self.pipeline = DataPipeline(
-            [*self._static_items(0, 0)], dynamic_items or []
+            [*self._static_items((0, 0))], dynamic_items or []
         )
         self.set_output_keys(output_keys or [])
 
@@ -277,13 +294,31 @@ class UtteranceDataset(DynamicItemDataset):
         return len(self.utterances)
 
     def __getitem__(self, key):
-        epoch, row = key if isinstance(key, tuple) else (0, key)
-        return self.pipeline.compute_outputs(self._static_items(epoch, row))
+        key = key if isinstance(key, tuple) else (0, key)
+        if self.seed is None:
+            return self.pipeline.compute_outputs(self._static_items(key))
+        unreadable = {}
+        rng = np.random.default_rng((self.seed, *key, REPLACEMENTS))
+        others = rng.integers(len(self), size=TRIES).tolist()
+        for found in (key, *((*key, other) for other in others)):
+            items = self._static_items(found)
+            try:
+                outputs = self.pipeline.compute_outputs(items)
+                return {**outputs, "unreadable": unreadable}
+            except AudioError as error:
+                unreadable[items["ID"]] = str(error)
+                # the generators of this row must not go on with the next one
+                for item in self.pipeline.dynamic_items:
+                    item.reset()
+        raise AudioError(
+            f"None of {TRIES + 1} utterances, drawn one after the other, can "
+            f"be read. Check data_folder. The last one: {[*unreadable.values()][-1]}"
+        )
 
     @functools.cached_property
     def data(self):
         """Dict of dicts; only ``filtered_sorted`` and its like need it."""
-        rows = (self._static_items(0, row) for row in range(len(self)))
+        rows = (self._static_items((0, row)) for row in range(len(self)))
         return {row.pop("id"): row for row in rows}
 
     @property
@@ -291,10 +326,10 @@ class UtteranceDataset(DynamicItemDataset):
         """List of all IDs, made anew."""
         return list(self.utterances.ids())
 
-    def _static_items(self, epoch, row):
-        """What the pipeline is given for one row."""
-        items = self.utterances.row(row)
-        return {**items, "id": items["ID"], "key": (epoch, row), "index": row}
+    def _static_items(self, key):
+        """Input of the pipeline for one row, the last number of the key."""
+        items = self.utterances.row(key[-1])
+        return {**items, "id": items["ID"], "key": key, "index": key[-1]}
 
 
 class EpochSampler(torch.utils.data.Sampler):

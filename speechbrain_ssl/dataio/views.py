@@ -51,6 +51,9 @@ class ViewSampler:
         Which utterances give the views of a sample; None: each its own.
     seed : int
         Of all draws.
+    max_unreadable : float
+        Share of an epoch's utterances above which training ends because
+        their audio cannot be read. Up to it they are replaced by others.
 
     Example
     -------
@@ -75,6 +78,7 @@ class ViewSampler:
         augment_on="workers",
         partners=None,
         seed=0,
+        max_unreadable=0.25,
     ):
         if global_crops + local_crops < 1:
             raise ValueError("At least one global or local crop is needed")
@@ -96,6 +100,7 @@ class ViewSampler:
         self.augment_on = augment_on
         self.partners = partners
         self.seed = seed
+        self.max_unreadable = max_unreadable
 
     def prepare(self, utterances):
         """Prepares augmentation and partners for a training set.
@@ -133,23 +138,18 @@ class ViewSampler:
         Raises
         ------
         AudioError
-            If a segment cannot be read.
+            If the utterance cannot be read.
         """
-        rng = np.random.default_rng((self.seed, *key, POSITIONS))
-        speed = self.speeds[self._speed(rng)]
-        sources = self._sources(key, (wav, start, stop))
-        views, done = [], 0
-        with contextlib.ExitStack() as stack:
-            files = {
-                path: stack.enter_context(audio.open(path))
-                for path in dict.fromkeys(path for path, *_ in sources)
-            }
-            sources = [(files[path], *span) for path, *span in sources]
-            for count, frames in zip(self.counts, self.frames):
-                if count:
-                    mine = sources[done : done + count]
-                    views.append(self._segments(mine, frames, speed, rng))
-                done += count
+        anchor = (wav, start, stop)
+        sources = self._sources(key, anchor)
+        try:
+            views = self._clean_views(key, sources)
+        except audio.AudioError:
+            # a partner that cannot be read is replaced by the anchor
+            alone = [anchor] * len(sources)
+            if sources == alone:
+                raise
+            views = self._clean_views(key, alone)
         draws = self._draws(key)
         if self.augment_on == "workers":
             views = self._augment(views, draws[None])
@@ -251,6 +251,24 @@ class ViewSampler:
                 view = torch.cat(both, dim=1).flatten(0, 1)
             augmented.append(view)
         return augmented
+
+    def _clean_views(self, key, sources):
+        """Global and local segments, [count, frames] each."""
+        rng = np.random.default_rng((self.seed, *key, POSITIONS))
+        speed = self.speeds[self._speed(rng)]
+        views, done = [], 0
+        with contextlib.ExitStack() as stack:
+            files = {
+                path: stack.enter_context(audio.open(path))
+                for path in dict.fromkeys(path for path, *_ in sources)
+            }
+            sources = [(files[path], *span) for path, *span in sources]
+            for count, frames in zip(self.counts, self.frames):
+                if count:
+                    mine = sources[done : done + count]
+                    views.append(self._segments(mine, frames, speed, rng))
+                done += count
+        return views
 
     def _speed(self, rng):
         """Draws a speed: the first number of an utterance's stream."""

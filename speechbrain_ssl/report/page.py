@@ -54,6 +54,8 @@ MEANINGS = {
     "views_per_second": "stretches of audio that training saw per second",
     "rate_views_per_s": "stretches of audio that training saw per second",
     "data_wait": "share of the time spent waiting for data",
+    "unreadable": "utterances whose audio could not be read and that others "
+    "replaced; save/unreadable.csv lists them",
     "gradient_norm": "length of the gradient before clipping",
     "trusted": "share of utterances whose pseudo-label was learnt",
     "corrected": "share that learnt instead what the model says of their "

@@ -143,6 +143,7 @@ def fit(brain):
         utterances,
         [views],
         ["id", "index", "views", "draws", "speed"],
+        seed=sampler.seed,
     )
     size = brain.hparams.batch_size
     order = EpochSampler(

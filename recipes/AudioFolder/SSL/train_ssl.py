@@ -205,7 +205,8 @@ def views_of(utterances, view_sampler):
     Returns
     -------
     UtteranceDataset
-        Gives ``id``, ``index``, ``views``, ``draws`` and ``speed``.
+        Gives ``id``, ``index``, ``views``, ``draws``, ``speed`` and
+        ``unreadable``.
     """
     view_sampler.prepare(utterances)
 
@@ -221,6 +222,26 @@ def views_of(utterances, view_sampler):
         utterances,
         dynamic_items=[views_pipeline],
         output_keys=["id", "index", "views", "draws", "speed"],
+        seed=view_sampler.seed,
+    )
+
+
+def is_resumed(hparams):
+    """Whether a run goes on, with the training CSV that it began with.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    bool
+        True if there are a checkpoint and a training CSV.
+    """
+    return bool(
+        os.path.isfile(hparams["train_annotation"])
+        and hparams["checkpointer"].list_checkpoints()
     )
 
 
@@ -387,7 +408,7 @@ def main(argv):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    if not hparams["skip_prep"]:
+    if not hparams["skip_prep"] and not is_resumed(hparams):
         prepare = prepare_audio_folder
         if hparams.get("prepare"):  # of a recipe that knows its corpus
             prepare = hparams["prepare"]

@@ -35,6 +35,7 @@ from speechbrain_ssl.pseudo_labels.labels import (
     write_labels,
 )
 from speechbrain_ssl.runtime import keep_memory
+from train_ssl import is_resumed
 
 import speechbrain as sb
 
@@ -161,7 +162,7 @@ def prepare(hparams):
         The loaded hparams file.
     """
     prepare_corpus = hparams.get("prepare") or prepare_audio_folder
-    if not hparams["skip_prep"]:
+    if not hparams["skip_prep"] and not is_resumed(hparams):
         prepare_corpus(
             data_folder=hparams["data_folder"],
             save_csv=hparams["train_annotation"],
