@@ -171,7 +171,8 @@ class ClusterTable:
         Arguments
         ---------
         embeddings : torch.Tensor
-            Of all utterances, the same in all processes [N, emb_dim].
+            Of all utterances, the same in all processes [N, emb_dim]. Zeros
+            stand for an utterance that cannot be read: it has no cluster.
         epoch : float
             Training time, for the schedule of the number of clusters.
 
@@ -183,7 +184,7 @@ class ClusterTable:
         """
         self.last = int(epoch)
         unit = F.normalize(embeddings.float(), dim=-1)
-        number = self._number(epoch, len(unit))
+        number = self._number(epoch, int(unit.any(1).sum()))
         labels = self._cluster(unit, number, self.seed)
         if (labels < 0).all():
             logger.warning(
@@ -319,12 +320,16 @@ class ClusterTable:
         labels = torch.empty(len(unit), dtype=torch.long)
         # a distributed clusterer waits for all processes
         if distributed.rank() == 0 or getattr(clusterer, "distributed", False):
+            # zeros stand for an utterance that cannot be read
+            readable = unit.any(1)
+            unit = unit[readable]
             if noise:
                 unit = _disturbed(unit, noise, seed)
             found = clusterer.fit_predict(unit.numpy())
             # without gaps, whatever numbers the clusterer uses; -1 is noise
             names, found = np.unique(found, return_inverse=True)
-            labels = torch.from_numpy(found - int(names[0] < 0)).long()
+            labels.fill_(-1)
+            labels[readable] = torch.from_numpy(found - int(names[0] < 0))
         return distributed.from_first(labels)
 
     def _describe(self, unit, labels):

@@ -85,6 +85,17 @@ def test_noise_stands_alone():
     assert report["cluster_count"] == 2.0
 
 
+def test_utterances_without_an_embedding_have_no_cluster():
+    """Zeros, as embed_utterances gives for audio that cannot be read."""
+    embeddings = torch.eye(2).repeat(4, 1)
+    embeddings[[0, 5]] = 0.0
+    table = ClusterTable(KMeans(), clusters=2, min_agreement=0.1)
+    table.prepare(8)
+    assert table.refresh(embeddings, epoch=0)["cluster_accepted"] == 1.0
+    assert members(table)[0] == [0] and members(table)[5] == [5]
+    assert members(table)[1] == [1, 3, 7] and members(table)[2] == [2, 4, 6]
+
+
 def test_a_clustering_that_is_not_stable_is_not_taken_over():
     stable = [0, 0, 1, 1, 2, 2]
     table, report = table_of(stable, stable, min_agreement=0.5)

@@ -17,6 +17,7 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
+from speechbrain_ssl.dataio.audio import AudioError
 
 HEADER = "ID,duration,wav,start,stop\n"
 ROWS = [
@@ -206,6 +207,60 @@ def test_dataset_runs_the_pipeline_on_epoch_and_row(tmp_path):
     assert dataset[2]["where"] == ("u2", (0, 2), 2)
     assert dataset[2]["id"] == "u2"
     assert torch.equal(dataset[2]["sig"], torch.arange(2, 13))
+
+
+def with_unreadable(utterances, *unreadable, seed=5):
+    """A dataset in which the audio of some rows cannot be read."""
+
+    @takes("index", "key")
+    @provides("where", "drawn")
+    def draw(index, key):
+        yield index
+        if index in unreadable:
+            raise AudioError(f"Cannot read {index}.wav")
+        yield key
+
+    return UtteranceDataset(
+        utterances, [draw], ["id", "index", "where", "drawn"], seed=seed
+    )
+
+
+def test_an_unreadable_row_is_replaced_by_one_of_seed_epoch_and_row(tmp_path):
+    utterances = many(tmp_path / "train.csv", 50)
+    dataset = with_unreadable(utterances, 3, 4, *range(30, 50))
+    keys = [(epoch, row) for epoch in range(3) for row in range(50)]
+    found = {key: dataset[key] for key in keys}
+    again = {key: dataset[key] for key in reversed(keys)}
+    assert found == again
+    for (epoch, row), sample in found.items():
+        new = sample["index"]
+        assert sample["where"] == new and sample["id"] == f"u{new}"
+        if row in (3, 4) or row >= 30:
+            # the draw of a row in another's place differs from its own
+            assert sample["drawn"] == (epoch, row, new) and new < 30
+            assert sample["unreadable"][f"u{row}"] == f"Cannot read {row}.wav"
+        else:
+            assert sample["drawn"] == (epoch, row)
+            assert new == row and sample["unreadable"] == {}
+    new = [found[epoch, 3]["index"] for epoch in range(3)]
+    assert len({*new, found[0, 4]["index"]}) > 2
+    other = with_unreadable(utterances, *range(30, 50), seed=6)
+    assert any(other[key] != found[key] for key in keys if key[1] >= 30)
+
+
+def test_unreadable_rows_end_in_an_error_that_names_one(tmp_path):
+    utterances = many(tmp_path / "train.csv", 3)
+    with pytest.raises(AudioError, match="None of 11 .*Cannot read ..wav"):
+        with_unreadable(utterances, 0, 1, 2)[0, 1]
+    with pytest.raises(AudioError, match="Cannot read 1.wav"):
+        with_unreadable(utterances, 1, seed=None)[0, 1]
+
+
+def test_a_carriage_return_in_a_name_survives(tmp_path):
+    rows = [("a\rb", 1.0, "$data_root/a\rb.wav", 0, 10)]
+    write_annotation(tmp_path / "train.csv", rows)
+    row = read_annotation(tmp_path / "train.csv", "/x").row(0)
+    assert row["ID"] == "a\rb" and row["wav"] == "/x/a\rb.wav"
 
 
 def test_dataset_without_output_keys_reads_like_speechbrains(path):

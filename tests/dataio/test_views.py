@@ -228,6 +228,25 @@ def test_views_equal_crops_read_one_by_one(tmp_path, extension, rate, seconds):
         assert torch.equal(torch.cat(crops), wanted)
 
 
+def test_an_unreadable_partner_is_replaced_by_the_anchor(ramp, tmp_path):
+    good = {"wav": ramp, "start": 0, "stop": 3 * RATE}
+    bad = {**good, "wav": str(tmp_path / "gone.wav")}
+
+    class Partners:
+        utterances = types.SimpleNamespace(row=[good, bad].__getitem__)
+
+        def __call__(self, key, counts):
+            return [0, 1]
+
+    alone, partnered = ViewSampler(RATE, 2, 1.0), ViewSampler(RATE, 2, 1.0)
+    partnered.partners = Partners()
+    wanted, _ = alone((0, 0), ramp, 0, 3 * RATE)
+    found, _ = partnered((0, 0), ramp, 0, 3 * RATE)
+    assert torch.equal(found, wanted)
+    with pytest.raises(audio.AudioError, match="gone.wav"):
+        partnered((0, 1), bad["wav"], 0, 3 * RATE)
+
+
 @pytest.mark.parametrize("extension", ["wav", "flac"])
 def test_each_file_of_a_sample_is_opened_once(tmp_path, monkeypatch, extension):
     paths = [str(tmp_path / f"{n}.{extension}") for n in range(3)]
