@@ -8,14 +8,15 @@ import sys
 import numpy as np
 import soundfile
 
+from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.testing import check_objective
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/AudioFolder/SSL"
 
 
-def readme_blocks(language):
-    text = (ROOT / "README.md").read_text()
+def readme_blocks(language, folder=ROOT):
+    text = (folder / "README.md").read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
@@ -59,3 +60,45 @@ def test_the_readmes_objective_keeps_the_contract_and_trains(
         env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
     )
     assert (tmp_path / "out/model/embedding_model.ckpt").is_file()
+
+
+class Rows(list):
+    """Utterances."""
+
+    row = list.__getitem__
+
+
+def test_the_readmes_effects_are_applied(tmp_path, monkeypatch):
+    (code,) = [b for b in readme_blocks("python", RECIPE) if "class Clip" in b]
+    (tmp_path / "my_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (yaml,) = [b for b in readme_blocks("yaml", RECIPE) if "my_module" in b]
+    recipe = (RECIPE / "hparams/train_simclr.yaml").read_text()
+    recipe = recipe.replace("    chances: #", f"{yaml}    chances: #")
+    recipe = recipe.replace("- {channel", "- {clip: 0.2}\n        - {channel")
+    (tmp_path / "train.yaml").write_text(recipe)
+    few = "{rir: {simulated: 3}, channel: null, gain: null}"
+    _, _, hparams, _ = load_experiment(
+        [
+            f"{tmp_path}/train.yaml",
+            "--data_folder=x",
+            f"--augmentation={{effects: {few}}}",
+            "--view_sampler={augment_on: workers}",
+        ]
+    )
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 48000)
+    soundfile.write(tmp_path / "a.wav", noise, 16000)
+    sampler, augmentation = hparams["view_sampler"], hparams["augmentation"]
+    row = {"wav": f"{tmp_path}/a.wav", "start": 0, "stop": 48000}
+    sampler.prepare(Rows([row]))
+    assert list(augmentation.effects) == [
+        *("rir", "noise", "clip", "phone", "drop")
+    ]
+    drawn = [
+        dict(zip(augmentation.names, draw.tolist()))
+        for epoch in range(40)
+        for draw in sampler((epoch, 0), *row.values())[1]
+    ]
+    share = sum(draw["clip.on"] for draw in drawn) / len(drawn)
+    assert 0.05 < share < 0.4
+    assert len({draw["drop.seed"] for draw in drawn}) == len(drawn)

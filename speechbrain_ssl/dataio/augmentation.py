@@ -8,34 +8,32 @@ An effect is any object with two methods::
 ``draw`` is called in the loader with a generator that is seeded by
 (seed, epoch, row, view). ``apply`` is called with the parameters of all rows,
 float32 [rows] for each name, in a loader worker or on an accelerator, where it
-should not wait for the device (no ``.item()``, no ``.nonzero()``). An effect
-may also have ``prepare(sample_rate, utterances, rng)``, which is called once
-before the first draw, and ``to(device)``.
+should not wait for the device (no ``.item()``, no ``.nonzero()``).
+
+An effect may have two more methods: ``prepare(sample_rate, utterances, rng)``
+is called once before the first draw, with the training set (or None) and a
+generator for what is made or chosen once; ``to(device)`` before ``apply`` gets
+waveforms of that device.
 """
 
-import logging
+import contextlib
+import copy
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
+import torchaudio
+from speechbrain.augment.time_domain import Resample
+from speechbrain.utils.callchains import lengths_arg_exists
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.checks import checked, interval, number, whole
+from speechbrain_ssl.dataio import banks
 
-logger = logging.getLogger(__name__)
-
-# shorter clips are repeated to this length, so that a view fits into a clip
-CLIP_SECONDS = 10.0
-# hours of training audio for babble, and how many numbers of voices it has
-BABBLE_HOURS, BABBLE_CROWDS = 0.5, 4
-# a file of an RIR is read up to here
-RIR_SECONDS = 10.0
-# a power below this counts as silence
-SILENCE = 1e-10
-# damaged files that a warning names one by one
-NAMED_FILES = 20
+Parameters = Mapping[str, torch.Tensor]
 
 
 class Augmentation:
@@ -179,9 +177,7 @@ class Augmentation:
         return drawn
 
     @torch.no_grad()
-    def apply(
-        self, wavs: torch.Tensor, parameters: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Applies the effects to the rows that drew them.
 
         On a CPU an effect sees only the rows that drew it. On an accelerator
@@ -298,10 +294,9 @@ class Noise:
     """Adds noise, music or babble at a drawn signal-to-noise ratio.
 
     Each view draws one of the sources that there are, all with the same
-    probability. Recordings are kept as 16-bit samples: for noise and for
-    music at most 2 bytes x ``max_hours`` x the sample rate (576 MB each for
-    5 hours at 16 kHz), for babble 2 hours of it (230 MB); twice the sum while
-    they are read.
+    probability. Recordings are kept as 16-bit samples: of noise and of music
+    at most 2 bytes x ``max_hours`` x the sample rate (576 MB each for 5 hours
+    at 16 kHz), of babble 2 hours (230 MB); twice the sum while they are read.
 
     Arguments
     ---------
@@ -318,10 +313,17 @@ class Noise:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a value is out of range.
     """
 
+    @checked(
+        noise_snr=interval(number()),
+        music_snr=interval(number()),
+        babble_snr=interval(number()),
+        babble_voices=interval(whole(1)),
+        max_hours=number(above=0),
+    )
     def __init__(
         self,
         noise_folder: str | None = None,
@@ -334,37 +336,28 @@ class Noise:
     ):
         self.folders = {"noise": noise_folder, "music": music_folder}
         self.snr = {
-            "noise": _range("noise_snr", noise_snr),
-            "music": _range("music_snr", music_snr),
-            "babble": _range("babble_snr", babble_snr),
+            "noise": noise_snr,
+            "music": music_snr,
+            "babble": babble_snr,
         }
-        self.babble_voices = _range("babble_voices", babble_voices, lowest=1)
-        self.max_hours = _positive("max_hours", max_hours)
+        self.babble_voices = babble_voices
+        self.max_hours = max_hours
         self.sources = []
         self.bank = self.spans = None
 
     def prepare(self, sample_rate: int, utterances, rng) -> None:
-        """Reads the folders and mixes the babble.
-
-        Arguments
-        ---------
-        sample_rate : int
-            In Hz.
-        utterances : Utterances
-            The training set; None for no babble.
-        rng : np.random.Generator
-            Chooses files and utterances.
-        """
-        clips = {
-            kind: clips_of_folder(folder, sample_rate, self.max_hours, rng)
-            for kind, folder in self.folders.items()
-            if folder
-        }
+        """Reads the folders and mixes the babble."""
+        clips = {}
+        for kind, folder in self.folders.items():
+            if folder:
+                with _naming(f"{kind}_folder"):
+                    clips[kind] = banks.clips_of_folder(
+                        folder, sample_rate, self.max_hours, rng
+                    )
         if "noise" not in clips:
-            frames = int(CLIP_SECONDS * sample_rate)
-            clips["noise"] = colored_noise(60, frames, sample_rate, rng)
+            clips["noise"] = banks.colored_noise(60, sample_rate, rng)
         if utterances is not None:
-            clips["babble"] = clips_of_babble(
+            clips["babble"] = banks.clips_of_babble(
                 utterances, sample_rate, self.babble_voices, rng
             )
         self.sources = [kind for kind in self.snr if kind in clips]
@@ -372,34 +365,23 @@ class Noise:
         stops = np.cumsum(sizes)
         # first sample and number of samples of each source
         self.spans = torch.tensor(np.stack([stops - sizes, sizes]))
-        self.bank = AudioBank.of_clips(
-            [clip for kind in self.sources for clip in clips.pop(kind)]
+        self.bank = banks.AudioBank.of_clips(
+            [clip for kind in self.sources for clip in clips[kind]]
         )
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the recordings to a device.
-
-        Arguments
-        ---------
-        device : torch.device
-            Where ``apply`` will get its waveforms.
-        """
+        """Moves the recordings to a device."""
         self.bank = self.bank.to(device)
         self.spans = self.spans.to(device)
 
+    def __getstate__(self):
+        """Leaves recordings on an accelerator out: workers only draw then."""
+        moved = self.spans is not None and self.spans.device.type != "cpu"
+        gone = {"bank": None, "spans": None} if moved else {}
+        return {**vars(self), **gone}
+
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws a source, a place in it and a ratio.
-
-        Arguments
-        ---------
-        rng : np.random.Generator
-            Seeded for this view.
-
-        Returns
-        -------
-        dict of str to float
-            ``source`` (its number), ``position`` (in [0, 1]), ``snr`` (dB).
-        """
+        """Draws a source, a place in it (0 to 1) and a ratio in dB."""
         source = int(rng.random() * len(self.sources))
         return {
             "source": source,
@@ -407,28 +389,13 @@ class Noise:
             "snr": rng.uniform(*self.snr[self.sources[source]]),
         }
 
-    def apply(
-        self, wavs: torch.Tensor, parameters: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Adds the noise.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Views [rows, time].
-        parameters : dict of str to torch.Tensor
-            Those of ``draw`` [rows].
-
-        Returns
-        -------
-        torch.Tensor
-            Noisy views [rows, time].
-        """
+    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+        """Adds the noise."""
         first, size = self.spans[:, parameters["source"].long()]
         place = (parameters["position"] * size).long()
         place = first + torch.minimum(place, size - 1)
         noise = self.bank.read(place, wavs.shape[1])
-        ratio = _power(wavs) / _power(noise)
+        ratio = banks.power(wavs) / banks.power(noise)
         scale = ratio.sqrt() * _from_db(-parameters["snr"])
         return wavs + noise * scale[:, None]
 
@@ -439,8 +406,8 @@ class Reverberation:
     The convolution is circular: the reverberation at the start of a view is
     that of its end, as if the speech had begun before. RIRs are kept as
     float32 of half a second (32 kB each at 16 kHz): those that are simulated,
-    and ``max_hours`` of those of the folder (1.2 GB for 5 hours, twice as
-    much while they are read).
+    and at most ``max_hours`` of the folder (1.2 GB for 5 hours at 16 kHz, up
+    to twice as much while they are read).
 
     Arguments
     ---------
@@ -453,92 +420,63 @@ class Reverberation:
 
     Raises
     ------
+    ArgumentError
+        If a value is out of range.
     ValueError
         If there would be no RIR.
     """
 
     seconds = 0.5
 
+    @checked(simulated=whole(0), max_hours=number(above=0))
     def __init__(
         self,
         rir_folder: str | None = None,
         simulated: int = 500,
         max_hours: float = 5.0,
     ):
-        if simulated < 0 or (not simulated and not rir_folder):
+        if not simulated and not rir_folder:
             raise ValueError(
                 f"simulated is {simulated} and rir_folder is {rir_folder}: "
                 "Reverberation needs RIRs of one kind or the other"
             )
         self.rir_folder = rir_folder
         self.simulated = simulated
-        self.max_hours = _positive("max_hours", max_hours)
+        self.max_hours = max_hours
         self.count = 0
         self.rirs = None
 
     def prepare(self, sample_rate: int, utterances, rng) -> None:
-        """Simulates and reads the RIRs.
-
-        Arguments
-        ---------
-        sample_rate : int
-            In Hz.
-        utterances : Utterances
-            Not needed.
-        rng : np.random.Generator
-            Simulates, and chooses files.
-        """
-        rirs = simulate_rirs(self.simulated, sample_rate, rng, self.seconds)
+        """Simulates and reads the RIRs."""
+        rirs = []
         if self.rir_folder:
-            measured = read_rirs(
-                self.rir_folder, sample_rate, self.seconds, self.max_hours, rng
-            )
-            rirs = torch.cat([measured, rirs])
+            limits = (self.seconds, self.max_hours)
+            with _naming("rir_folder"):
+                rirs += banks.read_rirs(
+                    self.rir_folder, sample_rate, *limits, rng
+                )
+        rirs += banks.simulate_rirs(
+            self.simulated, sample_rate, rng, self.seconds
+        )
+        rirs = torch.stack(rirs)
         self.count = len(rirs)
         self.rirs = rirs.share_memory_()
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the RIRs to a device.
-
-        Arguments
-        ---------
-        device : torch.device
-            Where ``apply`` will get its waveforms.
-        """
+        """Moves the RIRs to a device."""
         self.rirs = self.rirs.to(device)
 
+    def __getstate__(self):
+        """Leaves RIRs on an accelerator out: workers only draw then."""
+        moved = self.rirs is not None and self.rirs.device.type != "cpu"
+        return {**vars(self), **({"rirs": None} if moved else {})}
+
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws an RIR.
-
-        Arguments
-        ---------
-        rng : np.random.Generator
-            Seeded for this view.
-
-        Returns
-        -------
-        dict of str to float
-            ``rir``, its number.
-        """
+        """Draws the number of an RIR."""
         return {"rir": int(rng.random() * self.count)}
 
-    def apply(
-        self, wavs: torch.Tensor, parameters: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Convolves.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Views [rows, time].
-        parameters : dict of str to torch.Tensor
-            Those of ``draw`` [rows].
-
-        Returns
-        -------
-        torch.Tensor
-            Reverberated views [rows, time].
-        """
+    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+        """Convolves."""
         frames = wavs.shape[1]
         rirs = self.rirs[parameters["rir"].long(), :frames]
         return _filter(wavs, torch.fft.rfft(rirs, frames))
@@ -548,8 +486,8 @@ class Channel:
     """Gives views the frequency response of a microphone and a line.
 
     The response has a lower and an upper band limit (18 dB per octave
-    beyond), a tilt, and a peak or dip one octave wide somewhere from 200 Hz
-    to 4.5 kHz.
+    beyond), a tilt, and a peak or dip about one octave wide, at 200 Hz to
+    4.5 kHz.
 
     Arguments
     ---------
@@ -564,10 +502,16 @@ class Channel:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a value is out of range.
     """
 
+    @checked(
+        low_cut=interval(number(1)),
+        high_cut=interval(number(0.01, 1)),
+        tilt=interval(number()),
+        peak=interval(number()),
+    )
     def __init__(
         self,
         low_cut: Sequence[float] = (20.0, 400.0),
@@ -575,38 +519,18 @@ class Channel:
         tilt: Sequence[float] = (-4.0, 4.0),
         peak: Sequence[float] = (-8.0, 8.0),
     ):
-        self.low_cut = _range("low_cut", low_cut, lowest=1)
-        self.high_cut = _range("high_cut", high_cut, lowest=0.01)
-        self.tilt = _range("tilt", tilt)
-        self.peak = _range("peak", peak)
+        self.low_cut = low_cut
+        self.high_cut = high_cut
+        self.tilt = tilt
+        self.peak = peak
         self.nyquist = None
 
     def prepare(self, sample_rate: int, utterances, rng) -> None:
-        """Takes the sample rate.
-
-        Arguments
-        ---------
-        sample_rate : int
-            In Hz.
-        utterances, rng : object
-            Not needed.
-        """
+        """Takes the sample rate."""
         self.nyquist = sample_rate / 2
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws a response.
-
-        Arguments
-        ---------
-        rng : np.random.Generator
-            Seeded for this view.
-
-        Returns
-        -------
-        dict of str to float
-            ``low_cut``, ``high_cut`` and ``peak`` in Hz, ``tilt`` in dB per
-            octave, ``peak_gain`` in dB.
-        """
+        """Draws limits and peak in Hz, tilt and gain of the peak in dB."""
         lowest, highest = self.low_cut
         return {
             "low_cut": lowest + (highest - lowest) * rng.random() ** 2,
@@ -616,23 +540,8 @@ class Channel:
             "peak_gain": rng.uniform(*self.peak),
         }
 
-    def apply(
-        self, wavs: torch.Tensor, parameters: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Filters.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Views [rows, time].
-        parameters : dict of str to torch.Tensor
-            Those of ``draw`` [rows].
-
-        Returns
-        -------
-        torch.Tensor
-            Filtered views [rows, time].
-        """
+    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+        """Filters."""
         response = torch.nn.functional.interpolate(
             self._response(parameters)[:, None],
             wavs.shape[1] // 2 + 1,
@@ -665,393 +574,249 @@ class Gain:
     ---------
     db : list of float
         Lowest and highest change in dB.
+
+    Raises
+    ------
+    ArgumentError
+        If a value is out of range.
     """
 
+    @checked(db=interval(number()))
     def __init__(self, db: Sequence[float] = (-10.0, 10.0)):
-        self.db = _range("db", db)
+        self.db = db
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws a change of level.
-
-        Arguments
-        ---------
-        rng : np.random.Generator
-            Seeded for this view.
-
-        Returns
-        -------
-        dict of str to float
-            ``db``.
-        """
+        """Draws a change in dB."""
         return {"db": rng.uniform(*self.db)}
 
-    def apply(
-        self, wavs: torch.Tensor, parameters: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Multiplies.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Views [rows, time].
-        parameters : dict of str to torch.Tensor
-            Those of ``draw`` [rows].
-
-        Returns
-        -------
-        torch.Tensor
-            Louder or softer views [rows, time].
-        """
+    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+        """Multiplies."""
         return wavs * _from_db(parameters["db"])[:, None]
 
 
-class AudioBank(NamedTuple):
-    """Many clips in one tensor, to be read by index on any device.
+class Telephone:
+    """Sends views over a telephone line, and back to their sample rate.
+
+    The line has a band limit, a sample rate of 8 kHz and a level; it clips
+    what is beyond full scale and codes samples in eight bits by the mu-law of
+    ITU-T G.711. Views keep their level.
 
     Arguments
     ---------
-    samples : torch.Tensor
-        All clips one after another, int16 [time].
-    starts : torch.Tensor
-        First sample of each clip, int64 [clips].
-    lengths : torch.Tensor
-        Number of samples of each clip, int64 [clips].
-    """
-
-    samples: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
-
-    @classmethod
-    def of_clips(cls, clips: Sequence[torch.Tensor]) -> "AudioBank":
-        """Joins clips in memory that loader workers share.
-
-        Arguments
-        ---------
-        clips : list of torch.Tensor
-            int16 [time] each.
-
-        Returns
-        -------
-        AudioBank
-            All of them.
-        """
-        lengths = torch.tensor([len(clip) for clip in clips])
-        starts = lengths.cumsum(0) - lengths
-        bank = cls(torch.cat(list(clips)), starts, lengths)
-        for tensor in bank:
-            tensor.share_memory_()
-        return bank
-
-    def read(self, position: torch.Tensor, frames: int) -> torch.Tensor:
-        """Reads segments that start anywhere, each from one clip.
-
-        Arguments
-        ---------
-        position : torch.Tensor
-            First sample of each segment, int64 [rows]; moved back where the
-            clip would end before the segment.
-        frames : int
-            Length of the segments; no clip may be shorter.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 in [-1, 1) [rows, frames].
-        """
-        clip = torch.searchsorted(self.starts, position, right=True) - 1
-        last = self.starts[clip] + self.lengths[clip] - frames
-        # a view of all segments: indexing it copies whole segments
-        segments = self.samples.unfold(0, frames, 1)
-        return segments[torch.minimum(position, last)].float() / 32768
-
-    def to(self, device: torch.device | str) -> "AudioBank":
-        """Copies the bank to another device.
-
-        Arguments
-        ---------
-        device : torch.device
-            Where to read.
-
-        Returns
-        -------
-        AudioBank
-            The same clips.
-        """
-        return AudioBank(*(tensor.to(device) for tensor in self))
-
-
-def clips_of_folder(
-    folder: str, sample_rate: int, max_hours: float, rng: np.random.Generator
-) -> list[torch.Tensor]:
-    """Reads the audio files of a folder, in random order.
-
-    Files that cannot be read, that hold samples that are not finite, or only
-    silence, are left out and named in a warning.
-
-    Arguments
-    ---------
-    folder : str
-        Searched with all its subfolders.
-    sample_rate : int
-        Wanted rate in Hz.
-    max_hours : float
-        Stops reading after so much audio.
-    rng : np.random.Generator
-        Chooses the order of the files.
-
-    Returns
-    -------
-    list of torch.Tensor
-        Clips of ``CLIP_SECONDS`` or more, scaled to a peak of one, int16.
+    low_cut, high_cut : list of float
+        Lowest and highest band limits in Hz.
+    level : list of float
+        Lowest and highest peak of a view in dB relative to full scale: low
+        ones are coded coarsely, those above 0 are clipped.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no audio in the folder.
-    ValueError
-        If no file of it can be used.
+    ArgumentError
+        If a value is out of range.
     """
-    paths, _ = audio.find(folder)
-    rows = [(paths[choice], 0, None) for choice in rng.permutation(len(paths))]
-    frames = int(3600 * max_hours * sample_rate)
-    shortest = int(CLIP_SECONDS * sample_rate)
-    return [
-        _to_int16(_repeat(clip, shortest))
-        for clip in _read_clips(rows, sample_rate, frames, folder)
-    ]
 
+    rate = 8000
 
-def clips_of_babble(
-    utterances,
-    sample_rate: int,
-    voices: Sequence[int],
-    rng: np.random.Generator,
-) -> list[torch.Tensor]:
-    """Mixes random utterances of a training set.
-
-    Arguments
-    ---------
-    utterances : Utterances
-        Rows with ``wav``, ``start`` and ``stop``.
-    sample_rate : int
-        Wanted rate in Hz.
-    voices : list of int
-        Smallest and largest number of utterances that are mixed.
-    rng : np.random.Generator
-        Chooses the utterances.
-
-    Returns
-    -------
-    list of torch.Tensor
-        ``BABBLE_CROWDS`` clips of at most ``BABBLE_HOURS``, with different
-        numbers of voices between the two, int16 [time].
-
-    Raises
-    ------
-    ValueError
-        If no utterance can be used.
-    """
-    frames = int(3600 * BABBLE_HOURS * sample_rate)
-    rows = (
-        (row["wav"], row["start"], row["stop"])
-        for row in map(
-            utterances.row, rng.permutation(len(utterances)).tolist()
-        )
+    @checked(
+        low_cut=interval(number(1, 4000)),
+        high_cut=interval(number(1, 4000)),
+        level=interval(number()),
     )
-    equally_loud = [
-        clip * _power(clip).rsqrt()
-        for clip in _read_clips(rows, sample_rate, frames, "babble")
-    ]
-    speech = _repeat(torch.cat(equally_loud), int(CLIP_SECONDS * sample_rate))
-    crowds = np.linspace(*voices, BABBLE_CROWDS).round().astype(int)
-    return [
-        _to_int16(sum(speech.roll(int(shift)) for shift in shifts))
-        for shifts in (rng.integers(0, len(speech), n) for n in crowds)
-    ]
+    def __init__(
+        self,
+        low_cut: Sequence[float] = (50.0, 350.0),
+        high_cut: Sequence[float] = (3000.0, 3800.0),
+        level: Sequence[float] = (-35.0, 6.0),
+    ):
+        self.low_cut = low_cut
+        self.high_cut = high_cut
+        self.level = level
+        self.sample_rate = None
 
+    def prepare(self, sample_rate: int, utterances, rng) -> None:
+        """Takes the sample rate."""
+        self.sample_rate = sample_rate
 
-def colored_noise(
-    count: int, frames: int, sample_rate: int, rng: np.random.Generator
-) -> list[torch.Tensor]:
-    """Makes noise whose power falls with frequency and whose level varies.
+    def draw(self, rng: np.random.Generator) -> dict[str, float]:
+        """Draws band limits in Hz and a level in dB."""
+        return {
+            "low_cut": rng.uniform(*self.low_cut),
+            "high_cut": rng.uniform(*self.high_cut),
+            "level": rng.uniform(*self.level),
+        }
 
-    Arguments
-    ---------
-    count : int
-        Number of clips.
-    frames : int
-        Samples of each.
-    sample_rate : int
-        In Hz.
-    rng : np.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    list of torch.Tensor
-        Clips from white to brown noise, int16 [frames].
-    """
-    hertz = np.arange(1, frames // 2 + 1) * sample_rate / frames
-    # flat below 50 Hz: else most of the power would be inaudible
-    frequency = np.maximum(hertz, 50.0)
-    clips = []
-    for slope in rng.uniform(0.0, 2.0, count):
-        phase = rng.uniform(0, 2 * np.pi, len(frequency))
-        spectrum = frequency ** (-slope / 2) * np.exp(1j * phase)
-        noise = np.fft.irfft(np.r_[0, spectrum], frames)
-        knots = rng.uniform(0.3, 1.0, 8)
-        level = np.interp(np.linspace(0, 7, frames), np.arange(8), knots)
-        noise = torch.from_numpy((noise * level).astype(np.float32))
-        clips.append(_to_int16(noise))
-    return clips
-
-
-def simulate_rirs(
-    count: int,
-    sample_rate: int,
-    rng: np.random.Generator,
-    seconds: float = 0.5,
-) -> torch.Tensor:
-    """Simulates room impulse responses.
-
-    Polack's statistical model: a direct sound, some early reflections, and
-    noise that decays exponentially, faster at high frequencies (J.-D. Polack,
-    "La transmission de l'énergie sonore dans les salles", 1988).
-
-    Arguments
-    ---------
-    count : int
-        Number of RIRs.
-    sample_rate : int
-        In Hz.
-    rng : np.random.Generator
-        Source of randomness.
-    seconds : float
-        Length of the RIRs.
-
-    Returns
-    -------
-    torch.Tensor
-        RIRs of unit energy [count, seconds * sample_rate].
-    """
-    frames = int(seconds * sample_rate)
-    time = np.arange(frames) / sample_rate
-    decay = np.exp(rng.uniform(np.log(0.1), np.log(0.9), (count, 1)))
-    noise = rng.standard_normal((count, frames))
-    bright = np.diff(noise, axis=1, prepend=0.0) / 2
-    # -60 dB after the reverberation time; high frequencies decay faster
-    damping = rng.uniform(0.3, 0.9, (count, 1))
-    late = (noise - bright) * 10 ** (-3 * time / decay)
-    late += bright * 10 ** (-3 * time / (decay * damping))
-    early = noise * (rng.random((count, frames)) < 60 / sample_rate)
-    early = early * (time < 0.05) * 10 ** (-3 * time / decay)
-    late /= np.sqrt((late**2).sum(1, keepdims=True))
-    early /= np.sqrt((early**2).sum(1, keepdims=True)) + 1e-6
-    direct_db, early_db = rng.uniform(-3, 12, (2, count, 1))
-    rirs = late + early * 10 ** ((early_db - 6) / 20)
-    rirs[:, 0] = 10 ** (direct_db[:, 0] / 20)
-    rirs /= np.sqrt((rirs**2).sum(1, keepdims=True))
-    return torch.from_numpy(rirs.astype(np.float32))
-
-
-def read_rirs(
-    folder: str,
-    sample_rate: int,
-    seconds: float,
-    max_hours: float,
-    rng: np.random.Generator,
-) -> torch.Tensor:
-    """Reads measured RIRs.
-
-    Files that cannot be read, that hold samples that are not finite, or only
-    silence, are left out and named in a warning.
-
-    Arguments
-    ---------
-    folder : str
-        Searched with all its subfolders.
-    sample_rate : int
-        Wanted rate in Hz.
-    seconds : float
-        RIRs are cut or padded to this length, from the direct sound on.
-    max_hours : float
-        Of RIRs to keep, taken from random files.
-    rng : np.random.Generator
-        Chooses the files when there are too many.
-
-    Returns
-    -------
-    torch.Tensor
-        RIRs of unit energy [files, seconds * sample_rate].
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no audio in the folder.
-    ValueError
-        If no file of it can be used.
-    """
-    frames = int(seconds * sample_rate)
-    paths, _ = audio.find(folder)
-    most = max(1, int(3600 * max_hours * sample_rate / frames))
-    if len(paths) > most:
-        chosen = np.sort(rng.choice(len(paths), most, replace=False))
-        paths = [paths[choice] for choice in chosen]
-    rirs = []
-    rows = [(path, 0, None) for path in paths]
-    for rir in _read_clips(rows, sample_rate, None, folder):
-        rir = rir[rir.abs().argmax() :][:frames]
-        rir = torch.nn.functional.pad(rir, (0, frames - len(rir)))
-        rirs.append(rir / rir.norm())
-    return torch.stack(rirs)
-
-
-def _read_clips(rows, sample_rate, frames, what):
-    """Reads usable clips, names the others in a warning.
-
-    ``rows`` are (path, start, stop). At most ``frames`` are read of all clips
-    together or, if None, ``RIR_SECONDS`` of each.
-    """
-    left, bad, count = frames, {}, 0
-    for row in tqdm(rows, f"Reading {what}", unit=" clips", disable=None):
-        most = RIR_SECONDS if frames is None else left / sample_rate
-        try:
-            clip = _read_clip(*row, sample_rate, most)
-        except audio.AudioError as error:
-            bad[row[0]] = str(error)
-            continue
-        count += 1
-        yield clip
-        if frames is not None:
-            left -= len(clip)
-            if left <= 0:
-                break
-    reasons = [reason for _, reason in zip(range(NAMED_FILES), bad.values())]
-    if not count:
-        raise ValueError(
-            f"Augmentation cannot use any of the {len(bad)} audio files of "
-            f"{what}: " + "; ".join(reasons)
+    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+        """Limits the band, resamples, clips and codes."""
+        frames = wavs.shape[1]
+        narrow = min(frames, round(frames * self.rate / self.sample_rate))
+        bins = torch.arange(narrow // 2 + 1, device=wavs.device)
+        hertz = bins * self.sample_rate / frames
+        low, high = (parameters[n][:, None] for n in ("low_cut", "high_cut"))
+        # Butterworth filters of order 4 and 12
+        band = (1 + (low / hertz.clamp(min=1)) ** 8).rsqrt()
+        band = band * (1 + (hertz / high) ** 24).rsqrt()
+        spectrum = torch.fft.rfft(wavs)[:, : len(bins)] * band
+        line = torch.fft.irfft(spectrum, narrow) * (narrow / frames)
+        peak = line.abs().amax(1, keepdim=True).clamp(min=1e-6)
+        gain = _from_db(parameters["level"])[:, None] / peak
+        code = torchaudio.functional.mu_law_encoding(
+            (line * gain).clamp(-1, 1), 256
         )
-    if bad:
-        more = len(bad) - len(reasons)
-        logger.warning(
-            f"Augmentation leaves out {len(bad)} audio files of {what}: "
-            + "; ".join(reasons)
-            + (f"; and {more} more" if more else "")
+        line = torchaudio.functional.mu_law_decoding(code, 256) / gain
+        return torch.fft.irfft(torch.fft.rfft(line), frames) * (frames / narrow)
+
+
+class SpeechBrainAugment:
+    """Makes an effect of a module of ``speechbrain.augment``.
+
+    Any module that takes waveforms [rows, time] fits: ``DropFreq``,
+    ``AddNoise``, ``CodecAugment`` and so on, or an ``Augmenter`` of them.
+
+    Most of these modules draw once for a whole batch, from the global random
+    generators, and read noise in the same order on each pass. Therefore each
+    row goes through the module alone, under a seed that is the only parameter
+    drawn: a view depends on (seed, epoch, row, view) as with other effects.
+    That costs time for each row, and waits on an accelerator: use
+    ``augment_on: workers``. What else to know:
+
+    * A result of another length (``SpeedPerturb``) is cut, or repeated from
+      its start.
+    * An ``Augmenter`` must not enlarge the batch: no ``concat_original``,
+      ``parallel_augment`` or ``repeat_augment`` above 1.
+    * ``AddNoise`` reads whole files. Shorter ones than the view need
+      ``pad_noise: True``; without it the rest of the view stays clean.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The module.
+
+    Example
+    -------
+    >>> from speechbrain.augment.time_domain import DropFreq
+    >>> effect = SpeechBrainAugment(DropFreq())
+    >>> draw = effect.draw(np.random.default_rng(0))
+    >>> effect.apply(torch.randn(1, 8000), stack_draws([draw])).shape
+    torch.Size([1, 8000])
+    """
+
+    def __init__(self, module: torch.nn.Module):
+        self.module = module
+        self.takes_lengths = lengths_arg_exists(module.forward)
+        self.readers = None
+
+    def prepare(self, sample_rate: int, utterances, rng) -> None:
+        """Checks the module's sample rate, and tries it on noise.
+
+        Arguments
+        ---------
+        sample_rate : int
+            In Hz.
+        utterances : Utterances
+            Not needed.
+        rng : np.random.Generator
+            Not needed.
+
+        Raises
+        ------
+        ValueError
+            If the module was made for another rate.
+        """
+        for module in _parts(self.module):
+            for name in ("sample_rate", "clean_sample_rate", "orig_freq"):
+                rate = getattr(module, name, sample_rate)
+                # resamplers inside belong to files of another rate
+                if rate != sample_rate and not isinstance(module, Resample):
+                    raise ValueError(
+                        f"{type(module).__name__} has {name}={rate}, but the "
+                        f"views have {sample_rate} Hz"
+                    )
+        # a copy: what a module opens at its first call cannot be pickled
+        trial = SpeechBrainAugment(copy.deepcopy(self.module))
+        trial.apply(torch.randn(1, sample_rate), {"seed": torch.zeros(1)})
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the module to a device."""
+        for module in _parts(self.module):
+            module.to(device)
+
+    def draw(self, rng: np.random.Generator) -> dict[str, float]:
+        """Draws a seed that float32 holds exactly."""
+        return {"seed": int(rng.integers(2**24))}
+
+    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+        """Sends each row through the module under its seed."""
+        seeds = parameters["seed"].long().tolist()
+        return torch.cat(
+            [self._row(wavs[i : i + 1], seed) for i, seed in enumerate(seeds)]
         )
 
+    def _row(self, wav, seed):
+        """One row [1, time] through the module."""
+        devices = [wav.device] if wav.device.type == "cuda" else []
+        states = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices):
+            if self.readers is None:
+                self._call(wav)
+                self.readers = list(_readers(self.module))
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            for reader, name in self.readers:
+                # a new pass over the files, in the order of this seed
+                reader.data_loader.sampler.set_epoch(seed)
+                setattr(reader, name, iter(reader.data_loader))
+            # some modules remember what they drew
+            before = [(m, dict(vars(m))) for m in _parts(self.module)]
+            out = self._call(wav)
+            for module, attributes in before:
+                vars(module).clear()
+                vars(module).update(attributes)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if out.dim() != 2 or len(out) != 1:
+            raise ValueError(
+                f"{type(self.module).__name__} turned one waveform of shape "
+                f"{list(wav.shape)} into {list(out.shape)}; it must give one "
+                "waveform [1, time] (an Augmenter: without concat_original "
+                "and parallel_augment)"
+            )
+        frames = wav.shape[1]
+        return out.repeat(1, -(-frames // out.shape[1]))[:, :frames]
 
-def _read_clip(path, start, stop, sample_rate, seconds):
-    """One clip, if it can be used; else an error that names it."""
-    with audio.open(path) as file:
-        stop = file.frames if stop is None else stop
-        most = start + math.ceil(seconds * file.rate)
-        samples = torch.from_numpy(file.read(start, min(stop, most)))
-    clip = audio.resample(samples, file.rate, sample_rate)
-    if _power(clip) <= SILENCE:
-        raise audio.AudioError(f"{path} holds only silence")
-    return clip
+    def _call(self, wav):
+        """The module's waveforms."""
+        lengths = torch.ones(1, device=wav.device)
+        arguments = (wav, lengths) if self.takes_lengths else (wav,)
+        out = self.module(*arguments)
+        return out[0] if isinstance(out, tuple) else out
+
+
+def _parts(module):
+    """A module and those inside; an Augmenter does not register its own."""
+    for part in module.modules():
+        yield part
+        inside = getattr(part, "augmentations", None)
+        if isinstance(inside, Mapping):
+            for inner in inside.values():
+                yield from _parts(inner)
+
+
+def _readers(module):
+    """Modules that read files, and the attribute with their iterator."""
+    for part in _parts(module):
+        for name, value in vars(part).items():
+            if isinstance(value, _BaseDataLoaderIter):
+                yield part, name
+
+
+@contextlib.contextmanager
+def _naming(key):
+    """Puts the key of a folder in front of what is wrong with it."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def _filter(wavs, response):
@@ -1059,45 +824,6 @@ def _filter(wavs, response):
     return torch.fft.irfft(torch.fft.rfft(wavs) * response, wavs.shape[1])
 
 
-def _power(wavs):
-    """Mean square of waveforms [..., time]."""
-    return wavs.square().mean(-1).clamp(min=SILENCE)
-
-
 def _from_db(db):
     """Decibels to amplitude."""
     return 10 ** (db / 20)
-
-
-def _repeat(clip, min_frames):
-    """Repeats a clip until it has the length."""
-    return clip.repeat(max(1, -(-min_frames // len(clip))))
-
-
-def _to_int16(clip):
-    """Scales a clip to full range."""
-    peak = clip.abs().max().clamp(min=1e-6)
-    return (clip / peak * 32767).round().to(torch.int16)
-
-
-def _range(name, limits, lowest=-math.inf):
-    """Checks a pair of numbers, the smaller one first."""
-    try:
-        first, second = limits
-        fits = lowest <= first <= second < math.inf
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        above = "" if lowest == -math.inf else f" from {lowest} on"
-        raise ValueError(
-            f"{name} must be two numbers{above}, the smaller one first; got "
-            f"{limits!r}"
-        )
-    return first, second
-
-
-def _positive(name, value):
-    """Checks a positive number."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number; got {value!r}")
-    return value

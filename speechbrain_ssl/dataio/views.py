@@ -143,13 +143,13 @@ class ViewSampler:
         anchor = (wav, start, stop)
         sources = self._sources(key, anchor)
         try:
-            views = self._clean_views(key, sources)
+            views = self._cut_views(key, sources)
         except audio.AudioError:
             # a partner that cannot be read is replaced by the anchor
             alone = [anchor] * len(sources)
             if sources == alone:
                 raise
-            views = self._clean_views(key, alone)
+            views = self._cut_views(key, alone)
         draws = self._draws(key)
         if self.augment_on == "workers":
             views = self._augment(views, draws[None])
@@ -252,7 +252,7 @@ class ViewSampler:
             augmented.append(view)
         return augmented
 
-    def _clean_views(self, key, sources):
+    def _cut_views(self, key, sources):
         """Global and local segments, [count, frames] each."""
         rng = np.random.default_rng((self.seed, *key, POSITIONS))
         speed = self.speeds[self._speed(rng)]
@@ -285,7 +285,8 @@ class ViewSampler:
             )
             for view in range(count)
         ]
-        return torch.tensor([list(draw.values()) for draw in draws])
+        # SpeechBrain's batches need a column at least
+        return torch.tensor([list(draw.values()) or [0.0] for draw in draws])
 
     def _sources(self, key, anchor):
         """File, start and stop of what each view is cut from."""

@@ -142,6 +142,9 @@ class Branch(torch.nn.Module):
     head : torch.nn.Module
         Embeddings [batch, emb_dim] to projections [batch, proj_dim]; the
         identity by default.
+    erasing : torch.nn.Module
+        Applied to normalised features in training, such as RandomErasing;
+        None: nothing. It is not part of an exported model.
 
     Example
     -------
@@ -157,13 +160,19 @@ class Branch(torch.nn.Module):
     """
 
     def __init__(
-        self, compute_features, mean_var_norm, embedding_model, head=None
+        self,
+        compute_features,
+        mean_var_norm,
+        embedding_model,
+        head=None,
+        erasing=None,
     ):
         super().__init__()
         self.compute_features = compute_features
         self.mean_var_norm = mean_var_norm
         self.embedding_model = embedding_model
         self.head = torch.nn.Identity() if head is None else head
+        self.erasing = torch.nn.Identity() if erasing is None else erasing
 
     def forward(self, views):
         """Encodes views, in the order given.
@@ -206,7 +215,7 @@ class Branch(torch.nn.Module):
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs), device=wavs.device)
         feats = self.mean_var_norm(self.compute_features(wavs), wav_lens)
-        embedding = self.embedding_model(feats, wav_lens)
+        embedding = self.embedding_model(self.erasing(feats), wav_lens)
         # [batch, 1, emb_dim] from ECAPA and x-vectors, [batch, emb_dim] from
         # SpeechBrain's ResNet
         return embedding.flatten(1)

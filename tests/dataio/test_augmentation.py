@@ -1,25 +1,47 @@
 """Augmentation: each row its own draw, at the ratio drawn, the same anywhere."""
 
+import csv
 import logging
+import pickle
+import random
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from speechbrain.augment.augmenter import Augmenter
+from speechbrain.augment.codec import CodecAugment
+from speechbrain.augment.time_domain import (
+    AddNoise,
+    AddReverb,
+    DoClip,
+    DropChunk,
+    DropFreq,
+    SpeedPerturb,
+)
+from torch.overrides import TorchFunctionMode
 
-from speechbrain_ssl.dataio import augmentation as a
+from speechbrain_ssl.dataio import banks as a
 from speechbrain_ssl.dataio.augmentation import (
-    AudioBank,
     Augmentation,
     Channel,
     Gain,
     Noise,
     Reverberation,
+    SpeechBrainAugment,
+    Telephone,
     stack_draws,
 )
 
 RATE = 16000
 NOTHING = {"tilt": 0.0, "peak": 1000.0, "peak_gain": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def few_noises(monkeypatch):
+    """Six clips of colored noise instead of sixty."""
+    make = a.colored_noise
+    monkeypatch.setattr(a, "colored_noise", lambda n, *rest: make(6, *rest))
 
 
 def prepared(effect, utterances=None):
@@ -270,7 +292,7 @@ def test_each_source_is_read_where_it_lies():
     noise = prepared(Noise())
     signs = torch.tensor([1, -1, 1, -1], dtype=torch.int16)
     clips = [signs.repeat_interleave(2 << i).repeat(99) for i in range(3)]
-    noise.bank = AudioBank.of_clips(clips)
+    noise.bank = a.AudioBank.of_clips(clips)
     ends = torch.tensor([len(clip) for clip in clips]).cumsum(0).tolist()
     noise.spans = torch.tensor([[0, ends[0]], [ends[0], ends[2] - ends[0]]])
     changes = []
@@ -289,9 +311,9 @@ def test_of_too_many_measured_rirs_some_are_read(tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", rir, RATE, subtype="FLOAT")
     settings = {"sample_rate": RATE, "seconds": 0.01, "rng": rng}
     everyone = a.read_rirs(tmp_path, max_hours=1.0, **settings)
-    assert everyone.shape == (6, 160)
+    assert [len(rir) for rir in everyone] == 6 * [160]
     some = a.read_rirs(tmp_path, max_hours=3 * 160 / RATE / 3600, **settings)
-    echoes = (some[:, 100] / some[:, 0]).tolist()
+    echoes = [(rir[100] / rir[0]).item() for rir in some]
     assert len(echoes) == 3
     # different ones of those there are
     places = [round(10 * echo) for echo in echoes]
@@ -300,7 +322,7 @@ def test_of_too_many_measured_rirs_some_are_read(tmp_path):
 
 def test_a_segment_never_leaves_its_clip():
     clips = [torch.full((6,), 7), torch.tensor([1, 4, 1, 4])]
-    bank = AudioBank.of_clips([clip.to(torch.int16) for clip in clips])
+    bank = a.AudioBank.of_clips([clip.to(torch.int16) for clip in clips])
     read = 32768 * bank.read(torch.tensor([0, 5, 7, 9]), 3)
     assert read.tolist() == [[7, 7, 7], [7, 7, 7], [4, 1, 4], [4, 1, 4]]
 
@@ -362,7 +384,7 @@ def test_a_damaged_file_is_left_out_and_named(tmp_path, caplog, kind, use):
     def made():
         rng = np.random.default_rng(0)
         if use == "rir":
-            return a.read_rirs(tmp_path, RATE, 0.5, 1.0, rng)
+            return torch.stack(a.read_rirs(tmp_path, RATE, 0.5, 1.0, rng))
         if use == "babble":
             rows = Rows(*sorted(tmp_path.iterdir()))
             return torch.stack(a.clips_of_babble(rows, RATE, (3, 8), rng))
@@ -410,7 +432,7 @@ def test_a_long_file_is_read_up_to_what_is_kept(tmp_path):
         (lambda: Noise(max_hours=0), "max_hours"),
         (lambda: Reverberation(simulated=0), "rir_folder"),
         (lambda: Channel(high_cut=[1.0, 0.5]), "high_cut"),
-        (lambda: Gain(["a", "b"]), "db must be two numbers"),
+        (lambda: Gain(["a", "b"]), "db must be a pair"),
     ],
 )
 def test_wrong_settings_are_refused(make, complaint):
@@ -420,8 +442,13 @@ def test_wrong_settings_are_refused(make, complaint):
 
 def test_missing_and_empty_folders_are_named(tmp_path):
     for folder in (tmp_path / "none", tmp_path):
-        for effect in (Noise(str(folder)), Reverberation(str(folder))):
-            with pytest.raises(FileNotFoundError, match=str(folder)):
+        for key, effect in {
+            "noise_folder": Noise(str(folder)),
+            "music_folder": Noise(music_folder=str(folder)),
+            "rir_folder": Reverberation(str(folder)),
+        }.items():
+            message = f"^{key}: .*{folder}"
+            with pytest.raises(FileNotFoundError, match=message):
                 prepared(effect)
 
 
@@ -464,3 +491,153 @@ def test_a_wrong_effect_is_named():
     made.prepare(RATE)
     with pytest.raises(ValueError, match="same parameters"):
         draws_of(made, 20)
+
+
+ALL = {"phone": Telephone()}
+HALF = [{"rir": 0.5}, {"noise": 0.5}, {"channel": 0.5}, {"phone": 0.5}]
+
+
+def test_effects_do_not_wait_for_the_device():
+    """Meta tensors have no values: whatever needs one raises."""
+    made = everything(HALF, **ALL).to("meta")
+    draws = stack_draws(draws_of(made, 4))
+    draws = {name: draw.to("meta") for name, draw in draws.items()}
+    out = made.apply(torch.empty(4, 12001, device="meta"), draws)
+    assert out.shape == (4, 12001) and out.dtype == torch.float32
+
+
+class OnAccelerator(TorchFunctionMode):
+    """Tensors say that they are on an accelerator; all else stays."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.device.__get__:
+            return torch.device("cuda")
+        kwargs = dict(kwargs or {})
+        kwargs.pop("device", None)
+        return func(*args, **kwargs)
+
+
+def test_an_accelerator_gives_what_a_cpu_gives():
+    made = everything(HALF, **ALL)
+    wavs, draws = speech(24), stack_draws(draws_of(made, 24))
+    expected = made.apply(wavs, draws)
+    with OnAccelerator():
+        found = made.apply(wavs, draws)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_workers_that_only_draw_get_no_recordings():
+    made = everything()
+    expected = draws_of(made, 3)
+    whole = pickle.loads(pickle.dumps(made))
+    assert len(whole.effects["noise"].bank.samples) == 960_000
+    assert whole.effects["rir"].rirs.shape == (6, 8000)
+    bytes_ = pickle.dumps(made.to("meta"))
+    assert len(bytes_) < 10_000
+    assert draws_of(pickle.loads(bytes_), 3) == expected
+
+
+def test_a_telephone_limits_the_band_and_keeps_the_level():
+    wavs = speech(1, 16000)
+    line = {"low_cut": 300.0, "high_cut": 3400.0, "level": -1.0}
+    out = apply(prepared(Telephone()), wavs, **line)
+    before, after = (torch.fft.rfft(w)[0].abs() for w in (wavs, out))
+    gain = after / before
+    assert gain[600:3000].mean() == pytest.approx(1.0, abs=0.05)
+    assert after[4001:].max() < 1e-3 * after.max()
+    assert gain[3700:3900].mean() < 0.45 and gain[100:150].mean() < 0.1
+
+
+@pytest.mark.parametrize("level, ratio", [(-1, 36), (-70, 10), (12, 6)])
+def test_a_telephone_codes_soft_speech_coarsely_and_clips_loud(level, ratio):
+    time = torch.arange(RATE) / RATE
+    tone = 0.3 * torch.sin(2 * np.pi * 1000 * time)[None]
+    line = {"low_cut": 50.0, "high_cut": 3800.0, "level": level}
+    out = apply(prepared(Telephone()), tone, **line)
+    noise = out - tone
+    found = 10 * torch.log10(tone.square().mean() / noise.square().mean())
+    assert found.item() == pytest.approx(ratio, abs=6)
+    assert (out.abs().max() < 0.12) == (level > 0)
+
+
+def test_telephone_speech_of_8_khz_stays_at_8_khz():
+    phone = Telephone()
+    phone.prepare(8000, None, None)
+    wavs = speech(2, 8001)
+    line = {"low_cut": 50.0, "high_cut": 3800.0, "level": -1.0}
+    out = apply(phone, wavs, **line)
+    assert out.shape == wavs.shape
+    gain = torch.fft.rfft(out)[0].abs() / torch.fft.rfft(wavs)[0].abs()
+    assert gain[300:3000].mean() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.fixture
+def noise_csv(tmp_path):
+    """Five noises of different level in SpeechBrain's CSV."""
+    path = tmp_path / "noise.csv"
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ID", "duration", "wav", "wav_format", "wav_opts"])
+        rng = np.random.default_rng(0)
+        for i in range(5):
+            noise = rng.uniform(-0.5, 0.5, RATE)
+            soundfile.write(tmp_path / f"{i}.wav", noise, RATE)
+            rows.writerow([i, 1.0, tmp_path / f"{i}.wav", "wav", ""])
+    return str(path)
+
+
+MODULES = {
+    "DropFreq": lambda noises: DropFreq(),
+    "DropChunk": lambda noises: DropChunk(),
+    "DoClip": lambda noises: DoClip(0.05, 0.3),
+    "SpeedPerturb": lambda noises: SpeedPerturb(RATE, [70, 130]),
+    "CodecAugment": lambda noises: CodecAugment(RATE),
+    "AddNoise": lambda noises: AddNoise(noises, snr_low=0, snr_high=15),
+    "AddReverb": lambda noises: AddReverb(noises),
+    "Augmenter": lambda noises: Augmenter(
+        min_augmentations=1,
+        max_augmentations=2,
+        shuffle_augmentations=True,
+        augment_prob=0.9,
+        augmentations=[DropFreq(), AddNoise(noises, pad_noise=True), DoClip()],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_speechbrains_modules_fit_in_and_depend_on_the_draw_only(
+    noise_csv, name
+):
+    def made():
+        effect = SpeechBrainAugment(MODULES[name](noise_csv))
+        effect = Augmentation({"theirs": effect})
+        effect.prepare(RATE)
+        return pickle.loads(pickle.dumps(effect))
+
+    wavs = speech(1).repeat(12, 1)
+    first, second = made(), made()
+    draws = stack_draws(draws_of(first, 12))
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[2]
+    out = first.apply(wavs, draws)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[2] == states[2]
+    assert out.shape == wavs.shape
+    assert len({row.norm().item() for row in out}) > 1
+    # in another process, in another order, after other calls
+    second.apply(speech(3), stack_draws(draws_of(first, 3, seed=9)))
+    order = torch.randperm(12)
+    again = second.apply(wavs[order], {k: v[order] for k, v in draws.items()})
+    assert torch.equal(again, out[order])
+
+
+def test_a_module_of_another_rate_or_shape_is_refused(noise_csv):
+    noise = AddNoise(noise_csv, clean_sample_rate=8000)
+    for module in (noise, Augmenter(augmentations=[noise])):
+        with pytest.raises(ValueError, match="clean_sample_rate=8000"):
+            prepared(SpeechBrainAugment(module))
+    doubled = Augmenter(concat_original=True, augmentations=[DropFreq()])
+    with pytest.raises(ValueError, match="concat_original"):
+        prepared(SpeechBrainAugment(doubled))
+    with pytest.raises(ValueError, match="adapter SpeechBrainAugment"):
+        Augmentation({"theirs": DropFreq()})

@@ -296,3 +296,17 @@ def test_a_speed_is_rounded_to_rates_that_are_cheap_to_resample(
     assert views[0][0, -50:].abs().max() > 0.3
     pitch = torch.fft.rfft(views[0][0]).abs().argmax().item()
     assert pitch == pytest.approx(1000 * speed, abs=5)
+
+
+@pytest.mark.parametrize("augment_on", ["workers", "device"])
+def test_an_augmentation_without_effects_is_none(ramp, augment_on):
+    augmentation = Augmentation({})
+    augmentation.prepare(RATE)
+    settings = (RATE, 2, 1.0)
+    sampler = ViewSampler(
+        *settings, augmentation=augmentation, augment_on=augment_on
+    )
+    views, draws = sampler((0, 0), ramp, 0, 3 * RATE)
+    plain, _ = ViewSampler(*settings)((0, 0), ramp, 0, 3 * RATE)
+    assert torch.equal(sampler.augment(views[None], draws[None])[0], plain)
+    assert draws.shape == (2, 1)  # SpeechBrain cannot batch an empty axis

@@ -1,0 +1,401 @@
+"""Recordings and RIRs that augmentation draws from, in memory."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.dataio import audio
+
+logger = logging.getLogger(__name__)
+
+# shorter clips are repeated to this length, so that a view fits into a clip
+CLIP_SECONDS = 10.0
+# hours of training audio for babble, and how many numbers of voices it has
+BABBLE_HOURS, BABBLE_CROWDS = 0.5, 4
+# a file of an RIR is read up to here
+RIR_SECONDS = 10.0
+# a power below this counts as silence
+SILENCE = 1e-10
+# files left out that a warning names one by one
+NAMED_FILES = 20
+
+
+class AudioBank(NamedTuple):
+    """Many clips in one tensor, to be read by index on any device.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        All clips one after another, int16 [time].
+    starts : torch.Tensor
+        First sample of each clip, int64 [clips].
+    lengths : torch.Tensor
+        Number of samples of each clip, int64 [clips].
+    """
+
+    samples: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def of_clips(cls, clips: Sequence[torch.Tensor]) -> "AudioBank":
+        """Joins clips in memory that loader workers share.
+
+        Arguments
+        ---------
+        clips : list of torch.Tensor
+            int16 [time] each.
+
+        Returns
+        -------
+        AudioBank
+            All of them.
+        """
+        lengths = torch.tensor([len(clip) for clip in clips])
+        starts = lengths.cumsum(0) - lengths
+        bank = cls(torch.cat(list(clips)), starts, lengths)
+        for tensor in bank:
+            tensor.share_memory_()
+        return bank
+
+    def read(self, position: torch.Tensor, frames: int) -> torch.Tensor:
+        """Reads segments that start anywhere, each from one clip.
+
+        Arguments
+        ---------
+        position : torch.Tensor
+            First sample of each segment, int64 [rows]; moved back where the
+            clip would end before the segment.
+        frames : int
+            Length of the segments; no clip may be shorter.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 in [-1, 1) [rows, frames].
+        """
+        clip = torch.searchsorted(self.starts, position, right=True) - 1
+        last = self.starts[clip] + self.lengths[clip] - frames
+        # a view of all segments: indexing it copies whole segments
+        segments = self.samples.unfold(0, frames, 1)
+        return segments[torch.minimum(position, last)].float() / 32768
+
+    def to(self, device: torch.device | str) -> "AudioBank":
+        """Copies the bank to another device.
+
+        Arguments
+        ---------
+        device : torch.device
+            Where to read.
+
+        Returns
+        -------
+        AudioBank
+            The same clips.
+        """
+        return AudioBank(*(tensor.to(device) for tensor in self))
+
+
+def clips_of_folder(
+    folder: str, sample_rate: int, max_hours: float, rng: np.random.Generator
+) -> list[torch.Tensor]:
+    """Reads the audio files of a folder, in random order.
+
+    Files that cannot be read, that hold samples that are not finite, or only
+    silence, are left out and named in a warning.
+
+    Arguments
+    ---------
+    folder : str
+        Searched with all its subfolders.
+    sample_rate : int
+        Wanted rate in Hz.
+    max_hours : float
+        Stops reading after so much audio.
+    rng : np.random.Generator
+        Chooses the order of the files.
+
+    Returns
+    -------
+    list of torch.Tensor
+        Clips of ``CLIP_SECONDS`` or more, scaled to a peak of one, int16.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no audio in the folder.
+    ValueError
+        If no file of it can be used.
+    """
+    paths, _ = audio.find(folder)
+    rows = [(paths[choice], 0, None) for choice in rng.permutation(len(paths))]
+    frames = int(3600 * max_hours * sample_rate)
+    shortest = int(CLIP_SECONDS * sample_rate)
+    return [
+        _to_int16(_repeat(clip, shortest))
+        for clip in _read_clips(rows, sample_rate, frames, folder)
+    ]
+
+
+def clips_of_babble(
+    utterances,
+    sample_rate: int,
+    voices: Sequence[int],
+    rng: np.random.Generator,
+) -> list[torch.Tensor]:
+    """Mixes random utterances of a training set.
+
+    Arguments
+    ---------
+    utterances : Utterances
+        Rows with ``wav``, ``start`` and ``stop``.
+    sample_rate : int
+        Wanted rate in Hz.
+    voices : list of int
+        Smallest and largest number of utterances that are mixed.
+    rng : np.random.Generator
+        Chooses the utterances.
+
+    Returns
+    -------
+    list of torch.Tensor
+        ``BABBLE_CROWDS`` clips of at most ``BABBLE_HOURS``, with different
+        numbers of voices between the two, int16 [time].
+
+    Raises
+    ------
+    ValueError
+        If no utterance can be used.
+    """
+    frames = int(3600 * BABBLE_HOURS * sample_rate)
+    rows = (
+        (row["wav"], row["start"], row["stop"])
+        for row in map(
+            utterances.row, rng.permutation(len(utterances)).tolist()
+        )
+    )
+    equally_loud = [
+        clip * power(clip).rsqrt()
+        for clip in _read_clips(rows, sample_rate, frames, "babble")
+    ]
+    speech = _repeat(torch.cat(equally_loud), int(CLIP_SECONDS * sample_rate))
+    crowds = np.linspace(*voices, BABBLE_CROWDS).round().astype(int)
+    return [
+        _to_int16(sum(speech.roll(int(shift)) for shift in shifts))
+        for shifts in (rng.integers(0, len(speech), n) for n in crowds)
+    ]
+
+
+def colored_noise(
+    count: int, sample_rate: int, rng: np.random.Generator
+) -> list[torch.Tensor]:
+    """Makes noise whose power falls with frequency and whose level varies.
+
+    Arguments
+    ---------
+    count : int
+        Number of clips.
+    sample_rate : int
+        In Hz.
+    rng : np.random.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    list of torch.Tensor
+        Clips of ``CLIP_SECONDS``, from white to brown noise, int16 [time].
+    """
+    frames = int(CLIP_SECONDS * sample_rate)
+    hertz = np.arange(1, frames // 2 + 1) * sample_rate / frames
+    # flat below 50 Hz: else most of the power would be inaudible
+    frequency = np.maximum(hertz, 50.0)
+    clips = []
+    for slope in rng.uniform(0.0, 2.0, count):
+        phase = rng.uniform(0, 2 * np.pi, len(frequency))
+        spectrum = frequency ** (-slope / 2) * np.exp(1j * phase)
+        noise = np.fft.irfft(np.r_[0, spectrum], frames)
+        knots = rng.uniform(0.3, 1.0, 8)
+        level = np.interp(np.linspace(0, 7, frames), np.arange(8), knots)
+        noise = torch.from_numpy((noise * level).astype(np.float32))
+        clips.append(_to_int16(noise))
+    return clips
+
+
+def simulate_rirs(
+    count: int,
+    sample_rate: int,
+    rng: np.random.Generator,
+    seconds: float = 0.5,
+) -> torch.Tensor:
+    """Simulates room impulse responses.
+
+    Polack's statistical model: a direct sound, some early reflections, and
+    noise that decays exponentially, faster at high frequencies (J.-D. Polack,
+    "La transmission de l'énergie sonore dans les salles", 1988).
+
+    Arguments
+    ---------
+    count : int
+        Number of RIRs.
+    sample_rate : int
+        In Hz.
+    rng : np.random.Generator
+        Source of randomness.
+    seconds : float
+        Length of the RIRs.
+
+    Returns
+    -------
+    torch.Tensor
+        RIRs of unit energy [count, seconds * sample_rate].
+    """
+    frames = int(seconds * sample_rate)
+    time = np.arange(frames) / sample_rate
+    decay = np.exp(rng.uniform(np.log(0.1), np.log(0.9), (count, 1)))
+    noise = rng.standard_normal((count, frames))
+    bright = np.diff(noise, axis=1, prepend=0.0) / 2
+    # -60 dB after the reverberation time; high frequencies decay faster
+    damping = rng.uniform(0.3, 0.9, (count, 1))
+    late = (noise - bright) * 10 ** (-3 * time / decay)
+    late += bright * 10 ** (-3 * time / (decay * damping))
+    early = noise * (rng.random((count, frames)) < 60 / sample_rate)
+    early = early * (time < 0.05) * 10 ** (-3 * time / decay)
+    late /= np.sqrt((late**2).sum(1, keepdims=True))
+    early /= np.sqrt((early**2).sum(1, keepdims=True)) + 1e-6
+    direct_db, early_db = rng.uniform(-3, 12, (2, count, 1))
+    rirs = late + early * 10 ** ((early_db - 6) / 20)
+    rirs[:, 0] = 10 ** (direct_db[:, 0] / 20)
+    rirs /= np.sqrt((rirs**2).sum(1, keepdims=True))
+    return torch.from_numpy(rirs.astype(np.float32))
+
+
+def read_rirs(
+    folder: str,
+    sample_rate: int,
+    seconds: float,
+    max_hours: float,
+    rng: np.random.Generator,
+) -> list[torch.Tensor]:
+    """Reads measured RIRs.
+
+    Files that cannot be read, that hold samples that are not finite, or only
+    silence, are left out and named in a warning.
+
+    Arguments
+    ---------
+    folder : str
+        Searched with all its subfolders.
+    sample_rate : int
+        Wanted rate in Hz.
+    seconds : float
+        RIRs are cut or padded to this length, from the direct sound on.
+    max_hours : float
+        Of RIRs to keep, taken from random files.
+    rng : np.random.Generator
+        Chooses the files when there are too many.
+
+    Returns
+    -------
+    list of torch.Tensor
+        RIRs of unit energy [seconds * sample_rate].
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no audio in the folder.
+    ValueError
+        If no file of it can be used.
+    """
+    frames = int(seconds * sample_rate)
+    paths, _ = audio.find(folder)
+    most = max(1, int(3600 * max_hours * sample_rate / frames))
+    if len(paths) > most:
+        chosen = np.sort(rng.choice(len(paths), most, replace=False))
+        paths = [paths[choice] for choice in chosen]
+    rirs = []
+    rows = [(path, 0, None) for path in paths]
+    for rir in _read_clips(rows, sample_rate, None, folder):
+        rir = rir[rir.abs().argmax() :][:frames]
+        rir = torch.nn.functional.pad(rir, (0, frames - len(rir)))
+        rirs.append(rir / rir.norm())
+    return rirs
+
+
+def _read_clips(rows, sample_rate, frames, what):
+    """Reads usable clips, names the others in a warning.
+
+    ``rows`` are (path, start, stop). At most ``frames`` are read of all clips
+    together or, if None, ``RIR_SECONDS`` of each.
+    """
+    left, bad, count = frames, {}, 0
+    for row in tqdm(rows, f"Reading {what}", unit=" clips", disable=None):
+        most = RIR_SECONDS if frames is None else left / sample_rate
+        try:
+            clip = _read_clip(*row, sample_rate, most)
+        except audio.AudioError as error:
+            bad[row[0]] = str(error)
+            continue
+        count += 1
+        yield clip
+        if frames is not None:
+            left -= len(clip)
+            if left <= 0:
+                break
+    reasons = [reason for _, reason in zip(range(NAMED_FILES), bad.values())]
+    if not count:
+        raise ValueError(
+            f"Augmentation cannot use any of the {len(bad)} audio files of "
+            f"{what}: " + "; ".join(reasons)
+        )
+    if bad and distributed.rank() == 0:
+        more = len(bad) - len(reasons)
+        logger.warning(
+            f"Augmentation leaves out {len(bad)} audio files of {what}: "
+            + "; ".join(reasons)
+            + (f"; and {more} more" if more else "")
+        )
+
+
+def _read_clip(path, start, stop, sample_rate, seconds):
+    """One clip, if it can be used; else an error that names it."""
+    with audio.open(path) as file:
+        stop = file.frames if stop is None else stop
+        most = start + math.ceil(seconds * file.rate)
+        samples = torch.from_numpy(file.read(start, min(stop, most)))
+    clip = audio.resample(samples, file.rate, sample_rate)
+    if power(clip) <= SILENCE:
+        raise audio.AudioError(f"{path} holds only silence")
+    return clip
+
+
+def power(wavs: torch.Tensor) -> torch.Tensor:
+    """Mean square of waveforms, at least ``SILENCE``.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Waveforms [..., time].
+
+    Returns
+    -------
+    torch.Tensor
+        Their power [...].
+    """
+    return wavs.square().mean(-1).clamp(min=SILENCE)
+
+
+def _repeat(clip, min_frames):
+    """Repeats a clip until it has the length."""
+    return clip.repeat(max(1, -(-min_frames // len(clip))))
+
+
+def _to_int16(clip):
+    """Scales a clip to full range."""
+    peak = clip.abs().max().clamp(min=1e-6)
+    return (clip / peak * 32767).round().to(torch.int16)
