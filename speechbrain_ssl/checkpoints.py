@@ -246,6 +246,9 @@ class AtomicCheckpointer(Checkpointer):
                 " Decorate its class with register_checkpoint_hooks, or give"
                 " the checkpointer a custom_save_hook for it."
             )
+        is_default = hook is DEFAULT_SAVE_HOOKS[torch.nn.Module]
+        if is_default and not obj.state_dict():
+            return _save_nothing  # SpeechBrain's hook warns at each save
         return hook
 
     def _complete(self, staging, name, meta, end_of_epoch):
@@ -684,6 +687,12 @@ def average_of_last(checkpointer, name, count):
             f"{count}: {where} has no more. Keep more of them (num_to_keep)."
         )
     return _average(checkpoint.paramfiles[name] for checkpoint in chosen)
+
+
+@main_process_only
+def _save_nothing(module, path):
+    """Saves a module that has neither parameters nor buffers."""
+    torch.save({}, path)
 
 
 class _Attempt:

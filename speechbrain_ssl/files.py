@@ -5,12 +5,18 @@ that continues earlier work compares its settings with ``same_or_refuse``.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import socket
+import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import IO, Any
+
+logger = logging.getLogger(__name__)
 
 SHOWN_DIFFERENCES, SHOWN_CHARACTERS = 8, 70
 ABSENT = object()
@@ -110,6 +116,61 @@ def hash_of(*parts: str | os.PathLike | bytes) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def occupy(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps other processes out of a folder until the block ends.
+
+    The lock is one of the operating system (POSIX ``fcntl``): it goes with the
+    process, however that ends, and child processes do not inherit it. Hosts
+    that share a disk see each other's locks if its file system has them (NFS
+    with a lock service does); else a warning says that there is no lock.
+
+    Arguments
+    ---------
+    folder : str
+        The folder; it is made. ``.lock`` in it names the process.
+
+    Raises
+    ------
+    ValueError
+        If another process occupies it; the message names process and host.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, ".lock")
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                logger.warning(
+                    "%s cannot be locked (%s): make sure that no other "
+                    "process works in it.",
+                    folder,
+                    error,
+                )
+            else:
+                file.seek(0)
+                raise ValueError(
+                    f"{os.path.abspath(folder)} is in use by "
+                    f"{file.read() or 'another process'}. Wait until it ends, "
+                    "or name another output_folder."
+                ) from error
+        _replace_text(
+            file,
+            f"process {os.getpid()} on host {socket.gethostname()} "
+            f"since {time.strftime('%Y-%m-%d %H:%M:%S')}",
+        )
+        yield
+        _replace_text(file, "")
+
+
+def _replace_text(file, text):
+    """Replaces the content of an open file; a full disk leaves it empty."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), text.encode())
+
+
 def read_json(
     path: str | os.PathLike,
     advice: str = "Restore it from a copy, or delete it and run the command "
@@ -143,6 +204,39 @@ def read_json(
                 f"{path} is damaged: expected JSON, found {size} bytes that "
                 f"are not ({error}). {advice}"
             ) from error
+
+
+def read_jsonl(path: str | os.PathLike) -> list:
+    """Reads a log with one JSON value on each line.
+
+    A line that is not JSON, such as the end of a log whose writer was killed,
+    is left out, with a warning that names it.
+
+    Arguments
+    ---------
+    path : str
+        The log; a missing one has no lines.
+
+    Returns
+    -------
+    list
+        The values.
+    """
+    values = []
+    if not os.path.exists(path):
+        return values
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                values.append(json.loads(line))
+            except ValueError:
+                logger.warning(
+                    "%s, line %d is damaged and left out: %.40r",
+                    path,
+                    number,
+                    line,
+                )
+    return values
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

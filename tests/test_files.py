@@ -2,7 +2,10 @@
 
 import errno
 import hashlib
+import multiprocessing
 import os
+import signal
+import socket
 import threading
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from speechbrain_ssl import files
 from speechbrain_ssl.files import (
     hash_of,
+    occupy,
     read_json,
     refuse_changes,
     same_or_refuse,
@@ -161,3 +165,60 @@ def test_a_key_that_may_change_is_recorded_anew(tmp_path):
 def test_many_differences_are_counted():
     with pytest.raises(ValueError, match="and 12 more"):
         refuse_changes({}, dict.fromkeys("abcdefghijklmnopqrst", 1))
+
+
+def holder(folder, connection):
+    """Occupies a folder until it is told to end."""
+    with occupy(folder):
+        connection.send(os.getpid())
+        connection.recv()
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that occupies a folder, and the connection to it."""
+    mine, its = multiprocessing.Pipe()
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=holder, args=(tmp_path, its))
+    process.start()
+    mine.recv()
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_second_process_is_refused_and_told_the_first(other, tmp_path):
+    expected = f"process {other.pid} on host {socket.gethostname()} since"
+    with pytest.raises(ValueError, match=expected), occupy(tmp_path):
+        pass
+
+
+def test_killed_process_leaves_no_lock(other, tmp_path):
+    other.kill()
+    other.join()
+    with occupy(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+
+
+def test_child_of_a_killed_process_does_not_keep_the_lock(tmp_path):
+    child, its = multiprocessing.Pipe()
+    if not (first := os.fork()):
+        with occupy(tmp_path):
+            if not os.fork():  # as a loader's worker
+                child.recv()
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(first, 0)
+    with occupy(tmp_path):
+        its.send(None)
+
+
+def test_file_system_without_locks_gives_a_warning(
+    tmp_path, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    with occupy(tmp_path):
+        assert "cannot be locked" in caplog.text

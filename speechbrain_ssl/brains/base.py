@@ -1,8 +1,10 @@
 """What the training loops of both stages share."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import time
 
 import speechbrain as sb
@@ -14,9 +16,11 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.brains.unreadable import UnreadableUtterances
 from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.files import read_jsonl, write_whole
 from speechbrain_ssl.nnet.parameters import clip_gradients, parameter_groups
 from speechbrain_ssl.nnet.schedules import at
 from speechbrain_ssl.random_states import RandomStates
+from speechbrain_ssl.script import Interrupted, stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +28,16 @@ logger = logging.getLogger(__name__)
 PATIENCE = 20
 # what --compile compiles; objectives keep queues and say more than a loss
 NETWORKS = ("student", "teacher", "encoder")
+# statistics in the line that the console shows for each epoch
+SUMMARY = {
+    "loss": "loss {:.3f}",
+    "accuracy": "accuracy {:.3f}",
+    "trusted": "{:.0%} selected",
+    "EER": "EER {:.2f} %",
+    "effective_rank": "effective rank {:.1f}",
+    "lr": "learning rate {:.2g}",
+    "views_per_second": "{:.0f} views/s",
+}
 # halvings that bring a scaler of fp16 from its start to where it cannot help
 HALVINGS = 24
 
@@ -84,6 +98,7 @@ class SpeakerBrain(sb.Brain):
         self.buffers_before = []
         self.training_seconds = 0.0
         self.train_stats = {}
+        self.epoch_log = EpochLog(log)
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("random", self.random_states)
 
@@ -353,9 +368,36 @@ class SpeakerBrain(sb.Brain):
         last = self._window()[-1]
         if self.step != last or last == self.steps_per_epoch:
             return False
-        return super()._should_save_intra_epoch_ckpt(
+        self.stopping = self._stop_requested()
+        if self.stopping and self.checkpointer is None:
+            self._stop("ended without a checkpoint.")
+        return self.stopping or super()._should_save_intra_epoch_ckpt(
             last_ckpt_time, steps_since_ckpt
         )
+
+    def _save_intra_epoch_ckpt(self):
+        """Saves inside an epoch; ends there if a signal asks for it."""
+        failed = self.checkpointer.failed_saves
+        super()._save_intra_epoch_ckpt()
+        if self.stopping:
+            self._stop_after_save(failed)
+
+    def _stop_requested(self):
+        """Whether any process received a signal; the same in all of them."""
+        unasked = torch.tensor(stop_requested() is None, device=self.device)
+        return not distributed.everywhere(unasked)
+
+    def _stop_after_save(self, failed):
+        """Ends the process; ``failed`` saves had failed before this one."""
+        if self.checkpointer.failed_saves > failed:
+            self._stop("the checkpoint could not be saved; see the log.")
+        epoch, step = self.hparams.epoch_counter.current, self.step
+        place = f"step {step} of epoch {epoch}" if step else f"epoch {epoch}"
+        self._stop(f"saved after {place}; the same command goes on from there.")
+
+    def _stop(self, text):
+        """Ends the process as the signal asks."""
+        raise Interrupted(stop_requested() or signal.SIGTERM, text)
 
     def note(self, stats):
         """Adds scalars of a batch to those of the epoch.
@@ -401,8 +443,12 @@ class SpeakerBrain(sb.Brain):
         self._log(epoch, valid_stats, warnings)
         # SpeechBrain resets these after this hook; a checkpoint needs it now
         self.step, self.avg_train_loss = 0, 0.0
-        if self.checkpointer is not None:
-            self._keep(epoch, valid_stats)
+        if self.checkpointer is None:
+            return
+        failed = self.checkpointer.failed_saves
+        self._keep(epoch, valid_stats)
+        if self._stop_requested():
+            self._stop_after_save(failed)
 
     def describe_epoch(self, seconds):
         """Adds speed and signs of collapse to ``train_stats``.
@@ -472,10 +518,13 @@ class SpeakerBrain(sb.Brain):
             keep_recent=True,
             min_keys=best_by,
             ckpt_predicate=lambda c: c.meta["end-of-epoch"],
+            verbosity=logging.DEBUG,
         )
         # ... and goes where its epoch has been saved
         self.checkpointer.delete_checkpoints(
-            num_to_keep=0, ckpt_predicate=self._is_superseded
+            num_to_keep=0,
+            ckpt_predicate=self._is_superseded,
+            verbosity=logging.DEBUG,
         )
 
     def _is_superseded(self, checkpoint):
@@ -487,11 +536,11 @@ class SpeakerBrain(sb.Brain):
         )
 
     def _log(self, epoch, valid_stats, warnings):
-        """Writes the epoch to the loggers and to ``train_log.jsonl``."""
-        for train_logger in self.hparams.train_loggers:
-            train_logger.log_stats(
-                {"epoch": epoch}, self.train_stats, valid_stats or None
-            )
+        """Writes the epoch to the loggers and to ``train_log.jsonl``.
+
+        A full disk does not end the training: what cannot be written now is
+        written with the next epoch.
+        """
         record = {
             "epoch": epoch,
             "step": self.optimizer_step,
@@ -500,13 +549,30 @@ class SpeakerBrain(sb.Brain):
             "valid": valid_stats,
             "warnings": warnings,
         }
+        for train_logger in self.hparams.train_loggers:
+            with writing("a log of training"):
+                train_logger.log_stats(
+                    {"epoch": epoch},
+                    self.train_stats,
+                    valid_stats or None,
+                    verbose=False,
+                )
         if sb.utils.distributed.if_main_process():
+            logger.info(self._summary(record))
             for warning in warnings:
                 logger.warning(warning)
-            write_epoch(
-                os.path.join(self.hparams.output_folder, "train_log.jsonl"),
-                record,
-            )
+            self.epoch_log.write(record)
+
+    def _summary(self, record):
+        """One line about an epoch."""
+        stats = {**record["train"], **record["valid"]}
+        shown = [
+            text.format(stats[name])
+            for name, text in SUMMARY.items()
+            if name in stats
+        ]
+        limit = self.hparams.epoch_counter.limit
+        return f"epoch {record['epoch']} of {limit}: {', '.join(shown)}"
 
     @sb.utils.checkpoints.mark_as_saver
     def _save(self, path):
@@ -550,24 +616,63 @@ class SpeakerBrain(sb.Brain):
             )
 
 
-def write_epoch(path, record):
-    """Adds a line of JSON to a log, replacing epochs that are done again.
+class EpochLog:
+    """A log with a line of JSON for each epoch.
+
+    A record that cannot be written, because the disk is full, is kept and
+    written with the next one. Epochs that are done again replace their lines.
 
     Arguments
     ---------
     path : str
         The log; made if it is not there.
-    record : dict
-        With ``epoch``.
+
+    Example
+    -------
+    >>> log = EpochLog(getfixture("tmp_path") / "log.jsonl")
+    >>> for epoch in (1, 2, 1):
+    ...     log.write({"epoch": epoch})
+    >>> read_jsonl(log.path)
+    [{'epoch': 1}]
     """
-    lines = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as log:
-            lines = [
-                line
-                for line in log
-                if json.loads(line)["epoch"] < record["epoch"]
-            ]
-    with open(path + ".part", "w", encoding="utf-8") as log:
-        log.writelines([*lines, json.dumps(record) + "\n"])
-    os.replace(path + ".part", path)
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+        self.waiting = []
+
+    def write(self, record: dict) -> None:
+        """Adds a record.
+
+        Arguments
+        ---------
+        record : dict
+            With ``epoch``.
+        """
+        self.waiting.append(record)
+        with writing(self.path):
+            records = read_jsonl(self.path)
+            for new in self.waiting:
+                records = [
+                    x
+                    for x in records
+                    if isinstance(x, dict) and x.get("epoch", 0) < new["epoch"]
+                ]
+                records.append(new)
+            with write_whole(self.path) as log:
+                log.writelines(json.dumps(x) + "\n" for x in records)
+            self.waiting = []
+
+
+@contextlib.contextmanager
+def writing(what):
+    """Logs an error instead of ending the training, as of a full disk.
+
+    Arguments
+    ---------
+    what : str
+        What is written, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.error("Cannot write %s: %s. Training goes on.", what, error)

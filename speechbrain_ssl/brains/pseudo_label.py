@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.brains.base import SpeakerBrain, write_epoch
+from speechbrain_ssl.brains.base import EpochLog, SpeakerBrain, writing
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
@@ -37,6 +37,9 @@ class PseudoLabelBrain(SpeakerBrain):
         super().__init__(*args, **kwargs)
         self.labels = labels
         self.decisions = Decisions(torch.from_numpy(labels.classes))
+        self.gate_log = EpochLog(
+            os.path.join(self.hparams.output_folder, "gate.jsonl")
+        )
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("decisions", self.decisions)
 
@@ -179,7 +182,7 @@ class PseudoLabelBrain(SpeakerBrain):
             "histogram": self.decisions.histogram(),
             **self.decisions.shares(),
         }
-        write_epoch(os.path.join(folder, "gate.jsonl"), record)
-        self.decisions.write_csv(
-            os.path.join(folder, "decisions.csv"), self.labels.utterances.ids()
-        )
+        self.gate_log.write(record)
+        path = os.path.join(folder, "decisions.csv")
+        with writing(path):
+            self.decisions.write_csv(path, self.labels.utterances.ids())

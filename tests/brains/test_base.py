@@ -1,8 +1,11 @@
 """The loop that both stages share, on a run small enough to repeat."""
 
+import errno
 import functools
 import logging
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from speechbrain_ssl.brains import base
 from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.objectives.simclr import SimCLR
+from speechbrain_ssl.script import defer_signals, run_script
 from tests.brains import tiny
 from tests.brains.tiny import records, run
 
@@ -77,6 +81,98 @@ def test_a_run_killed_at_the_end_of_an_epoch_ends_with_the_same_bits(
     found = tiny.state_of(second)
     for name, value in tiny.state_of(whole).items():
         assert torch.equal(value, found[name]), name
+
+
+class Signalled(Watching):
+    """Gets a signal in a step."""
+
+    signal_at = None
+
+    def on_fit_batch_start(self, batch, should_step):
+        super().on_fit_batch_start(batch, should_step)
+        if self.optimizer_step + 1 == self.signal_at:
+            os.kill(os.getpid(), self.hparams.signal)
+
+
+@pytest.mark.parametrize(
+    "signal_at, number, place",
+    [
+        (1, signal.SIGTERM, "step 1 of epoch 1"),
+        (4, signal.SIGINT, "epoch 1"),
+        (7, signal.SIGTERM, "step 3 of epoch 2"),
+    ],
+)
+def test_signal_saves_and_the_run_goes_on_with_the_same_bits(
+    corpus, tmp_path, signal_at, number, place, monkeypatch
+):
+    settings = {"encoder": tiny.ecapa, "signal": number}
+    whole = run(corpus, tmp_path / "whole", **settings, brain_class=Watching)
+    parts = str(tmp_path / "parts")
+    first = tiny.make_brain(corpus, parts, **settings, brain_class=Signalled)
+    first.signal_at = signal_at
+
+    def train(argv):
+        with defer_signals():
+            tiny.fit(first)
+
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    handler = signal.getsignal(number)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_script(train)
+    finally:
+        signal.signal(number, handler)
+    assert end.value.code == 128 + number
+    assert f"saved after {place}; the same command" in end.value.text
+    second = run(corpus, parts, **settings, brain_class=Watching)
+    expected, found = tiny.state_of(whole), tiny.state_of(second)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    assert second.optimizer_step == whole.optimizer_step == 8
+
+
+def test_full_disk_ends_no_training_and_loses_no_record(
+    corpus, tmp_path, monkeypatch, caplog
+):
+    written = base.write_whole
+
+    def refuse_once(path, *mode):
+        monkeypatch.setattr(base, "write_whole", written)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    class FullLogger:
+        def log_stats(self, *stats, verbose):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(base, "write_whole", refuse_once)
+    run(corpus, tmp_path, epochs=3, train_loggers=[FullLogger()])
+    assert [record["epoch"] for record in records(tmp_path)] == [1, 2, 3]
+    assert "No space left on device: '" in caplog.text
+    assert caplog.text.count("Training goes on") == 4
+
+
+def test_half_written_line_of_the_log_is_left_out(corpus, tmp_path, caplog):
+    run(corpus, tmp_path, epochs=2)
+    path = tmp_path / "train_log.jsonl"
+    path.write_text(path.read_text()[:-30])
+    run(corpus, tmp_path, epochs=3)
+    assert [record["epoch"] for record in records(tmp_path)] == [1, 3]
+    assert "train_log.jsonl, line 2 is damaged" in caplog.text
+
+
+def test_each_epoch_is_one_short_line(corpus, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run(corpus, tmp_path, epochs=2, objective=SimCLR())
+    lines = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.INFO
+    ]
+    shown = [line for line in lines if line.startswith("epoch ")]
+    assert len(shown) == 2 and shown[0].startswith("epoch 1 of 2: loss ")
+    assert max(map(len, shown)) < 120
+    for word in ("Saved", "Saving", "Deleted"):
+        assert not [line for line in lines if word in line]
 
 
 def test_a_run_that_has_all_its_steps_can_be_started_again(corpus, tmp_path):

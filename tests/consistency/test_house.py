@@ -20,6 +20,7 @@ FLOORS = [
     ("checkpoints", 1),
     ("random_states", 1),
     ("options", 1),
+    ("script", 1),
     ("runtime", 0),
     ("evaluation/verification", 3),
     ("stages", 3),

@@ -18,7 +18,6 @@ import os
 import platform
 import shlex
 import statistics
-import sys
 import tempfile
 import time
 
@@ -32,6 +31,7 @@ from speechbrain_ssl.inference import load_encoder, suggest_threshold
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.report.page import write_report
 from speechbrain_ssl.runtime import keep_memory
+from speechbrain_ssl.script import run_script
 from synthesize_voices import synthesize_voices
 
 import speechbrain as sb
@@ -343,9 +343,4 @@ def _write_json(path, content):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ImportError, OSError, ValueError) as error:
-        # log.txt of the output folder has the traceback
-        logger.debug("Stopped", exc_info=True)
-        sys.exit(f"demo.py: {error}")
+    run_script(main)

@@ -33,7 +33,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 
 from speechbrain_ssl.help import answer_help
 
@@ -59,6 +58,7 @@ from speechbrain_ssl.pseudo_labels.labels import (
     write_labels,
 )
 from speechbrain_ssl.report.clusters import PAGE_NAME, write_clusters
+from speechbrain_ssl.script import run_script
 
 import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
@@ -457,9 +457,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-        distributed.leave()
-    except (ImportError, OSError, ValueError) as error:
-        logger.debug("Stopped", exc_info=True)
-        sys.exit(f"make_pseudo_labels.py: {error}")
+    run_script(main)

@@ -19,7 +19,6 @@ speakers or trials, if given, are read for these alone. Run options
 import json
 import logging
 import os
-import signal
 import sys
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ from speechbrain_ssl.options import (
 from speechbrain_ssl.pseudo_labels import labels
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash
 from speechbrain_ssl.report import rounds
+from speechbrain_ssl.script import run_script
 from speechbrain_ssl.stages import only_job, run_command, run_stage
 
 logger = logging.getLogger(__name__)
@@ -302,10 +302,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    # the running stage is ended, too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_rounds.py: ended"))
-    try:
-        main(sys.argv[1:])
-    except (ImportError, OSError, ValueError) as error:
-        logger.debug("Stopped", exc_info=True)
-        sys.exit(f"run_rounds.py: {error}")
+    run_script(main)

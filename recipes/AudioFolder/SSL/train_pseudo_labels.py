@@ -18,7 +18,6 @@ import importlib.util
 import json
 import logging
 import os
-import sys
 
 from speechbrain_ssl.help import answer_help
 
@@ -39,6 +38,7 @@ from speechbrain_ssl.pseudo_labels.labels import (
 )
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.runtime import keep_memory
+from speechbrain_ssl.script import run_script
 from train_ssl import check_rules, choose_checkpoint, export_model, views_of
 
 import speechbrain as sb
@@ -298,10 +298,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-        distributed.leave()
-    except (OSError, ValueError) as error:
-        # log.txt of the output folder has the traceback
-        logger.debug("Stopped", exc_info=True)
-        sys.exit(f"train_pseudo_labels.py: {error}")
+    run_script(main)

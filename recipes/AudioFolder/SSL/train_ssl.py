@@ -45,6 +45,7 @@ from speechbrain_ssl.inference import (
 from speechbrain_ssl.nnet.schedules import at
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.runtime import keep_memory
+from speechbrain_ssl.script import run_script
 
 import speechbrain as sb
 
@@ -426,10 +427,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-        distributed.leave()
-    except (OSError, ValueError) as error:
-        # log.txt of the output folder has the traceback
-        logger.debug("Stopped", exc_info=True)
-        sys.exit(f"train_ssl.py: {error}")
+    run_script(main)

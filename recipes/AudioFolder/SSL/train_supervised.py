@@ -23,7 +23,6 @@ if __name__ == "__main__":
 import numpy as np
 import train_pseudo_labels
 from audio_folder_prepare import prepare_audio_folder
-from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of, read_json, refuse_changes
 from speechbrain_ssl.options import OptionsError, load_experiment
@@ -35,6 +34,7 @@ from speechbrain_ssl.pseudo_labels.labels import (
     write_labels,
 )
 from speechbrain_ssl.runtime import keep_memory
+from speechbrain_ssl.script import run_script
 from train_ssl import is_resumed
 
 import speechbrain as sb
@@ -198,10 +198,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-        distributed.leave()
-    except (OSError, ValueError) as error:
-        # log.txt of the output folder has the traceback
-        logger.debug("Stopped", exc_info=True)
-        sys.exit(f"train_supervised.py: {error}")
+    run_script(main)

@@ -27,7 +27,6 @@ import concurrent.futures
 import importlib.util
 import logging
 import os
-import sys
 from typing import NamedTuple
 
 from speechbrain_ssl.help import answer_help
@@ -59,6 +58,7 @@ from speechbrain_ssl.pseudo_labels.extract import (
     load,
 )
 from speechbrain_ssl.pseudo_labels.labels import read_labels
+from speechbrain_ssl.script import run_script
 
 from speechbrain.utils.distributed import infer_device
 
@@ -559,7 +559,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (OSError, ValueError) as error:
-        sys.exit(f"verify.py: {error}")
+    run_script(main)

@@ -1,0 +1,186 @@
+"""How a script ends: with one line and a stated exit code.
+
+========= ==================================================================
+exit code
+========= ==================================================================
+0         everything is done
+1         an error; one line says which. The traceback is in log.txt, and is
+          printed where the fault is in code outside of this package
+130, 143  SIGINT (Ctrl-C) or SIGTERM; a training has saved a checkpoint
+========= ==================================================================
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import signal
+import sys
+import sysconfig
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+from speechbrain_ssl import distributed
+
+logger = logging.getLogger(__name__)
+
+EXPECTED = (ImportError, OSError, ValueError)
+LIBRARIES = {"site-packages", "dist-packages"}
+# A launcher hands a signal on that the terminal has sent as well.
+REPEAT_SECONDS = 3.0
+
+
+class _Signals:
+    """Signals that this process received while a training deferred them."""
+
+    owner = None  # forked loader workers inherit the handler, not the duty
+    deferred = False
+    received = None
+    since = 0.0
+
+
+class Interrupted(SystemExit):
+    """A signal asks the process to end.
+
+    Arguments
+    ---------
+    number : int
+        The signal.
+    text : str
+        What the user must know.
+    """
+
+    def __init__(self, number: int, text: str = ""):
+        super().__init__(128 + number)
+        self.text = f"{signal.Signals(number).name}: {text or 'ended.'}"
+
+
+def run_script(main: Callable, argv: list[str] | None = None) -> None:
+    """Runs a script's main function and ends the process.
+
+    Arguments
+    ---------
+    main : Callable
+        Takes the arguments of the command line.
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    name = os.path.basename(sys.argv[0])
+    _Signals.owner = os.getpid()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _on_signal)
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+        distributed.leave()
+    except Interrupted as end:
+        _say(f"{name}: {end.text}")
+        raise
+    except RuntimeError as error:
+        # a signal to the whole group also ends the loader's workers
+        if _Signals.received is None or "DataLoader worker" not in str(error):
+            raise
+        end = Interrupted(_Signals.received, "ended before a checkpoint.")
+        _say(f"{name}: {end.text}")
+        raise end from None
+    except EXPECTED as error:
+        logger.debug("Stopped", exc_info=True)
+        if comes_from_users_code(error):
+            raise
+        _say(f"{name}: {error}")
+        sys.exit(1)
+
+
+def _say(text):
+    """Prints a line, once for all processes."""
+    if distributed.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def defer_signals() -> Iterator[None]:
+    """Lets a training finish its step and save before a signal ends it.
+
+    Within the block a signal is noted, see ``stop_requested``; the same signal
+    some seconds later ends the process at once.
+
+    Raises
+    ------
+    Interrupted
+        At the end of the block, if a signal was noted and not obeyed.
+    """
+    _Signals.deferred, _Signals.received = True, None
+    try:
+        yield
+    finally:
+        _Signals.deferred = False
+    if _Signals.received is not None:
+        raise Interrupted(_Signals.received)
+
+
+def stop_requested() -> int | None:
+    """The deferred signal that was received, if any.
+
+    Returns
+    -------
+    int
+        Number of the signal; None without one.
+    """
+    return _Signals.received if _Signals.deferred else None
+
+
+def _on_signal(number, frame):
+    """Ends the process, or notes that a training has to."""
+    if os.getpid() != _Signals.owner:
+        return
+    if not _Signals.deferred:
+        raise Interrupted(number)
+    if _Signals.received is None:
+        _Signals.received, _Signals.since = number, time.monotonic()
+        _say(
+            f"{signal.Signals(number).name}: saving a checkpoint after this "
+            "step. The same signal again ends at once."
+        )
+    elif time.monotonic() - _Signals.since > REPEAT_SECONDS:
+        raise Interrupted(number, "ended before a checkpoint.")
+
+
+def comes_from_users_code(error: BaseException) -> bool:
+    """Whether code of neither this package nor a library raised an error.
+
+    Arguments
+    ---------
+    error : BaseException
+        With its traceback; causes are looked at, too.
+
+    Returns
+    -------
+    bool
+        True for the fault of a plugin, whose author needs the traceback.
+    """
+    script = pathlib.Path(sys.argv[0]).resolve()
+    known = [
+        pathlib.Path(__file__).resolve().parent,
+        pathlib.Path(sysconfig.get_paths()["stdlib"]).resolve(),
+    ]
+
+    def is_known(file):
+        path = pathlib.Path(file).resolve()
+        is_recipe = path.parent == script.parent and (
+            path == script or path.stem.endswith("_prepare")
+        )
+        return (
+            file.startswith("<")
+            or is_recipe
+            or bool(LIBRARIES & set(path.parts))
+            or any(folder in path.parents for folder in known)
+        )
+
+    seen = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if not is_known(frame.f_code.co_filename):
+                return True
+        error = error.__cause__ or error.__context__
+    return False

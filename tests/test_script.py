@@ -1,0 +1,131 @@
+"""A script ends with one line, an exit code, and a traceback for plugins."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from speechbrain_ssl import script
+from speechbrain_ssl.checks import check, number
+from speechbrain_ssl.script import Interrupted, defer_signals, run_script
+
+
+@pytest.fixture(autouse=True)
+def unchanged(monkeypatch):
+    """Handlers of this process come back after a test."""
+    monkeypatch.setattr("sys.argv", ["folder/train.py", "a.yaml"])
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(x) for x in numbers]
+    yield
+    for x, handler in zip(numbers, before):
+        signal.signal(x, handler)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A module of a user that raises an error."""
+    path = tmp_path / "my_loss.py"
+    path.write_text("def loss(x):\n    raise ValueError('of my own')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_loss"
+    sys.modules.pop("my_loss", None)
+
+
+def test_error_of_a_setting_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(script, "comes_from_users_code", lambda error: False)
+
+    def main(argv):
+        assert argv == ["a.yaml"]
+        check("momentum", 2, number(0, 1))
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == 1
+    said = "train.py: momentum must be a number from 0 to 1, not 2\n"
+    assert capsys.readouterr().err == said
+
+
+def test_library_and_package_are_not_users_code(monkeypatch):
+    def frames_of(function, *arguments):
+        try:
+            function(*arguments)
+        except Exception as error:
+            # without the frame of this file
+            return error.with_traceback(error.__traceback__.tb_next)
+
+    import torch
+
+    for error in (
+        frames_of(check, "momentum", 2, number(0, 1)),
+        frames_of(torch.nn.Linear, "four", 2),
+        frames_of(os.listdir, "/no/such/folder"),
+    ):
+        assert not script.comes_from_users_code(error)
+
+
+def test_fault_of_a_plugin_keeps_its_traceback(plugin):
+    def main(argv):
+        try:
+            __import__(plugin).loss(1)
+        except ValueError as error:
+            raise ValueError("the key 'objective'") from error
+
+    with pytest.raises(ValueError, match="objective") as fault:
+        run_script(main)
+    frames = fault.value.__cause__.__traceback__
+    while frames.tb_next:
+        frames = frames.tb_next
+    assert frames.tb_frame.f_code.co_filename.endswith("my_loss.py")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_a_script_at_once_with_its_exit_code(number, capsys):
+    with pytest.raises(Interrupted) as end:
+        run_script(lambda argv: os.kill(os.getpid(), number))
+    assert end.value.code == 128 + number
+    said = f"train.py: {signal.Signals(number).name}: ended.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_signal_in_a_training_is_noted_and_obeyed_at_its_end(capsys):
+    seen = []
+
+    def main(argv):
+        with defer_signals():
+            assert script.stop_requested() is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # a launcher's copy of it
+            seen.append(script.stop_requested())
+        seen.append("after")
+
+    with pytest.raises(Interrupted):
+        run_script(main)
+    assert seen == [signal.SIGTERM]
+    assert script.stop_requested() is None
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_same_signal_some_seconds_later_ends_at_once(monkeypatch):
+    monkeypatch.setattr(script, "REPEAT_SECONDS", -1.0)
+
+    def main(argv):
+        with defer_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("still here")
+
+    with pytest.raises(Interrupted, match="130"):
+        run_script(main)
+
+
+def test_workers_that_the_signal_killed_are_no_error(capsys):
+    def main(argv):
+        with defer_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 3) is killed")
+
+    with pytest.raises(Interrupted, match="143"):
+        run_script(main)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "train.py: SIGTERM: ended before a checkpoint."
