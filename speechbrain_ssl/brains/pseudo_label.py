@@ -123,10 +123,11 @@ class PseudoLabelBrain(SpeakerBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The gated loss; notes what was learnt of each utterance."""
         _, cosines, clean_cosines = predictions
-        index = torch.as_tensor(batch.index)
-        speed = torch.as_tensor(batch.speed)
-        labels = self.decisions.labels[index] + self.labels.count * speed
-        labels = labels.to(self.device)
+        index = torch.as_tensor(batch.index, device=self.device)
+        speed = torch.as_tensor(batch.speed, device=self.device)
+        # the labels of all utterances stay on the CPU
+        labels = self.decisions.labels[index.cpu()].to(self.device)
+        labels = labels + self.labels.count * speed
         with torch.autocast(torch.device(self.device).type, enabled=False):
             loss, learnt, self.batch_stats = self.hparams.loss(
                 cosines, labels, clean_cosines, self.hparams.gate, self.epoch
@@ -139,7 +140,7 @@ class PseudoLabelBrain(SpeakerBrain):
         self.nothing_to_learn = bool(nothing)
         # a class at any speed is one class of the file
         learnt = learnt._replace(label=learnt.label % self.labels.count)
-        self.learnt = index.to(self.device), learnt
+        self.learnt = index, learnt
         return loss
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
