@@ -1,10 +1,12 @@
 """Views: segments of an utterance, each with its own augmentation."""
 
 import contextlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from speechbrain_ssl.checks import check, checked, each, number, whole
 from speechbrain_ssl.dataio import audio
 
 # streams of random numbers that belong to an utterance, not to one view
@@ -12,11 +14,11 @@ POSITIONS = 1000
 
 
 class ViewSampler:
-    """Cuts views from an utterance, reading nothing but them.
+    """Reads the views of an utterance, and only these segments of its file.
 
     All randomness comes from (seed, epoch, row, view), so that a view does
-    not depend on which worker or process makes it, nor on what was made
-    before. An utterance shorter than a crop is repeated until it fills it.
+    not depend on workers, processes or earlier views. An utterance shorter
+    than a crop is repeated until it fills the crop.
 
     Arguments
     ---------
@@ -25,11 +27,11 @@ class ViewSampler:
     global_crops : int
         Number of long views.
     global_seconds : float
-        Their length.
+        Length of a long view.
     local_crops : int
         Number of short views.
     local_seconds : float
-        Their length.
+        Length of a short view.
     augmentation : Augmentation
         Applied to each view with its own draw; None leaves views clean.
     clean_global : bool
@@ -38,22 +40,28 @@ class ViewSampler:
         Whether the global views are followed by the same segments without
         augmentation.
     min_gap : float
-        Seconds to leave between two views of equal kind (0 forbids that they
-        overlap); None lets them fall anywhere. In an utterance too short for
-        it they are spread as far as it goes.
+        Smallest distance in seconds of two global or two local crops (0
+        forbids overlaps); None allows any position. In an utterance that is
+        too short, the crops are spread from its start to its end.
     speeds : list of float
-        One is drawn for each utterance and epoch and played by all its
-        views: a voice at another speed is another voice. Speeds other than 1
-        are exact to 100 Hz of a file's rate.
+        Factors of speed perturbation. One is drawn for each utterance and
+        epoch, for all of its views. Speeds other than 1 are rounded to
+        multiples of 100 Hz of the file's rate.
     augment_on : str
         ``workers`` augments in the loader, ``device`` where the encoder is.
     partners : ClusterPartners
-        Which utterances give the views of a sample; None: each its own.
+        Draws the utterances that the views of a sample are cut from; None
+        cuts all views from one utterance.
     seed : int
-        Of all draws.
+        Seed of all draws.
     max_unreadable : float
-        Share of an epoch's utterances above which training ends because
-        their audio cannot be read. Up to it they are replaced by others.
+        Largest share of the utterances of an epoch that may be replaced by
+        others because their audio cannot be read. Above it, training ends.
+
+    Raises
+    ------
+    ArgumentError
+        If a value is out of range.
 
     Example
     -------
@@ -63,25 +71,39 @@ class ViewSampler:
     [(4, 32000), (4, 32000)]
     """
 
+    @checked(
+        sample_rate=whole(*audio.RATES),
+        global_crops=whole(0),
+        global_seconds=number(above=0),
+        local_crops=whole(0),
+        local_seconds=number(above=0),
+        speeds=each(number(0.1, 10)),
+        seed=whole(0),
+        max_unreadable=number(0, 1),
+    )
     def __init__(
         self,
-        sample_rate,
-        global_crops,
-        global_seconds,
-        local_crops=0,
-        local_seconds=1.0,
+        sample_rate: int,
+        global_crops: int,
+        global_seconds: float,
+        local_crops: int = 0,
+        local_seconds: float = 1.0,
         augmentation=None,
-        clean_global=False,
-        clean_views=False,
-        min_gap=None,
-        speeds=(1.0,),
-        augment_on="workers",
+        clean_global: bool = False,
+        clean_views: bool = False,
+        min_gap: float | None = None,
+        speeds: Sequence[float] = (1.0,),
+        augment_on: str = "workers",
         partners=None,
-        seed=0,
-        max_unreadable=0.25,
+        seed: int = 0,
+        max_unreadable: float = 0.25,
     ):
         if global_crops + local_crops < 1:
             raise ValueError("At least one global or local crop is needed")
+        if not speeds:
+            raise ValueError("speeds must name at least one speed, such as 1.0")
+        if min_gap is not None:
+            check("min_gap", min_gap, number(0))
         if augment_on not in ("workers", "device"):
             raise ValueError(
                 f"augment_on must be workers or device, not {augment_on!r}"
@@ -123,9 +145,10 @@ class ViewSampler:
         key : tuple of int
             Epoch and row of the utterance.
         wav : str
-            Its file.
+            The file of the utterance.
         start, stop : int
-            Where it begins and ends in the file, in frames of the file.
+            First frame of the utterance in the file, and the one after its
+            last.
 
         Returns
         -------
@@ -156,7 +179,7 @@ class ViewSampler:
         return torch.cat([view.flatten() for view in views]), draws
 
     def speed_of(self, key):
-        """Which of ``speeds`` an utterance is played at.
+        """Draws the speed of an utterance, as ``__call__`` does.
 
         Arguments
         ---------
@@ -166,7 +189,7 @@ class ViewSampler:
         Returns
         -------
         int
-            Its place in ``speeds``.
+            Index of the speed in ``speeds``.
         """
         return self._speed(np.random.default_rng((self.seed, *key, POSITIONS)))
 

@@ -164,6 +164,26 @@ def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path):
         ViewSampler(RATE, 1, 1.0)((0, 0), path, 0, RATE)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("global_seconds", 0),
+        ("local_crops", -1),
+        ("min_gap", -1.0),
+        ("speeds", [0]),
+        ("speeds", []),
+        ("speeds", 1.0),
+        ("max_unreadable", 1.5),
+        ("seed", 0.5),
+        ("sample_rate", 16),
+    ],
+)
+def test_a_setting_out_of_range_is_named(name, value):
+    settings = {"sample_rate": RATE, "global_crops": 2, "global_seconds": 1.0}
+    with pytest.raises(ValueError, match=name):
+        ViewSampler(**{**settings, name: value})
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="crop"):
         ViewSampler(RATE, 0, 1.0)
