@@ -6,6 +6,7 @@
 # make test                    the tests, in as many processes as JOBS (2)
 # make test-all                also those that are marked slow
 # make lint                    what CI asks of the style
+# make docs                    the documentation, in docs/_build
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ run = $(VENV)/bin/python
 # one thread for each process, as the processes already take all cores
 pytest = OMP_NUM_THREADS=1 $(run) -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint docs
 
 demo: $(VENV)/ready
 	cd recipes/AudioFolder/SSL && $(abspath $(run)) demo.py \
@@ -41,6 +42,9 @@ lint: $(VENV)/ready
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 	$(run) -m yamllint --no-warnings recipes hparams
+
+docs: $(VENV)/ready
+	$(run) -m sphinx -q -W --keep-going docs docs/_build
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

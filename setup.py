@@ -1,5 +1,12 @@
-"""For tools that look for this file; pyproject.toml describes the package."""
+"""The packages; pyproject.toml describes everything else."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    packages=[
+        *find_packages(include=["speechbrain_ssl*"]),
+        # the recipes, so that an installed wheel can train
+        "speechbrain_ssl._recipes",
+    ],
+    package_dir={"speechbrain_ssl._recipes": "recipes"},
+)

@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import keys  # noqa: E402
+
 import speechbrain_ssl  # noqa: E402
 
 project = "speechbrain_ssl"

@@ -64,7 +64,9 @@ def table(paths):
             shown = "a list or mapping"
         comments = [file[key][1] for file in files if key in file]
         meaning = max(comments, key=len).replace("|", "\\|")
-        lines.append(f"| `{key}` | {shown.replace('|', chr(92) + '|')} | {meaning} |")
+        lines.append(
+            f"| `{key}` | {shown.replace('|', chr(92) + '|')} | {meaning} |"
+        )
     return lines
 
 

@@ -4,5 +4,11 @@ import sys
 
 from speechbrain_ssl.cli.main import main
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """Runs the command line and exits with its status."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()
