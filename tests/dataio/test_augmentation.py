@@ -510,7 +510,7 @@ class OnAccelerator(TorchFunctionMode):
     """Tensors say that they are on an accelerator; all else stays."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.device.__get__:
+        if func == torch.Tensor.device.__get__:
             return torch.device("cuda")
         kwargs = dict(kwargs or {})
         kwargs.pop("device", None)
@@ -532,9 +532,10 @@ def test_workers_that_only_draw_get_no_recordings():
     whole = pickle.loads(pickle.dumps(made))
     assert len(whole.effects["noise"].bank.samples) == 960_000
     assert whole.effects["rir"].rirs.shape == (6, 8000)
-    bytes_ = pickle.dumps(made.to("meta"))
-    assert len(bytes_) < 10_000
-    assert draws_of(pickle.loads(bytes_), 3) == expected
+    drawing = pickle.loads(pickle.dumps(made.to("meta")))
+    assert drawing.effects["noise"].bank is None
+    assert drawing.effects["rir"].rirs is None
+    assert draws_of(drawing, 3) == expected
 
 
 def test_a_telephone_limits_the_band_and_keeps_the_level():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speechbrain.augment.time_domain import DropFreq
 
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.augmentation import (
@@ -15,6 +16,7 @@ from speechbrain_ssl.dataio.augmentation import (
     Gain,
     Noise,
     Reverberation,
+    SpeechBrainAugment,
 )
 from speechbrain_ssl.dataio.views import POSITIONS, ViewSampler, positions
 from tests.dataio.test_audio import note_opened, read_slowly
@@ -330,3 +332,28 @@ def test_an_augmentation_without_effects_is_none(ramp, augment_on):
     plain, _ = ViewSampler(*settings)((0, 0), ramp, 0, 3 * RATE)
     assert torch.equal(sampler.augment(views[None], draws[None])[0], plain)
     assert draws.shape == (2, 1)  # SpeechBrain cannot batch an empty axis
+
+
+def test_views_do_not_depend_on_the_number_of_workers(ramp):
+    augmentation = Augmentation(
+        {
+            "rir": Reverberation(simulated=3),
+            "drop": SpeechBrainAugment(DropFreq()),
+            "gain": Gain(),
+        },
+        [{"rir": 0.5}, {"drop": 0.5}],
+    )
+    sampler = ViewSampler(RATE, 2, 0.5, augmentation=augmentation)
+    sampler.prepare(None)
+    keys = [(1, row) for row in range(8)]
+    loaded = []
+    for workers in (0, 2):
+        torch.manual_seed(workers)
+        loader = torch.utils.data.DataLoader(
+            keys,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=lambda key: sampler(key, ramp, 0, 3 * RATE)[0],
+        )
+        loaded.append(torch.stack(list(loader)))
+    assert torch.equal(*loaded)
