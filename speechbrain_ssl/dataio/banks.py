@@ -20,8 +20,10 @@ CLIP_SECONDS = 10.0
 BABBLE_HOURS, BABBLE_CROWDS = 0.5, 4
 # a file of an RIR is read up to here
 RIR_SECONDS = 10.0
-# a power below this counts as silence
+# smallest power that a ratio is computed with
 SILENCE = 1e-10
+# a clip whose peak stays below, -120 dB, counts as silence
+FAINTEST = 1e-6
 # files left out that a warning names one by one
 NAMED_FILES = 20
 
@@ -347,18 +349,20 @@ def _read_clips(rows, sample_rate, frames, what):
             left -= len(clip)
             if left <= 0:
                 break
-    reasons = [reason for _, reason in zip(range(NAMED_FILES), bad.values())]
+    reasons = "; ".join(list(bad.values())[:NAMED_FILES])
+    if len(bad) > NAMED_FILES:
+        reasons += f"; and {len(bad) - NAMED_FILES} more"
     if not count:
         raise ValueError(
-            f"Augmentation cannot use any of the {len(bad)} audio files of "
-            f"{what}: " + "; ".join(reasons)
+            f"none of the {len(bad)} audio files of {what} can be used: "
+            f"{reasons}. Name readable audio."
         )
     if bad and distributed.rank() == 0:
-        more = len(bad) - len(reasons)
         logger.warning(
-            f"Augmentation leaves out {len(bad)} audio files of {what}: "
-            + "; ".join(reasons)
-            + (f"; and {more} more" if more else "")
+            "Augmentation leaves out %d audio files of %s: %s",
+            len(bad),
+            what,
+            reasons,
         )
 
 
@@ -369,7 +373,7 @@ def _read_clip(path, start, stop, sample_rate, seconds):
         most = start + math.ceil(seconds * file.rate)
         samples = torch.from_numpy(file.read(start, min(stop, most)))
     clip = audio.resample(samples, file.rate, sample_rate)
-    if power(clip) <= SILENCE:
+    if clip.abs().max() < FAINTEST:
         raise audio.AudioError(f"{path} holds only silence")
     return clip
 
