@@ -305,6 +305,7 @@ def train_both(tmp_path, encoder):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     tiny.write_corpus(corpus)
+    tiny.damage_corpus(corpus)
     two = run(_brain_worker, tmp_path, str(corpus), encoder)
     one = tiny.make_brain(
         str(corpus), str(tmp_path / "one"), batch_size=6, encoder=encoder
@@ -319,6 +320,14 @@ def test_two_processes_train_as_one_does_on_the_doubled_batch(tmp_path):
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5), name
     assert not torch.equal(drawn, drawn_too)
+    # unreadable utterances are replaced by the same ones, and counted together
+    for name in ("one", "two"):
+        logged = [line["train"] for line in tiny.records(tmp_path / name)]
+        assert [line["unreadable"] for line in logged] == [2, 2]
+        listed = (tmp_path / name / "save/unreadable.csv").read_text()
+        assert sorted(line[:5] for line in listed.splitlines()[1:]) == [
+            *("utt05", "utt07")
+        ]
 
 
 def _stage_two(folder, corpus, batch_size, gate, **run_opts):

@@ -3,9 +3,7 @@
 import csv
 import os
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from speechbrain_ssl.clustering.kmeans import KMeans
@@ -16,14 +14,11 @@ from tests.brains import tiny
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Twelve noises; one with NaN, one cut short after it was listed."""
+    """Twelve noises, two of which cannot be read."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     tiny.write_corpus(folder)
-    noise, _ = soundfile.read(folder / "05.wav")
-    noise[::1000] = np.nan
-    soundfile.write(folder / "05.wav", noise, 16000, subtype="FLOAT")
-    soundfile.write(folder / "07.wav", noise[:10], 16000)
+    tiny.damage_corpus(folder)
     return folder
 
 

@@ -71,6 +71,15 @@ def write_corpus(folder, count=12):
     write_annotation(os.path.join(folder, "train.csv"), rows)
 
 
+def damage_corpus(folder):
+    """Puts NaN into utt05, and cuts utt07 shorter than its annotation."""
+    noise, _ = soundfile.read(os.path.join(folder, "05.wav"))
+    noise[::1000] = np.nan
+    path = os.path.join(folder, "05.wav")
+    soundfile.write(path, noise, 16000, subtype="FLOAT")
+    soundfile.write(os.path.join(folder, "07.wav"), noise[1:99], 16000)
+
+
 def make_brain(folder, output, encoder=Pooled, objective=None, **settings):
     """A brain ready to fit, always of the same weights.
 
