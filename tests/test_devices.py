@@ -184,6 +184,7 @@ def test_stage_one(corpus, tmp_path, cuda, augment_on):
     assert {x.device for x in tiny.state_of(brain).values()} == {CUDA}
     last = tiny.records(tmp_path)[-1]
     assert last["train"]["ssps_replaced"] > 0 and "EER" in last["valid"]
+    assert not tiny.unexplained(tmp_path)
 
 
 def stage_two_settings(encoder):
@@ -240,6 +241,7 @@ def test_stage_two(corpus, tmp_path, cuda):
     assert {x.device for x in tiny.state_of(brain).values()} == {CUDA}
     # of clean views, in the epoch that may correct labels
     assert tiny.records(tmp_path)[-1]["train"]["confidence"] > 0
+    assert not tiny.unexplained(tmp_path)
 
 
 def test_large_margins_on_a_transformer(corpus, tmp_path, cuda):

@@ -59,7 +59,8 @@ class SpeakerBrain(sb.Brain):
     A subclass has ``evaluated`` (the Branch that is verified and exported),
     sets ``views_per_step``, hands embeddings to ``collapse`` after each batch,
     and may set ``nothing_to_learn`` where it computes the loss: a window of
-    such batches makes no step.
+    such batches makes no step. Each statistic has a line in ``stats_help`` of
+    the class, of a module or of an object among the hyperparameters.
 
     Hyperparameters: ``seed``, ``output_folder``, ``epoch_counter``,
     ``lr_schedule`` (factor of the learning rate, a number or a schedule),
@@ -71,6 +72,25 @@ class SpeakerBrain(sb.Brain):
     report error rates on every so many epochs; null for none),
     ``train_loggers``.
     """
+
+    stats_help = {
+        "loss": "Mean loss of the steps.",
+        "gradient_norm": "Norm of all gradients before clipping.",
+        "lr": (
+            "Learning rate of the first group of parameters at the end of the "
+            "epoch."
+        ),
+        "data_wait": "Share of the time in which training waited for data.",
+        "views_per_second": (
+            "Views of utterances that were trained on per second."
+        ),
+        "EER": "Equal error rate of dev_trials in %.",
+        "minDCF_0.01": (
+            "Normalised minimum detection cost of dev_trials at p_target 0.01."
+        ),
+        **CollapseStats.stats_help,
+        **UnreadableUtterances.stats_help,
+    }
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -200,8 +220,29 @@ class SpeakerBrain(sb.Brain):
         # a checkpoint brings those that it was trained with
         for group, settings in zip(self.optimizer.param_groups, self.settings):
             group.update(settings)
+        if sb.utils.distributed.if_main_process():
+            path = os.path.join(self.hparams.output_folder, "stats_help.json")
+            with write_whole(path) as file:
+                json.dump(self.all_stats_help(), file, indent=2)
         # same weights everywhere, from here on other random numbers
         torch.manual_seed(self.hparams.seed + 1000 * distributed.rank())
+
+    def all_stats_help(self):
+        """What each logged statistic means, for ``stats_help.json``.
+
+        Returns
+        -------
+        dict of str to str
+            The ``stats_help`` of this class, of the modules and of the
+            objects among the hyperparameters.
+        """
+        modules = [self.module(name) for name in self.modules]
+        sources = [self, *modules, *vars(self.hparams).values()]
+        return {
+            name: text
+            for source in sources
+            for name, text in getattr(source, "stats_help", {}).items()
+        }
 
     def fit_batch(self, batch):
         """One batch: forward, backward and, at the end of a window, a step.

@@ -25,6 +25,20 @@ class CollapseStats:
     (True, [])
     """
 
+    stats_help = {
+        "embedding_spread": (
+            "Spread of the embeddings: 1 if they point in all directions, 0 if "
+            "all are equal (collapse)."
+        ),
+        "effective_rank": (
+            "Effective number of dimensions that the embeddings use; few are a "
+            "sign of collapse."
+        ),
+        "rank_share": (
+            "The effective rank as a share of the dimensions of the embeddings."
+        ),
+    }
+
     def __init__(self):
         self.count = 0
         self.total = 0.0

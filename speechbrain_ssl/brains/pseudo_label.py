@@ -33,6 +33,17 @@ class PseudoLabelBrain(SpeakerBrain):
         Utterances and their classes.
     """
 
+    stats_help = {
+        **SpeakerBrain.stats_help,
+        "gate_log_loss": (
+            "Largest logarithm of the loss at which the gate selects a "
+            "pseudo-label in the next epoch."
+        ),
+        "silent_classes": (
+            "Share of the classes of which no utterance was learned."
+        ),
+    }
+
     def __init__(self, labels, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.labels = labels

@@ -29,6 +29,18 @@ class SSLBrain(SpeakerBrain):
     sentences for the log.
     """
 
+    stats_help = {
+        **SpeakerBrain.stats_help,
+        "teacher_agreement": (
+            "Mean cosine of the embeddings of student and teacher of the same "
+            "view; healthy only while the embeddings stay spread."
+        ),
+        "view_agreement": (
+            "Mean cosine of the embeddings of two views of an utterance; "
+            "healthy only while the embeddings stay spread."
+        ),
+    }
+
     def make_dataloader(self, dataset, stage, **kwargs):
         """Makes the loader and remembers what it is made of."""
         self.utterances = dataset.utterances
@@ -136,21 +148,32 @@ class SSLBrain(SpeakerBrain):
             device=self.device,
         )
         branch.train(was_training)
-        everyone = self.hparams.cluster_tables
         for table in tables:
             report = table.refresh(embeddings, epoch)
-            # a table alone is "cluster"; of several each has its number
-            number = f"_{everyone.index(table) + 1}" if everyone[1:] else ""
-            self.cluster_stats.update(
-                {
-                    name.replace("cluster", f"cluster{number}", 1): value
-                    for name, value in report.items()
-                }
-            )
+            self.cluster_stats.update(self._numbered(table, report))
         # training waits for it, but not for data
         now = time.monotonic()
         self.training_seconds += now - self.clock
         self.clock = now
+
+    def _numbered(self, table, report):
+        """Statistics of a table by their names in the log.
+
+        They begin with ``cluster``, or with ``cluster_1``, ``cluster_2``, ...
+        if there are several tables.
+        """
+        tables = self.hparams.cluster_tables
+        if len(tables) == 1:
+            return report
+        prefix = f"cluster_{tables.index(table) + 1}"
+        return {k.replace("cluster", prefix, 1): v for k, v in report.items()}
+
+    def all_stats_help(self):
+        """Adds the statistics of the cluster tables."""
+        found = super().all_stats_help()
+        for table in self.hparams.cluster_tables:
+            found.update(self._numbered(table, table.stats_help))
+        return found
 
     def describe_epoch(self, seconds):
         """Adds clusters and what the objective has to say."""

@@ -31,6 +31,13 @@ class UnreadableUtterances:
     ['ID,reason', 'a.wav,Cannot read a.wav: ...']
     """
 
+    stats_help = {
+        "unreadable": (
+            "Utterances that cannot be read and were replaced by others; "
+            "save/unreadable.csv lists them."
+        ),
+    }
+
     def __init__(self, path: str | os.PathLike, most: float):
         self.path = path
         self.most = most

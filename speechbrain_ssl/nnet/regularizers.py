@@ -179,6 +179,10 @@ class DistanceToPretrained:
     (1.5, 5.0)
     """
 
+    stats_help = {
+        "distance": "Sum of the norms of the changes of all trained tensors.",
+    }
+
     def __init__(self, module, weight=0.01, self_normalized=False):
         if not weight >= 0:
             raise ValueError(f"weight must be 0 or more, not {weight}")

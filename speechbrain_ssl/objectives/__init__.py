@@ -25,6 +25,9 @@ stats : dict of str to torch.Tensor
 It may have ``warnings(stats)``: means of an epoch (floats) to a list of
 sentences that say what is wrong; the log and the report show them.
 
+It may have ``stats_help``: a line for each statistic, by its name, which the
+report shows.
+
 It changes its own buffers (a queue, a center) only in training mode, and
 identically in all processes. What only the student side has (predictor,
 prototypes, queue) it owns; what the teacher copies (the head) belongs to the

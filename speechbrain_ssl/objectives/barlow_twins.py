@@ -35,6 +35,17 @@ class BarlowTwins(torch.nn.Module):
     (1.0, ['diagonal', 'off_diagonal'])
     """
 
+    stats_help = {
+        "diagonal": (
+            "Mean correlation of a dimension with itself in another view; 0 if "
+            "all projections are equal."
+        ),
+        "off_diagonal": (
+            "Root mean square of the correlations of different dimensions; 1 "
+            "if all are copies of one."
+        ),
+    }
+
     def __init__(self, off_diagonal_weight=0.005, scale=0.025):
         super().__init__()
         if off_diagonal_weight < 0 or scale <= 0:

@@ -53,6 +53,16 @@ class DeepCluster(torch.nn.Module):
     1.0
     """
 
+    stats_help = {
+        "accuracy": (
+            "Share of the views whose nearest centroid is that of their "
+            "cluster."
+        ),
+        "clusters_predicted": (
+            "Effective number of clusters that are predicted; 1 on collapse."
+        ),
+    }
+
     def __init__(
         self, tables, temperature=0.1, concentrations=False, smoothing=10.0
     ):

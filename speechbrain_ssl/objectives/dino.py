@@ -59,6 +59,21 @@ class DINO(torch.nn.Module):
     (torch.Size([]), ['kl', 'prototypes_used', 'teacher_entropy'])
     """
 
+    stats_help = {
+        "teacher_entropy": (
+            "Mean entropy of the targets in nats; on collapse the logarithm of "
+            "the number of prototypes, or 0."
+        ),
+        "kl": (
+            "Mean divergence of the predictions from the targets in nats; 0 "
+            "with a constant teacher_entropy is collapse."
+        ),
+        "prototypes_used": (
+            "Effective number of prototypes that the targets use; 1 on "
+            "collapse."
+        ),
+    }
+
     def __init__(
         self,
         prototypes,

@@ -30,6 +30,13 @@ class KoLeo(torch.nn.Module):
     True
     """
 
+    stats_help = {
+        "nearest_distance": (
+            "Geometric mean of the distance of an embedding to the nearest "
+            "other one; 0 on collapse."
+        ),
+    }
+
     def forward(self, student, teacher, epoch):
         """Loss of one batch.
 

@@ -39,6 +39,16 @@ class LIM(torch.nn.Module):
     (torch.Size([]), ['accuracy', 'negative_cosine', 'positive_cosine'])
     """
 
+    stats_help = {
+        "accuracy": (
+            "Share of the positives with a higher cosine than their negative."
+        ),
+        "positive_cosine": "Mean cosine of views of the same utterance.",
+        "negative_cosine": (
+            "Mean cosine of views of different utterances; near 1 on collapse."
+        ),
+    }
+
     def __init__(self, kind="nce"):
         super().__init__()
         if kind not in KINDS:

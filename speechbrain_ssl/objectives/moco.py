@@ -49,6 +49,18 @@ class MoCo(torch.nn.Module):
     (True, ['accuracy', 'negative_cosine', 'positive_cosine'])
     """
 
+    stats_help = {
+        "accuracy": (
+            "Share of the queries whose positive has a higher cosine than all "
+            "negatives."
+        ),
+        "positive_cosine": "Mean cosine of queries and their positive keys.",
+        "negative_cosine": (
+            "Mean cosine of queries and the keys of the queue; near 1 on "
+            "collapse."
+        ),
+    }
+
     def __init__(
         self,
         dim,

@@ -49,6 +49,23 @@ class NNCLR(torch.nn.Module):
     ['accuracy', 'negative_cosine', 'neighbor_cosine', 'positive_cosine']
     """
 
+    stats_help = {
+        "accuracy": (
+            "Share of the targets whose own prediction has the highest cosine."
+        ),
+        "positive_cosine": (
+            "Mean cosine of targets and predictions of the same utterance."
+        ),
+        "negative_cosine": (
+            "Mean cosine of targets and predictions of other utterances; near "
+            "1 on collapse."
+        ),
+        "neighbor_cosine": (
+            "Mean cosine of views and their nearest neighbors in the queue; "
+            "near 1 on collapse."
+        ),
+    }
+
     def __init__(
         self,
         dim,

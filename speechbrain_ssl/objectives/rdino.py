@@ -66,6 +66,21 @@ class RDINO(torch.nn.Module):
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
 
+    @property
+    def stats_help(self):
+        """One line for each statistic: DINO's and those of the wide layer."""
+        return {
+            **self.dino.stats_help,
+            "variance": (
+                "Mean shortfall of the standard deviations of the wide layer "
+                "from one; 1 on collapse."
+            ),
+            "covariance": (
+                "Sum of the squared covariances of different dimensions of the "
+                "wide layer, over its width."
+            ),
+        }
+
     def forward(self, student, teacher, epoch):
         """Loss of one batch; in training mode also moves DINO's center.
 

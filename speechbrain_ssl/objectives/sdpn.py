@@ -66,6 +66,24 @@ class SDPN(torch.nn.Module):
     ['cross_entropy', 'entropy_gap', 'koleo', 'prototypes_used']
     """
 
+    stats_help = {
+        "cross_entropy": (
+            "Mean cross-entropy of the predictions and their targets in nats."
+        ),
+        "entropy_gap": (
+            "Logarithm of the number of prototypes minus the entropy of the "
+            "mean prediction, in nats; 0 if all are predicted equally often."
+        ),
+        "koleo": (
+            "Mean of minus the logarithm of the distance of an embedding to "
+            "the nearest other one; large on collapse."
+        ),
+        "prototypes_used": (
+            "Effective number of prototypes that the predictions use; 1 on "
+            "collapse."
+        ),
+    }
+
     def __init__(
         self,
         dim,

@@ -41,6 +41,16 @@ class SimCLR(torch.nn.Module):
     (torch.Size([]), ['accuracy', 'negative_cosine', 'positive_cosine'])
     """
 
+    stats_help = {
+        "accuracy": (
+            "Share of the positives with a higher cosine than all negatives."
+        ),
+        "positive_cosine": "Mean cosine of views of the same utterance.",
+        "negative_cosine": (
+            "Mean cosine of views of different utterances; near 1 on collapse."
+        ),
+    }
+
     def __init__(self, temperature=0.07, margin=0.0):
         super().__init__()
         if temperature <= 0:

@@ -38,6 +38,14 @@ class SimSiam(torch.nn.Module):
     (True, ['cosine', 'negative_cosine'])
     """
 
+    stats_help = {
+        "cosine": "Mean cosine of predictions and their targets.",
+        "negative_cosine": (
+            "Mean cosine of predictions and targets of other utterances; near "
+            "1 on collapse."
+        ),
+    }
+
     def __init__(self, dim, hidden=512, norm=torch.nn.BatchNorm1d):
         super().__init__()
         if dim < 1 or hidden < 1:

@@ -68,6 +68,17 @@ class SSPS(torch.nn.Module):
         )
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
+    @property
+    def stats_help(self):
+        """One line for each statistic: the objective's and ``replaced``."""
+        return {
+            **getattr(self.objective, "stats_help", {}),
+            "replaced": (
+                "Share of the utterances whose positive is one of another "
+                "utterance."
+            ),
+        }
+
     def forward(self, student, teacher, epoch):
         """Loss of one batch; in training mode also fills the queue.
 

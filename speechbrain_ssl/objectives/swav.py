@@ -49,6 +49,21 @@ class SwAV(torch.nn.Module):
     ['kl', 'predictions_used', 'prototypes_used', 'target_entropy']
     """
 
+    stats_help = {
+        "target_entropy": (
+            "Mean entropy of the targets in nats; the logarithm of the number "
+            "of prototypes on collapse."
+        ),
+        "kl": "Mean divergence of the predictions from the targets in nats.",
+        "prototypes_used": (
+            "Effective number of prototypes that the targets use."
+        ),
+        "predictions_used": (
+            "Effective number of prototypes that the predictions use; 1 on "
+            "collapse."
+        ),
+    }
+
     def __init__(
         self,
         dim,

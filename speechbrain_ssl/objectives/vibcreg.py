@@ -51,6 +51,20 @@ class VIbCReg(torch.nn.Module):
     {'invariance': 0.0, 'variance': 0.99, 'covariance': 0.0}
     """
 
+    stats_help = {
+        "invariance": (
+            "Mean squared difference of the whitened views of an utterance."
+        ),
+        "variance": (
+            "Mean shortfall of the standard deviations after whitening from "
+            "one; 1 on collapse."
+        ),
+        "covariance": (
+            "Mean squared correlation of different dimensions; 1 if all are "
+            "copies of one."
+        ),
+    }
+
     def __init__(
         self,
         invariance_weight=1.0,

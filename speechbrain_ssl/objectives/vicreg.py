@@ -43,6 +43,17 @@ class VICReg(torch.nn.Module):
     {'invariance': 0.0, 'variance': 0.99, 'covariance': 0.0}
     """
 
+    stats_help = {
+        "invariance": "Mean squared difference of the views of an utterance.",
+        "variance": (
+            "Mean shortfall of the standard deviations from one; 1 on collapse."
+        ),
+        "covariance": (
+            "Sum of the squared covariances of different dimensions, over the "
+            "number of dimensions."
+        ),
+    }
+
     def __init__(
         self,
         invariance_weight=1.0,

@@ -42,6 +42,17 @@ class Weighted(torch.nn.Module):
         self.objectives = torch.nn.ModuleList(objectives)
         self.weights = list(weights)
 
+    @property
+    def stats_help(self):
+        """One line for each statistic, under the names of ``forward``."""
+        found = {}
+        for prefix, objective in zip(self._prefixes(), self.objectives):
+            name = type(objective).__name__
+            found[prefix + "loss"] = f"Loss of {name} without its weight."
+            for stat, text in getattr(objective, "stats_help", {}).items():
+                found[prefix + stat] = text
+        return found
+
     def forward(self, student, teacher, epoch):
         """Loss of one batch.
 

@@ -41,6 +41,16 @@ class WMSE(torch.nn.Module):
     (True, ['negative_cosine', 'whitened_cosine'])
     """
 
+    stats_help = {
+        "whitened_cosine": (
+            "Mean cosine of views of the same utterance after whitening."
+        ),
+        "negative_cosine": (
+            "Mean cosine of different utterances before whitening; near 1 on "
+            "collapse."
+        ),
+    }
+
     def __init__(self, dim, whitening_size=128, iterations=1, eps=0.0):
         super().__init__()
         if whitening_size <= dim:

@@ -207,6 +207,31 @@ class GatedLoss(torch.nn.Module):
     (True, 0.33)
     """
 
+    stats_help = {
+        "trusted": "Share of the utterances whose pseudo-label is learned.",
+        "corrected": (
+            "Share of the utterances that learn the class of their clean view "
+            "instead."
+        ),
+        "relabeled": (
+            "Share of the utterances that learn another class than their "
+            "pseudo-label."
+        ),
+        "accuracy": (
+            "Share of the utterances whose pseudo-label has the highest cosine."
+        ),
+        "label_loss": (
+            "Mean loss of the pseudo-labels of all utterances, learned or not."
+        ),
+        "confidence": (
+            "Mean probability of the most probable class of the clean views; 0 "
+            "before labels are corrected."
+        ),
+        "nothing_selected": (
+            "Share of the steps without any utterance to learn from."
+        ),
+    }
+
     def __init__(
         self,
         aam,

@@ -194,6 +194,7 @@ def test_labels_are_corrected_from_clean_views(corpus, tmp_path):
     assert brain.optimizer_step > 0
     learnt = brain.decisions.corrected_labels()
     assert learnt.shape == (12,) and learnt.max() < 4
+    assert not tiny.unexplained(tmp_path)
 
 
 @pytest.mark.skipif(

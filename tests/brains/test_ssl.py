@@ -23,6 +23,7 @@ def test_two_epochs_leave_a_log_and_checkpoints(corpus, tmp_path):
     assert second["train"]["effective_rank"] > 1
     assert 0 < second["train"]["teacher_agreement"] <= 1
     assert second["seconds"] > first["seconds"]
+    assert not tiny.unexplained(tmp_path)
     assert len(brain.checkpointer.list_checkpoints()) == 2
 
 
@@ -105,6 +106,7 @@ def test_each_of_several_tables_is_in_the_log(corpus, tmp_path):
     counts = [stats[f"cluster_{n}_count"] for n in (1, 2)]
     assert counts == [3.0, 2.0]
     assert "cluster_count" not in stats
+    assert not tiny.unexplained(tmp_path)
 
 
 @pytest.mark.parametrize("stop_at", [5, 6])

@@ -185,3 +185,15 @@ def records(output):
     """The lines of train_log.jsonl."""
     with open(os.path.join(output, "train_log.jsonl")) as file:
         return [json.loads(line) for line in file]
+
+
+def unexplained(output):
+    """Names of logged statistics without a line in stats_help.json."""
+    with open(os.path.join(output, "stats_help.json")) as file:
+        explained = json.load(file)
+    return {
+        name
+        for record in records(output)
+        for name in {**record["train"], **record["valid"]}
+        if not explained.get(name, "").endswith(".")
+    }
