@@ -114,7 +114,7 @@ def measure(args, further):
                         cache=cache,
                         progress=False,
                     )
-                    row[pathlib.Path(path).stem] = round(found["EER"], 2)
+                    row[pathlib.Path(path).stem] = round(found["raw"]["EER"], 2)
                 print(json.dumps(row), flush=True)
                 rows.append(row)
     return rows

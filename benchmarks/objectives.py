@@ -112,7 +112,7 @@ def measure_mfcc(data_folder, trials):
 
     with tempfile.TemporaryDirectory() as folder:
         return {
-            pathlib.Path(path).stem: verify(embed, path, folder)
+            pathlib.Path(path).stem: verify(embed, path, folder)["raw"]
             for path in trials
         }
 

@@ -103,7 +103,8 @@ THRESHOLD_SECTION = """\
 ## Threshold
 
 {threshold:.4f} on the cosine is where both error rates are {eer:.2f} % on the
-labelled list {trials}; other audio may need another.
+labelled list {trials}{size}. Other audio may need another threshold; where
+target trials are rarer, a higher one.{known}
 
 ```python
 score, same = encoder.verify_files("a.wav", "b.wav", threshold={threshold:.4f})
@@ -311,7 +312,9 @@ def export_run(run_folder, folder=None):
     )
 
 
-def suggest_threshold(folder, summary, trials):
+def suggest_threshold(
+    folder: str, summary: dict, trials: str, known_files: dict | None = None
+) -> None:
     """Writes a decision threshold into an exported folder.
 
     It stands in the README and, for programs, in ``threshold.json``.
@@ -321,22 +324,41 @@ def suggest_threshold(folder, summary, trials):
     folder : str
         The exported folder.
     summary : dict
-        What ``verify`` found: ``threshold`` and ``EER`` in percent.
+        What ``verify`` found for raw scores: ``threshold``, ``EER`` in
+        percent and, if there, the numbers of ``trials`` and ``targets``.
     trials : str
         Name of the labelled list it was found on.
+    known_files : dict of str to int
+        Files of the list that are in the cohort or the training set.
     """
+    count, size = summary.get("trials"), ""
+    found = {key: float(summary[key]) for key in ("threshold", "EER")}
+    found["trials"] = trials
+    if count:
+        prior = summary["targets"] / count
+        found |= {"trial_count": count, "target_prior": round(prior, 6)}
+        size = f" ({count} trials, {100 * prior:.3g} % of them target trials)"
+    known = "".join(
+        f"\n\n**{number} files of the list are in the {where} too**: the error "
+        "rates are not those of unknown recordings."
+        for where, number in (known_files or {}).items()
+        if number
+    )
+    if known:
+        found["known_files"] = known_files
     path = os.path.join(folder, "README.md")
     with open(path, encoding="utf-8") as file:
         text = file.read().split("## Threshold")[0]
     text += THRESHOLD_SECTION.format(
-        threshold=summary["threshold"], eer=summary["EER"], trials=trials
+        threshold=found["threshold"],
+        eer=found["EER"],
+        trials=trials,
+        size=size,
+        known=known,
     )
     with write_whole(path) as file:
         file.write(text)
-    found = {key: float(summary[key]) for key in ("threshold", "EER")}
-    write_json(
-        os.path.join(folder, THRESHOLD_NAME), {**found, "trials": trials}
-    )
+    write_json(os.path.join(folder, THRESHOLD_NAME), found)
 
 
 def read_threshold(folder):
@@ -351,7 +373,8 @@ def read_threshold(folder):
     -------
     dict
         ``threshold`` on the cosine, ``EER`` in percent and ``trials``, the
-        name of the labelled list it was found on; None if there is none.
+        name of the labelled list it was found on; also ``trial_count`` and
+        ``target_prior``, the share of target trials. None if there is none.
 
     Raises
     ------

@@ -1,10 +1,10 @@
-"""Do two recordings have one speaker? ::
+"""Compares two recordings: are they of the same speaker? ::
 
     > python -m speechbrain_ssl.verify MODEL_FOLDER a.wav b.wav
 
-prints the cosine of their embeddings, and a decision if the model has a
-threshold of its own (``threshold.json``, written where a labelled list was
-verified) or one is given.
+prints the cosine of their embeddings, and a decision if a threshold is given or
+the model has one: the recipe's verify.py writes ``threshold.json`` into the
+model's folder when it verifies a labelled trial list.
 """
 
 import argparse
@@ -20,16 +20,16 @@ from speechbrain_ssl.inference import load_encoder, read_threshold
 
 
 class Verdict(NamedTuple):
-    """What a model says of two recordings.
+    """Score of two recordings, and the decision.
 
     Arguments
     ---------
     score : float
         Cosine of the embeddings, in [-1, 1].
     threshold : float
-        From where on they count as one speaker; None if nobody knows.
+        Lowest cosine that counts as the same speaker; None if unknown.
     same : bool
-        Whether they do; None if nobody knows.
+        Whether the speaker is the same; None without a threshold.
     """
 
     score: float
@@ -37,7 +37,13 @@ class Verdict(NamedTuple):
     same: bool | None
 
 
-def verify(model_folder, enrol, test, threshold=None, device=None):
+def verify(
+    model_folder: str,
+    enrol: str,
+    test: str,
+    threshold: float | None = None,
+    device: str | None = None,
+) -> Verdict:
     """Compares two recordings.
 
     Arguments
@@ -49,7 +55,7 @@ def verify(model_folder, enrol, test, threshold=None, device=None):
     test : str
         Another one.
     threshold : float
-        From where on they count as one speaker; None: the model's own.
+        Lowest cosine that counts as the same speaker; None: the model's own.
     device : str
         Where to compute; None: a GPU if there is one.
 
@@ -63,7 +69,9 @@ def verify(model_folder, enrol, test, threshold=None, device=None):
     OSError
         If there is no such model, or a file cannot be read.
     ValueError
-        If a file has no audio, or the threshold is no cosine.
+        If a file is empty or digital silence, or the threshold is no cosine.
+    EncoderError
+        If the encoder fails on a file.
     """
     for path in (enrol, test):
         if not os.path.isfile(path):
@@ -107,15 +115,18 @@ def main(argv=None):
     parser.add_argument("test", metavar="b.wav")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--device")
+    args = parser.parse_args(argv)
     try:
-        found = verify(**vars(parser.parse_args(argv)))
+        found = verify(**vars(args))
     except (OSError, ValueError, EncoderError) as error:
         sys.exit(f"verify: {error}")
     print(f"score {found.score:.4f}")
     if found.same is None:
         print(
-            "no decision: this model has no threshold.json. Verify it on a "
-            "labelled list, or give a --threshold."
+            "no decision: this model has no threshold.json. To measure one on "
+            "a labelled trial list, run `python -m speechbrain_ssl verify "
+            f"--model_folder {args.model_folder} --trials LIST`; or give a "
+            "--threshold."
         )
     else:
         verdict = "same speaker" if found.same else "different speakers"

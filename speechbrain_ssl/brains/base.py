@@ -545,9 +545,11 @@ class SpeakerBrain(sb.Brain):
                 self.hparams.dev_trials,
                 sample_rate=self.hparams.view_sampler.sample_rate,
                 device=self.device,
+                strict=False,
             )
         branch.train(was_training)
-        return {name: summary[name] for name in ("EER", "minDCF_0.01")}
+        rates = summary["raw"]
+        return {name: rates[name] for name in ("EER", "minDCF_0.01")}
 
     def _keep(self, epoch, valid_stats):
         """Saves; keeps the newest, or the best by a declared labelled list."""

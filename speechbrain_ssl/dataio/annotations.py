@@ -107,6 +107,10 @@ class Utterances:
         """The IDs in order, as an iterator."""
         return (self._strings(index)[0] for index in range(len(self)))
 
+    def wavs(self):
+        """The paths in order, as an iterator."""
+        return (self.row(index)["wav"] for index in range(len(self)))
+
     def _strings(self, index):
         """ID, wav and extra columns of one row."""
         width = 2 + len(self.extra)

@@ -1,143 +1,48 @@
-"""Speaker verification: trial lists, embeddings of whole files, metrics.
+"""Speaker verification: scores and error rates of an encoder on a trial list."""
 
-A trial list has one trial per line, ``label enrol test``, as VoxCeleb has it:
-
-    1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav
-    0 id10270/x6uYqmx31kE/00001.wav id10300/ize_eiCFEg0/00003.wav
-
-The label is 1 or ``target`` for the same speaker, 0 or ``nontarget`` for
-different speakers. Fields are parted by spaces, or by tabs if the first line
-holds one; only then may paths contain spaces.
-"""
-
-import collections
 import csv
 import itertools
 import json
 import logging
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 
-from speechbrain_ssl.dataio.embedding import embed_files
+from speechbrain_ssl.dataio.embedding import describe, try_files
 from speechbrain_ssl.evaluation import metrics, scoring
+from speechbrain_ssl.evaluation.trials import (
+    Trials,
+    few,
+    known_files,
+    parts_of,
+    read_trials,
+    trial_paths,
+)
 from speechbrain_ssl.files import write_whole
 
 logger = logging.getLogger(__name__)
 
-LABELS = {"0": 0, "nontarget": 0, "1": 1, "target": 1}
 P_TARGETS = (0.01, 0.05)
+# kinds of scores, in the order of reports
+KINDS = ("raw", "as_norm", "plda", "calibrated")
 LABEL_USE = (
     "The labels of the trial list were used to measure: EER, its threshold, "
     "minDCF and minCllr look for the best decision with them, actDCF and Cllr "
     "do not. Nothing was trained or calibrated on them."
 )
+NO_LABELS = "The trial list has no labels: there are scores and no error rates."
 
 
-class Trials(NamedTuple):
-    """A trial list, with its files numbered.
-
-    Arguments
-    ---------
-    files : list of str
-        The files, as written in the list, sorted and unique [files].
-    enrol : np.ndarray
-        int64 index of the enrol file of each trial [trials].
-    test : np.ndarray
-        int64 index of the test file of each trial [trials].
-    targets : np.ndarray
-        uint8, 1 for target trials and 0 for non-target trials [trials].
-    """
-
-    files: list
-    enrol: np.ndarray
-    test: np.ndarray
-    targets: np.ndarray
-
-
-def read_trials(path):
-    """Reads and checks a trial list.
-
-    Arguments
-    ---------
-    path : str
-        Text file of lines ``label enrol test``; blank lines are skipped.
-
-    Returns
-    -------
-    Trials
-        The trials, in the order of the list.
-
-    Raises
-    ------
-    ValueError
-        If a line has not three fields or an unknown label, if a trial stands
-        in the list with both labels, or if targets or non-targets are
-        missing; the message names file and line.
-    """
-    line_numbers, labels, enrol, test = _read_fields(path)
-    targets = _targets(path, labels, line_numbers)
-    files, (enrol, test) = _number([enrol, test])
-    pairs = enrol * len(files) + test
-    _check_duplicates(path, pairs, targets, line_numbers)
-    return Trials(files, enrol, test, targets)
-
-
-def trial_paths(trials, list_path, data_root=None):
-    """Finds the audio files of a trial list.
-
-    Relative paths start from ``data_root``. Without it they start from the
-    folder of the list or, if the first file is not there, from the folder
-    above it.
-
-    Arguments
-    ---------
-    trials : Trials
-        The trials.
-    list_path : str
-        The file that they were read from.
-    data_root : str
-        Folder that relative paths start from.
-
-    Returns
-    -------
-    list of str
-        Path of each file, in the order of ``trials.files``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If any file is missing: how many, the first few, and the line of the
-        list that names the first one.
-    """
-    root = data_root or _find_root(trials.files, list_path)
-    paths = [os.path.join(root, file) for file in trials.files]
-    missing = {
-        file
-        for file, path in zip(trials.files, paths)
-        if not os.path.isfile(path)
-    }
-    if missing:
-        line, first = _first_line_with(missing, list_path)
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} audio files of {list_path} are "
-            f"missing below {root}: {_few(missing)} (the first one is "
-            f"{first}, line {line}). Set data_root to the folder that the "
-            "paths in the list start from."
-        )
-    return paths
-
-
-def read_conditions(path):
-    """Reads what is known of the recordings of a trial list.
+def read_conditions(path: str) -> dict[str, str]:
+    """Reads the recording condition of each file of a trial list.
 
     Arguments
     ---------
     path : str
         CSV file with the columns ``ID`` (a file, as the trial list names it)
-        and ``condition`` (any word: a language, a device ...).
+        and ``condition`` (any word, for instance a language or a device).
 
     Returns
     -------
@@ -147,7 +52,7 @@ def read_conditions(path):
     Raises
     ------
     ValueError
-        If a column is missing, or a file is there with two conditions.
+        If a column is missing, or a file has two conditions.
     """
     conditions = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -169,7 +74,9 @@ def read_conditions(path):
     return conditions
 
 
-def summarize_conditions(scores, trials, conditions):
+def summarize_conditions(
+    scores: np.ndarray, trials: Trials, conditions: Mapping[str, str]
+) -> dict[str, dict]:
     """Error rates of the trials of each condition.
 
     A trial of two conditions counts as ``first / second``, in alphabetical
@@ -180,7 +87,7 @@ def summarize_conditions(scores, trials, conditions):
     scores : np.ndarray
         Score of each trial, higher for targets [trials].
     trials : Trials
-        The trials.
+        Trials with labels.
     conditions : dict of str to str
         Condition by file.
 
@@ -207,7 +114,7 @@ def summarize_conditions(scores, trials, conditions):
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(trials.files)} files have no condition: "
-            f"{_few(missing)}. Write them as the trial list does."
+            f"{few(missing)}. Write them as the trial list does."
         )
     names, number = np.unique(
         [conditions[file] for file in trials.files], return_inverse=True
@@ -234,7 +141,12 @@ def summarize_conditions(scores, trials, conditions):
     return found
 
 
-def summarize(scores, trials, groups="auto", are_llrs=False):
+def summarize(
+    scores: np.ndarray | torch.Tensor,
+    trials: Trials,
+    groups: str = "auto",
+    are_llrs: bool = False,
+) -> dict:
     """The metrics of one trial list.
 
     Arguments
@@ -248,8 +160,8 @@ def summarize(scores, trials, groups="auto", are_llrs=False):
         in most corpora a speaker or a recording of one), "files", or "auto":
         folders if there are at least two, with two files each on average.
     are_llrs : bool
-        Whether the scores claim to be natural log-likelihood ratios, and
-        shall be held to it.
+        Whether the scores are natural log-likelihood ratios, whose
+        calibration is measured too.
 
     Returns
     -------
@@ -258,7 +170,8 @@ def summarize(scores, trials, groups="auto", are_llrs=False):
         "minDCF_0.01", "minDCF_0.05" (normalised, named by p_target),
         "threshold" (of the EER), the numbers of "trials", "targets" and
         "files", and "bootstrap_over" ("folders" or "files"). Of ratios also
-        "actDCF_0.01", "actDCF_0.05", "Cllr" and "minCllr" (bits).
+        "actDCF_0.01", "actDCF_0.05", "Cllr" and "minCllr" (bits). Without
+        labels only "trials" and "files", and an "EER" of None.
 
     Raises
     ------
@@ -267,7 +180,9 @@ def summarize(scores, trials, groups="auto", are_llrs=False):
         ``speechbrain_ssl.evaluation.metrics.error_rates``.
     """
     drawn, group = _groups(trials.files, groups)
-    targets = trials.targets
+    targets, files = trials.targets, len(trials.files)
+    if targets is None:
+        return {"EER": None, "trials": len(trials.enrol), "files": files}
     rate, threshold = metrics.eer(scores, targets)
     low, high = metrics.bootstrap(
         scores, targets, group[trials.enrol], group[trials.test]
@@ -290,33 +205,37 @@ def summarize(scores, trials, groups="auto", are_llrs=False):
         "threshold": threshold,
         "trials": len(targets),
         "targets": int(targets.sum()),
-        "files": len(trials.files),
+        "files": files,
         "bootstrap_over": drawn,
     }
 
 
 def verify(
-    embed,
-    list_path,
-    output_folder=None,
-    data_root=None,
-    cohort=None,
-    top_n=300,
-    sample_rate=16000,
-    batch_seconds=120.0,
-    device="cpu",
-    progress=True,
-    cache=None,
-    back_ends=None,
-    conditions=None,
-    label_use=LABEL_USE,
-):
+    embed: Callable,
+    list_path: str,
+    output_folder: str | None = None,
+    data_root: str | None = None,
+    cohort: torch.Tensor | None = None,
+    top_n: int = 300,
+    sample_rate: int = 16000,
+    batch_seconds: float = 120.0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    cache: dict | None = None,
+    back_ends: Mapping[str, Callable] | None = None,
+    conditions: Mapping[str, str] | None = None,
+    label_use: str = LABEL_USE,
+    models: Mapping[str, tuple[str, ...]] | None = None,
+    strict: bool = True,
+    known: Mapping[str, Iterable[str]] | None = None,
+) -> dict:
     """Verifies an encoder on a trial list and keeps what it found.
 
     The folder ``output_folder/<name of the list>`` gets ``metrics.json``,
-    ``scores.txt`` (lines ``label enrol test score``), ``embeddings.npy``
-    (float32 [files, emb_dim]) and ``embeddings_ids.txt`` (a file per line);
-    with a cohort also ``scores_as_norm.txt``, and one for each back end.
+    ``scores.txt`` (lines ``label enrol test score``; without labels ``enrol
+    test score``), ``embeddings.npy`` (float32 [names, emb_dim]) and
+    ``embeddings_ids.txt`` (a name per line); with a cohort also
+    ``scores_as_norm.txt``, and one for each back end.
 
     Arguments
     ---------
@@ -345,21 +264,32 @@ def verify(
         Embeddings by path, used and added to: with one dict for several
         lists, a file that stands in many is embedded once.
     back_ends : dict of str to Callable
-        Log-likelihood ratios to report as well, by name. A back end maps
-        embeddings [files, emb_dim], paths of the files and Trials to ratios
-        [trials].
+        Log-likelihood ratios to report as well, by kind. A back end maps
+        embeddings [names, emb_dim], paths of the files of each name and
+        Trials to ratios [trials].
     conditions : dict of str to str
         Condition by file, see ``summarize_conditions``; adds "conditions" to
         each summary.
     label_use : str
         What labels were used for.
+    models : dict of str to tuple of str
+        Files of the names that stand for several files, see ``read_models``.
+        Their embedding is the mean of the files' embeddings of length 1,
+        times the mean length of these.
+    strict : bool
+        Whether a file that cannot be embedded is an error. Otherwise its
+        trials are left out, with a warning and "left_out" in the summary.
+    known : dict of str to iterable of str
+        Files that should not be in the list, by what they are: "cohort",
+        "training set". Those that are get a warning, see ``known_files``, and
+        "known_files" in the summary has their numbers.
 
     Returns
     -------
     dict
-        The summary, see ``summarize``; with a cohort or back ends one summary
-        for each of the keys "raw", "as_norm" and the names of the back ends.
-        Beside them "label_use". The same stands in ``metrics.json``.
+        The summaries of "raw", "as_norm", "plda" and "calibrated" scores, see
+        ``summarize``; None for kinds that were not asked for. Beside them
+        "label_use". The same stands in ``metrics.json``.
 
     Raises
     ------
@@ -369,32 +299,45 @@ def verify(
         If a file is missing or cannot be read.
     """
     trials = read_trials(list_path)
-    paths = trial_paths(trials, list_path, data_root)
+    paths = trial_paths(trials, list_path, data_root, models)
     if cohort is not None:
         scoring.check_top_n(top_n, len(cohort))
+    numbers = _warn_of_known(list_path, paths, known or {})
     cache = {} if cache is None else cache
     new = [path for path in paths if path not in cache]
+    failed = {}
     if new:
-        rows = embed_files(
-            embed, new, sample_rate, batch_seconds, device, progress
-        )
-        cache.update(zip(new, rows))
-    embeddings = torch.stack([cache[path] for path in paths])
+        settings = sample_rate, batch_seconds, device, progress
+        found = try_files(embed, new, *settings, strict=strict)
+        silence = found.silence.values()
+        for line in describe(len(found.windowed), len(silence), sum(silence)):
+            logger.info("%s: %s", list_path, line)
+        failed = {new[n]: str(error) for n, error in found.failed.items()}
+        good = [n for n in range(len(new)) if n not in found.failed]
+        cache.update((new[n], found.rows[n]) for n in good)
+    parts = parts_of(trials, models)
+    by_file = dict(zip(sorted({f for own in parts for f in own}), paths))
+    parts = [tuple(by_file[file] for file in own) for own in parts]
+    trials, parts, left_out = _leave_out(trials, parts, failed, list_path)
+    embeddings = torch.stack([_mean([cache[p] for p in own]) for own in parts])
     scores = _score(embeddings, trials, cohort, top_n)
     back_ends = back_ends or {}
     for name, back_end in back_ends.items():
-        scores[name] = back_end(embeddings, paths, trials)
-    summary = {}
+        scores[name] = back_end(embeddings, parts, trials)
+    summary = dict.fromkeys(KINDS)
     for name, values in scores.items():
         found = summarize(values, trials, are_llrs=name in back_ends)
-        if conditions is not None:
+        if conditions is not None and trials.targets is not None:
             found["conditions"] = summarize_conditions(
                 values, trials, conditions
             )
         summary[name] = found
-    if len(summary) == 1:
-        summary = summary["raw"]
-    summary = {**summary, "label_use": label_use}
+    no_labels = trials.targets is None
+    summary["label_use"] = NO_LABELS if no_labels else label_use
+    if any(numbers.values()):
+        summary["known_files"] = numbers
+    if left_out:
+        summary["left_out"] = left_out
     if output_folder is not None:
         folder = results_folder(output_folder, list_path)
         _write_results(folder, summary, scores, trials, embeddings.numpy())
@@ -425,131 +368,71 @@ def results_folder(output_folder, list_path):
     return os.path.join(output_folder, stem)
 
 
-def _read_fields(path):
-    """Numbers of the lines that are not blank, and their three fields.
+def _warn_of_known(list_path, paths, known):
+    """Numbers of the files of a list that are elsewhere too."""
+    numbers = {}
+    for where, others in known.items():
+        found = known_files(paths, others)
+        numbers[where] = len(found)
+        if found:
+            logger.warning(
+                "%s: %d of %d files are in the %s too, for instance %s. The "
+                "error rates are not those of unknown recordings.",
+                list_path,
+                len(found),
+                len(paths),
+                where,
+                min(found),
+            )
+    return numbers
 
-    Lines are split all at once, as 580,000 small lists would take seconds.
+
+def _leave_out(trials, parts, failed, list_path):
+    """Trials without those of files that failed, and what was left out.
+
+    A model loses the files that failed, and is kept if it has others.
     """
-    text = _read_text(path)
-    first = next(filter(None, map(str.strip, text.split("\n"))), "")
-    separator = "\t" if "\t" in first else " "
-    if separator == " ":
-        text = text.replace("\t", " ")
-    # not splitlines(), which also splits at rarer characters
-    lines = [line.strip() for line in text.split("\n")]
-    line_numbers = [number for number, line in enumerate(lines, 1) if line]
-    lines = list(filter(None, lines))
-    for row, line in enumerate(lines):
-        if line.count(separator) != 2 or 2 * separator in line:
-            fields = _three_fields(path, line_numbers[row], line, separator)
-            lines[row] = separator.join(fields)
-    fields = separator.join(lines).split(separator)
-    if not lines:
-        raise ValueError(
-            f"{path} holds no trials. Expected lines `label enrol test`."
-        )
-    return line_numbers, fields[0::3], fields[1::3], fields[2::3]
-
-
-def _read_text(path):
-    """The text of a list, without a byte order mark."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no trial list: expected UTF-8 text, found {error}"
-        ) from error
-
-
-def _three_fields(path, line_number, line, separator):
-    """The fields of an unusual line, or a clear ValueError."""
-    fields = line.split(None if separator == " " else separator)
-    if len(fields) != 3 or not all(fields):
-        raise ValueError(
-            f"{path}, line {line_number}: expected 3 fields `label enrol "
-            f"test`, found {len(fields)}: {fields}. Fields are parted by "
-            "spaces, or by tabs if the first line holds one; paths with "
-            "spaces need tabs."
-        )
-    return fields
-
-
-def _number(columns):
-    """Sorted unique names, and each column as indices into them."""
-    seen = collections.defaultdict(itertools.count().__next__)
-    columns = [
-        np.fromiter(map(seen.__getitem__, column), np.int64, len(column))
-        for column in columns
-    ]
-    names = sorted(seen)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[[seen[name] for name in names]] = np.arange(len(names))
-    return names, [rank[column] for column in columns]
-
-
-def _targets(path, labels, line_numbers):
-    """Labels as 0 and 1, both present."""
-    unknown = 2
-    targets = np.fromiter(
-        (LABELS.get(label, unknown) for label in labels), np.uint8, len(labels)
-    )
-    wrong = np.flatnonzero(targets == unknown)
-    if len(wrong):
-        raise ValueError(
-            f"{path}, line {line_numbers[wrong[0]]}: expected a label of "
-            f"{', '.join(LABELS)} in the first field, found "
-            f"{labels[wrong[0]]!r}."
-        )
-    if targets.min() == targets.max():
-        raise ValueError(
-            f"{path} holds {int(targets.sum())} target and "
-            f"{int((1 - targets).sum())} non-target trials. Error rates need "
-            "both."
-        )
-    return targets
-
-
-def _check_duplicates(path, pairs, targets, line_numbers):
-    """Refuses a pair of files with both labels, warns of one given twice.
-
-    Published lists are drawn at random and may repeat a trial; leaving it out
-    would give other figures than the published ones.
-    """
-    order = np.argsort(pairs, kind="stable")
-    same = np.flatnonzero(np.diff(pairs[order]) == 0)
-    if not len(same):
-        return
-    torn = same[np.diff(targets[order].astype(int))[same] != 0]
-    first = (torn if len(torn) else same)[0]
-    lines = line_numbers[order[first]], line_numbers[order[first + 1]]
-    place = f"{path}: lines {lines[0]} and {lines[1]} are the same trial"
-    if len(torn):
-        raise ValueError(f"{place} with different labels. Correct one.")
+    if not failed:
+        return trials, parts, None
+    parts = [tuple(path for path in own if path not in failed) for own in parts]
+    kept = np.array([bool(own) for own in parts])
+    rows = kept[trials.enrol] & kept[trials.test]
+    place = np.cumsum(kept) - 1
+    targets = trials.targets
+    if targets is not None:
+        targets = targets[rows]
+    path, reason = next(iter(failed.items()))
     logger.warning(
-        "%s; %d lines repeat an earlier trial and count again.",
-        place,
-        len(same),
+        "%s: %d of %d trials are left out, because %d files cannot be "
+        "embedded. The first one: %s",
+        list_path,
+        (~rows).sum(),
+        len(rows),
+        len(failed),
+        reason,
     )
+    if not rows.any():
+        raise ValueError(
+            f"{list_path} has no trial whose files can be embedded. The first "
+            f"file: {reason}"
+        )
+    trials = trials._replace(
+        files=[name for name, keep in zip(trials.files, kept) if keep],
+        enrol=place[trials.enrol[rows]],
+        test=place[trials.test[rows]],
+        targets=targets,
+    )
+    left_out = {"trials": int((~rows).sum()), "files": failed}
+    return trials, [own for own in parts if own], left_out
 
 
-def _find_root(files, list_path):
-    """The folder of the list, or the one above if the first file is there."""
-    folder = os.path.dirname(os.path.abspath(list_path))
-    above = os.path.dirname(folder)
-    first = next((file for file in files if not os.path.isabs(file)), "")
-    is_here = os.path.isfile(os.path.join(folder, first))
-    is_above = os.path.isfile(os.path.join(above, first))
-    return above if is_above and not is_here else folder
-
-
-def _first_line_with(files, list_path):
-    """Number of the first line that names one of the files, and that file."""
-    line_numbers, _, enrol, test = _read_fields(list_path)
-    for number, *pair in zip(line_numbers, enrol, test):
-        for file in pair:
-            if file in files:
-                return number, file
+def _mean(rows):
+    """Embedding of a model from those of its files [emb_dim]."""
+    if len(rows) == 1:
+        return rows[0]
+    rows = torch.stack(rows)
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    return scoring.unit(rows).mean(0) * lengths.mean()
 
 
 def _groups(files, groups):
@@ -594,19 +477,19 @@ def _write_results(folder, summary, scores, trials, embeddings):
 
 
 def _score_lines(trials, scores):
-    """Lines ``label enrol test score``, parted by tabs as paths may hold spaces."""
-    files = trials.files
+    """Lines ``label enrol test score``, separated by tabs for names with spaces.
+
+    Without labels the first field is missing.
+    """
+    files, labels = trials.files, itertools.repeat("")
+    if trials.targets is not None:
+        labels = (f"{label}\t" for label in trials.targets.tolist())
     return "".join(
-        f"{label}\t{files[enrol]}\t{files[test]}\t{score:.9g}\n"
+        f"{label}{files[enrol]}\t{files[test]}\t{score:.9g}\n"
         for label, enrol, test, score in zip(
-            trials.targets.tolist(),
+            labels,
             trials.enrol.tolist(),
             trials.test.tolist(),
             scores.tolist(),
         )
     )
-
-
-def _few(names):
-    """The first three names in order, for messages."""
-    return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")

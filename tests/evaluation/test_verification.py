@@ -9,12 +9,12 @@ import soundfile
 import torch
 
 from speechbrain_ssl.evaluation import metrics, scoring, verification
+from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import (
+    KINDS,
     read_conditions,
-    read_trials,
     summarize,
     summarize_conditions,
-    trial_paths,
     verify,
 )
 
@@ -56,99 +56,6 @@ def statistics(wavs, wav_lens):
     frames = (wav_lens * wavs.shape[1]).round().long()
     rows = [wav[:n].quantile(steps) for wav, n in zip(wavs, frames)]
     return torch.stack(rows) + 0.01
-
-
-def test_a_list_is_read_in_order_with_sorted_files(tmp_path):
-    path = write_list(tmp_path, "1 c a\n\n0 b c\ntarget a b\nnontarget a c\n")
-    trials = read_trials(path)
-    assert trials.files == ["a", "b", "c"]
-    assert trials.enrol.tolist() == [2, 1, 0, 0]
-    assert trials.test.tolist() == [0, 2, 1, 2]
-    assert trials.targets.tolist() == [1, 0, 1, 0]
-    assert trials.enrol.dtype == trials.test.dtype == np.int64
-    assert trials.targets.dtype == np.uint8
-
-
-def test_line_ends_marks_and_wide_gaps_do_not_matter(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"\xef\xbb\xbf1  a   b\r\n  0 a c  \r\n\r\n1 a\td")
-    trials = read_trials(str(path))
-    assert trials.files == ["a", "b", "c", "d"]
-    assert trials.targets.tolist() == [1, 0, 1]
-
-
-def test_paths_with_spaces_are_read_from_tabs(tmp_path):
-    path = write_list(tmp_path, "1\tmy a.wav\tmy b.wav\n0\tmy a.wav\tc\n")
-    assert read_trials(path).files == ["c", "my a.wav", "my b.wav"]
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("1 a b\n\n0 a\n", "line 3: expected 3 fields.*found 2"),
-        ("1 a b\n0 a b c\n", "line 2: expected 3 fields.*found 4"),
-        ("1 a b\n0  a\n", "line 2: expected 3 fields.*found 2"),
-        ("1 a b\n0 a\tb c\n", "line 2: expected 3 fields.*found 4"),
-        ("1\ta\tb\n0\t\tc\n", "line 2: expected 3 fields"),
-        ("1\ta\tb\n0 a c\n", "line 2: expected 3 fields.*found 1"),
-        ("\n1 a b\n2 a c\n", "line 3: expected a label.*found '2'"),
-        ("a b target\n", "line 1: expected a label.*found 'a'"),
-        ("1 a b\n0 a c\n0 a b\n", "lines 1 and 3.*different labels"),
-        ("", "holds no trials"),
-        ("\n \n", "holds no trials"),
-        ("1 a b\n1 a c\n", "2 target and 0 non-target"),
-        ("0 a b\n0 a c\n", "0 target and 2 non-target"),
-    ],
-)
-def test_a_wrong_list_is_refused_with_file_and_line(tmp_path, text, message):
-    path = write_list(tmp_path, text)
-    with pytest.raises(ValueError, match=f"list.txt.*{message}"):
-        read_trials(path)
-
-
-def test_a_list_that_is_no_text_is_refused(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"1 a \xff\xfe\n")
-    with pytest.raises(ValueError, match="list.txt is no trial list"):
-        read_trials(str(path))
-
-
-def test_both_orders_of_a_pair_are_two_trials(tmp_path):
-    path = write_list(tmp_path, "1 a b\n1 b a\n0 a c\n")
-    assert len(read_trials(path).targets) == 3
-
-
-def test_files_are_found_from_the_folder_of_the_list(corpus):
-    trials = read_trials(corpus)
-    root = os.path.dirname(corpus)
-    expected = [os.path.join(root, file) for file in trials.files]
-    assert trial_paths(trials, corpus) == expected
-
-
-def test_files_are_found_from_the_folder_above_the_list(corpus, tmp_path):
-    (tmp_path / "lists").mkdir()
-    moved = tmp_path / "lists" / "list.txt"
-    os.rename(corpus, moved)
-    trials = read_trials(str(moved))
-    paths = trial_paths(trials, str(moved))
-    assert paths[0] == str(tmp_path / "wav/s0/0.wav")
-
-
-def test_data_root_is_used_and_absolute_paths_stay(tmp_path):
-    wav = write_wav(tmp_path / "else" / "a.wav")
-    write_wav(tmp_path / "root" / "b.wav")
-    path = write_list(tmp_path, f"1 {wav} b.wav\n0 b.wav {wav}\n")
-    paths = trial_paths(read_trials(path), path, str(tmp_path / "root"))
-    assert paths == [wav, str(tmp_path / "root" / "b.wav")]
-
-
-def test_missing_files_are_counted_and_the_first_line_named(corpus, tmp_path):
-    os.remove(tmp_path / "wav/s0/1.wav")
-    os.remove(tmp_path / "wav/s2/0.wav")
-    trials = read_trials(corpus)
-    message = r"2 of 6 .*list.txt .*wav/s0/1.wav, wav/s2/0.wav .*line 1\)"
-    with pytest.raises(FileNotFoundError, match=message):
-        trial_paths(trials, corpus)
 
 
 def scored_trials(tmp_path, folders=4, files=5):
@@ -201,15 +108,6 @@ def test_bootstrap_draws_files_where_folders_say_nothing(tmp_path, text):
     assert summarize([1, 0], trials)["bootstrap_over"] == "files"
 
 
-def test_a_trial_given_twice_counts_twice_with_a_warning(tmp_path, caplog):
-    path = write_list(tmp_path, "1 a b\n0 a c\n0 a c\n1 a b\n")
-    trials = read_trials(path)
-    assert len(trials.targets) == 4
-    (message,) = caplog.messages
-    assert str(path) in message and "2 lines repeat" in message
-    assert "lines 1 and 4" in message or "lines 2 and 3" in message
-
-
 def test_unknown_groups_are_refused(tmp_path):
     scores, trials = scored_trials(tmp_path)
     with pytest.raises(ValueError, match="'speakers'"):
@@ -242,6 +140,116 @@ def test_verify_writes_metrics_scores_and_embeddings(corpus, tmp_path):
     np.testing.assert_array_equal(found, scores)
 
 
+def test_a_summary_has_all_kinds_whatever_was_asked_for(corpus):
+    summary = verify(statistics, corpus, progress=False)
+    assert list(summary) == [*KINDS, "label_use"]
+    assert KINDS == ("raw", "as_norm", "plda", "calibrated")
+    assert 0 <= summary["raw"]["EER"] <= 100
+    assert all(summary[kind] is None for kind in KINDS[1:])
+
+
+def test_a_list_without_labels_gets_scores_and_no_error_rates(corpus, tmp_path):
+    pairs = [line.split()[1:] for line in open(corpus)]
+    text = "".join(f"{enrol} {test}\n" for enrol, test in pairs)
+    path = write_list(tmp_path, text, "voxsrc.txt")
+    cohort = torch.rand(10, 16)
+    summary = verify(
+        statistics,
+        path,
+        str(tmp_path / "out"),
+        cohort=cohort,
+        top_n=4,
+        conditions={},
+        progress=False,
+    )
+    alone = {"EER": None, "trials": 15, "files": 6}
+    assert summary["raw"] == summary["as_norm"] == alone
+    assert "no labels" in summary["label_use"]
+    folder = tmp_path / "out" / "voxsrc"
+    assert json.loads((folder / "metrics.json").read_text()) == summary
+    lines = (folder / "scores.txt").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in lines] == pairs
+    verify(statistics, corpus, str(tmp_path / "out"), progress=False)
+    labelled = (tmp_path / "out/list/scores.txt").read_text().splitlines()
+    assert lines == [line.split("\t", 1)[1] for line in labelled]
+
+
+def test_a_model_is_the_mean_of_its_files(corpus, tmp_path):
+    names = sorted({name for line in open(corpus) for name in line.split()[1:]})
+    text = f"me {names[3]} target\nme {names[5]} nontarget\n"
+    path = write_list(tmp_path, text, "models.txt")
+    models = {"me": tuple(names[:3])}
+    out = tmp_path / "out"
+    summary = verify(statistics, path, str(out), progress=False, models=models)
+    verify(statistics, corpus, str(out), progress=False)
+    single = torch.from_numpy(np.load(out / "list/embeddings.npy"))
+    lengths = single[:3].norm(dim=1)
+    mean = (single[:3] / lengths[:, None]).mean(0) * lengths.mean()
+    found = torch.from_numpy(np.load(out / "models/embeddings.npy"))
+    torch.testing.assert_close(found[0], mean)
+    assert torch.equal(found[1:], single[[3, 5]])
+    assert summary["raw"]["trials"] == 2
+
+
+def test_files_that_fail_are_left_out_if_asked(corpus, tmp_path, caplog):
+    (tmp_path / "wav/s0/1.wav").write_text("This is text.")
+    with pytest.raises(OSError, match="s0/1.wav"):
+        verify(statistics, corpus, progress=False)
+    cache = {}
+    summary = verify(
+        statistics, corpus, progress=False, strict=False, cache=cache
+    )
+    assert summary["left_out"]["trials"] == 5
+    (path, reason) = next(iter(summary["left_out"]["files"].items()))
+    assert path.endswith("s0/1.wav") and path in reason
+    assert "5 of 15 trials are left out" in caplog.text
+    lines = [line for line in open(corpus) if "s0/1.wav" not in line]
+    kept = write_list(tmp_path, "".join(lines), "kept.txt")
+    expected = verify(statistics, kept, progress=False, cache=cache)
+    assert summary["raw"] == expected["raw"] and len(cache) == 5
+
+
+def test_a_model_loses_the_files_that_fail(corpus, tmp_path):
+    (tmp_path / "wav/s0/1.wav").write_text("This is text.")
+    text = "me wav/s1/0.wav\nme wav/s2/0.wav\n"
+    path = write_list(tmp_path, text, "models.txt")
+    models = {"me": ("wav/s0/0.wav", "wav/s0/1.wav")}
+    out = str(tmp_path / "out")
+    settings = {"models": models, "progress": False, "strict": False}
+    summary = verify(statistics, path, out, **settings)
+    assert summary["raw"]["trials"] == 2
+    assert summary["left_out"]["trials"] == 0
+    found = np.load(tmp_path / "out/models/embeddings.npy")
+    settings["models"] = {"me": ("wav/s0/0.wav",)}
+    verify(statistics, path, out, **settings)
+    expected = np.load(tmp_path / "out/models/embeddings.npy")
+    assert np.array_equal(found, expected)
+
+
+def test_a_list_of_files_that_all_fail_is_refused(corpus, tmp_path):
+    for number in range(6):
+        path = tmp_path / "wav" / f"s{number // 2}" / f"{number % 2}.wav"
+        path.write_text("This is text.")
+    with pytest.raises(ValueError, match="list.txt has no trial"):
+        verify(statistics, corpus, progress=False, strict=False)
+
+
+def test_files_that_are_elsewhere_too_are_counted(corpus, tmp_path, caplog):
+    summary = verify(
+        statistics,
+        corpus,
+        progress=False,
+        known={
+            "cohort": [str(tmp_path / "wav/s0/1.wav"), "nowhere.wav"],
+            "training set": [],
+        },
+    )
+    assert summary["known_files"] == {"cohort": 1, "training set": 0}
+    (message,) = caplog.messages
+    assert "1 of 6 files are in the cohort" in message
+    assert "s0/1.wav" in message
+
+
 def test_verify_with_a_cohort_reports_raw_and_normalised(corpus, tmp_path):
     cohort = torch.rand(10, 16)
     summary = verify(
@@ -254,7 +262,7 @@ def test_verify_with_a_cohort_reports_raw_and_normalised(corpus, tmp_path):
     )
     folder = tmp_path / "out" / "list"
     alone = verify(statistics, corpus, progress=False)
-    assert {**summary["raw"], "label_use": summary["label_use"]} == alone
+    assert alone == {**summary, "as_norm": None}
     assert summary["as_norm"]["threshold"] != summary["raw"]["threshold"]
     assert json.loads((folder / "metrics.json").read_text()) == summary
     trials = read_trials(corpus)
@@ -332,7 +340,7 @@ def test_back_ends_are_held_to_their_ratios(corpus, tmp_path):
         back_ends={"mine": back_end},
     )
     trials = read_trials(corpus)
-    assert seen == [(6, trial_paths(trials, corpus))]
+    assert seen == [(6, [(path,) for path in trial_paths(trials, corpus)])]
     assert summary["mine"]["EER"] == 0 and summary["mine"]["minCllr"] == 0
     ratios = 3.0 * trials.targets - 1.0
     assert summary["mine"]["Cllr"] == metrics.cllr(ratios, trials.targets)
@@ -382,7 +390,11 @@ def test_conditions_are_read_and_checked(tmp_path, corpus):
     conditions = read_conditions(path)
     assert conditions[names[1]] == "phone"
     summary = verify(statistics, corpus, progress=False, conditions=conditions)
-    assert set(summary["conditions"]) == {"phone", "phone / room", "room"}
+    assert set(summary["raw"]["conditions"]) == {
+        "phone",
+        "phone / room",
+        "room",
+    }
     del conditions[names[3]]
     with pytest.raises(ValueError, match=f"1 of 6 files.*{names[3]}"):
         verify(statistics, corpus, progress=False, conditions=conditions)

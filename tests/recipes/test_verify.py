@@ -18,8 +18,10 @@ from speechbrain_ssl.dataio.augmentation import (
 )
 from speechbrain_ssl.embed import embed
 from speechbrain_ssl.evaluation import calibration, plda
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.evaluation.verification import KINDS
+from speechbrain_ssl.inference import load_encoder, read_threshold
 from speechbrain_ssl.pseudo_labels.labels import write_labels
+from speechbrain_ssl.verify import verify as compare
 from tests.models import export_model
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
@@ -88,9 +90,13 @@ def run(corpus, tmp_path, monkeypatch, capsys):
             f"--output_folder={tmp_path}",
             *("--noprogressbar", "--device=cpu"),
         ]
+        names = {flag.split("=")[0] for flag in flags}
+        given = [flag for flag in given if flag.split("=")[0] not in names]
         script.main([str(RECIPE / "hparams/verify.yaml"), *given, *flags])
-        text = (tmp_path / "list/metrics.json").read_text()
-        return json.loads(text), capsys.readouterr().out
+        found = {}
+        if "--trials" not in names:
+            found = json.loads((tmp_path / "list/metrics.json").read_text())
+        return found, capsys.readouterr().out
 
     run.folder = tmp_path / "list"
     run.script = script
@@ -176,10 +182,138 @@ def test_s_norm_needs_no_number(corpus, run):
     assert found == fixed and "as_norm" in found
 
 
-def test_without_back_ends_nothing_changes(run):
+def test_without_back_ends_there_are_raw_scores_only(run):
     found, out = run()
-    assert "raw" not in found and "Cllr" not in found
-    assert "actDCF" not in out
+    assert "Cllr" not in found["raw"] and "actDCF" not in out
+    assert [kind for kind in KINDS if found[kind]] == ["raw"]
+
+
+def test_the_threshold_of_the_list_decides_in_the_model_folder(
+    corpus, run, tmp_path
+):
+    model = tmp_path / "model"
+    shutil.copytree(corpus / "model", model)
+    found, out = run(f"--model_folder={model}", "--write_threshold=False")
+    assert "(write_threshold is False)" in out.splitlines()[-1]
+    assert not (model / "threshold.json").exists()
+    found, out = run(f"--model_folder={model}")
+    assert f"is stored in {model}" in out.splitlines()[-1]
+    stored = read_threshold(str(model))
+    raw = found["raw"]
+    assert stored == {
+        "threshold": raw["threshold"],
+        "EER": raw["EER"],
+        "trials": "list.txt",
+        "trial_count": raw["trials"],
+        "target_prior": round(raw["targets"] / raw["trials"], 6),
+    }
+    card = (model / "README.md").read_text()
+    assert f"list.txt ({raw['trials']} trials, " in card
+    wavs = [f"{corpus}/test/v{voice}/0.wav" for voice in (0, 1)]
+    verdict = compare(str(model), *wavs)
+    assert verdict.threshold == raw["threshold"]
+    assert verdict.same == (verdict.score >= raw["threshold"])
+
+
+def test_lists_of_other_layouts_give_the_same_error_rates(
+    corpus, run, tmp_path
+):
+    expected, _ = run()
+    lines = [line.split() for line in open(corpus / "test/list.txt")]
+    kaldi = tmp_path / "kaldi.txt"
+    words = {"1": "target", "0": "nontarget"}
+    kaldi.write_text("".join(f"{b} {c} {words[a]}\n" for a, b, c in lines))
+    voxsrc = tmp_path / "voxsrc.txt"
+    voxsrc.write_text("".join(f"{b} {c}\n" for _, b, c in lines))
+    root = f"--data_root={corpus}/test"
+    _, out = run(f"--trials=[{kaldi}, {voxsrc}]", root)
+    found = json.loads((tmp_path / "kaldi/metrics.json").read_text())
+    assert found == expected
+    assert f"{kaldi}: {len(lines)} trials, lines `enrol test label`" in out
+    assert f"{voxsrc}: {len(lines)} trials, lines `enrol test`" in out
+    found = json.loads((tmp_path / "voxsrc/metrics.json").read_text())
+    assert found["raw"]["EER"] is None
+    assert "no error rates as the list has no labels" in out
+    assert (tmp_path / "voxsrc/scores.txt").is_file()
+    assert not (tmp_path / "voxsrc/det.png").exists()
+    _, out = run(f"--trials={voxsrc}", root)
+    assert "No threshold is stored: no list has labels." in out
+
+
+def test_models_of_several_files_are_enrolled(corpus, run, tmp_path):
+    lines = [f"me{v} v{v}/0.wav v{v}/1.wav\n" for v in range(10)]
+    (tmp_path / "map.txt").write_text("".join(lines))
+    trials = [
+        f"me{v} v{w}/2.wav {int(v == w)}\n"
+        for v in range(10)
+        for w in range(10)
+    ]
+    (tmp_path / "models.txt").write_text("".join(trials))
+    flags = f"--trials={tmp_path}/models.txt", f"--data_root={corpus}/test"
+    run(*flags, f"--enrolment={tmp_path}/map.txt")
+    found = json.loads((tmp_path / "models/metrics.json").read_text())
+    assert found["raw"]["trials"] == 100 and found["raw"]["files"] == 20
+    with pytest.raises(FileNotFoundError, match="me0.*enrolment"):
+        run(*flags)
+
+
+def test_segments_of_a_cohort_are_used(corpus, run, tmp_path):
+    path = tmp_path / "cohort.csv"
+    wavs = [f"$data_root/v{n}/4.wav" for n in range(VOICES)]
+    rows = [
+        (f"{n}{part}", 0.25, wav, start, start + 4000)
+        for n, wav in enumerate(wavs)
+        for part, start in (("a", 0), ("b", 4000))
+    ]
+    write_annotation(path, rows)
+    paths, spans = run.script.cohort_segments(
+        str(path), 1000, f"{corpus}/train"
+    )
+    assert len(paths) == 2 * VOICES and paths == sorted(paths)
+    assert spans == [(0, 4000), (4000, 8000)] * VOICES
+    half, spans = run.script.cohort_segments(
+        str(path), VOICES, f"{corpus}/train"
+    )
+    assert half == paths[::2] and set(spans) == {(0, 4000)}
+    found, _ = run(
+        f"--cohort={path}", "--top_n=10", f"--data_folder={corpus}/train"
+    )
+    whole, _ = run(f"--cohort={corpus}/train", "--top_n=10")
+    assert found["as_norm"]["threshold"] != whole["as_norm"]["threshold"]
+
+
+def test_a_damaged_file_of_a_cohort_is_left_out(corpus, run, tmp_path, caplog):
+    shutil.copytree(corpus / "train", tmp_path / "cohort")
+    (tmp_path / "cohort/v0/0.wav").write_text("This is text.")
+    found, _ = run(f"--cohort={tmp_path}/cohort", "--top_n=10")
+    assert found["as_norm"]["EER"] >= 0
+    assert "1 of 50 files of the cohort cannot be embedded" in caplog.text
+    with pytest.raises(ValueError, match="50 cohort utterances"):
+        run(f"--cohort={tmp_path}/cohort", f"--top_n={VOICES * TAKES}")
+
+
+def test_trial_files_in_cohort_and_training_set_are_counted(
+    corpus, run, tmp_path, caplog
+):
+    shutil.copytree(corpus / "model", tmp_path / "run/model")
+    rows = [(f"{n}", 0.5, f"$data_root/v{n}/0.wav", 0, 8000) for n in range(3)]
+    write_annotation(tmp_path / "run/save/train.csv", rows)
+    settings = tmp_path / "run/hyperparams.yaml"
+    settings.write_text(f"data_folder: {corpus}/test\nseed: !PLACEHOLDER\n")
+    shutil.copytree(corpus / "train", tmp_path / "cohort")
+    shutil.copytree(corpus / "test/v1", tmp_path / "cohort/else")
+    found, out = run(
+        f"--model_folder={tmp_path}/run/model",
+        f"--cohort={tmp_path}/cohort",
+        "--top_n=10",
+    )
+    assert found["known_files"]["training set"] == 3
+    assert found["known_files"]["cohort"] == TAKES
+    assert "3 of 50 files are in the training set too" in caplog.text
+    assert "warning: 3 files are in the training set too" in out
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "**3 files of the list are in the training set too**" in card
+    assert f"**{TAKES} files of the list are in the cohort too**" in card
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ import torch
 import train_ssl
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.inference import load_encoder, suggest_threshold
 from speechbrain_ssl.options import load_experiment
@@ -206,6 +207,8 @@ def verify_all(embed, args, tag, sample_rate, device="cpu"):
         The summary of each list.
     """
     folder = os.path.join(args.output_folder, "verification", tag)
+    for path in args.trials:
+        read_trials(path, need_labels=True)
     summaries, cache = {}, {}
     for path in args.trials:
         name = os.path.splitext(os.path.basename(path))[0]
@@ -216,7 +219,7 @@ def verify_all(embed, args, tag, sample_rate, device="cpu"):
             sample_rate=sample_rate,
             cache=cache,
             device=device,
-        )
+        )["raw"]
     return summaries
 
 

@@ -31,11 +31,8 @@ from speechbrain_ssl.dataio.annotations import (
     UtteranceDataset,
     read_annotation,
 )
-from speechbrain_ssl.evaluation.verification import (
-    read_trials,
-    trial_paths,
-    verify,
-)
+from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
+from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.inference import (
     check_sample_rate,
     export,
@@ -171,7 +168,12 @@ def check_rules(hparams, *rules):
         hparams["sample_rate"],
     )
     if hparams["dev_trials"]:  # now, not when the first epochs are done
-        trial_paths(read_trials(hparams["dev_trials"]), hparams["dev_trials"])
+        path = hparams["dev_trials"]
+        trials = read_trials(path, need_labels=True)
+        trial_paths(trials, path)
+        logger.info(
+            "%s: %d trials, lines `%s`", path, len(trials.enrol), trials.layout
+        )
 
 
 def dataio_prepare(hparams):
@@ -285,13 +287,18 @@ def export_model(brain, hparams, notes=UNLABELLED, facts=None):
     )
     if trials:
         encoder = load_encoder(model, brain.device)
+        training = hparams["train_annotation"] or hparams["pseudo_labels"]
+        utterances = read_annotation(training, hparams["data_folder"])
         summary = verify(
             encoder.encode_batch,
             trials,
             sample_rate=encoder.audio_normalizer.sample_rate,
             device=brain.device,
+            strict=False,
+            known={"training set": utterances.wavs()},
         )
-        suggest_threshold(model, summary, os.path.basename(trials))
+        name, known = os.path.basename(trials), summary.get("known_files")
+        suggest_threshold(model, summary["raw"], name, known)
     return model
 
 

@@ -20,7 +20,9 @@ audio, and error rates by condition::
 
 Labels of trial lists are read here and for ``dev_trials``; nothing learns from
 them. Each list gets a folder in ``<output_folder>`` with metrics.json,
-scores.txt, embeddings.npy and det.png.
+scores.txt, embeddings.npy and det.png. A list without labels gets scores and no
+error rates. The threshold of the first labelled list is stored in the model's
+folder, unless ``write_threshold`` is False.
 """
 
 import concurrent.futures
@@ -35,29 +37,34 @@ if __name__ == "__main__":
     answer_help(__doc__)  # before the slow imports
 
 import numpy as np
+import torch
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.augmentation import stack_draws
-from speechbrain_ssl.dataio.embedding import embed_files
+from speechbrain_ssl.dataio.embedding import try_files
 from speechbrain_ssl.evaluation import metrics, scoring
 from speechbrain_ssl.evaluation.calibration import Calibrator, split_classes
 from speechbrain_ssl.evaluation.plda import PLDA
+from speechbrain_ssl.evaluation.trials import (
+    read_models,
+    read_trials,
+    trial_paths,
+)
 from speechbrain_ssl.evaluation.verification import (
     LABEL_USE,
     read_conditions,
-    read_trials,
     results_folder,
-    trial_paths,
     verify,
 )
-from speechbrain_ssl.inference import load_encoder
-from speechbrain_ssl.options import load_experiment
+from speechbrain_ssl.files import read_json
+from speechbrain_ssl.inference import load_encoder, suggest_threshold
+from speechbrain_ssl.options import load_experiment, settings_of
 from speechbrain_ssl.pseudo_labels.extract import (
     embed_utterances,
     encoder_hash,
     load,
 )
-from speechbrain_ssl.pseudo_labels.labels import read_labels
+from speechbrain_ssl.pseudo_labels.labels import TRAINED_ON, read_labels
 from speechbrain_ssl.script import run_script
 
 from speechbrain.utils.distributed import infer_device
@@ -96,7 +103,22 @@ class Clusters(NamedTuple):
     places: np.ndarray
 
 
-def check_lists(lists, data_root, output_folder):
+class Cohort(NamedTuple):
+    """Unlabelled utterances for AS-norm.
+
+    Arguments
+    ---------
+    embeddings : torch.Tensor
+        Of the utterances that could be embedded [utterances, emb_dim].
+    paths : list of str
+        Their files [utterances].
+    """
+
+    embeddings: torch.Tensor
+    paths: list
+
+
+def check_lists(lists, data_root, output_folder, models=None):
     """Finds mistakes in the lists before anything is computed.
 
     Arguments
@@ -107,6 +129,8 @@ def check_lists(lists, data_root, output_folder):
         Folder that their paths start from, or None.
     output_folder : str
         Where each list gets a folder of its name.
+    models : dict of str to tuple of str
+        Files of the names that stand for several files.
 
     Raises
     ------
@@ -117,7 +141,11 @@ def check_lists(lists, data_root, output_folder):
     """
     folders = {}
     for list_path in lists:
-        trial_paths(read_trials(list_path), list_path, data_root)
+        trials = read_trials(list_path)
+        trial_paths(trials, list_path, data_root, models)
+        print(
+            f"{list_path}: {len(trials.enrol)} trials, lines `{trials.layout}`"
+        )
         folder = results_folder(output_folder, list_path)
         other = folders.setdefault(folder, list_path)
         if other != list_path or lists.count(list_path) > 1:
@@ -174,22 +202,24 @@ def check_back_ends(hparams):
             raise ValueError(message + ".")
 
 
-def cohort_paths(cohort, cohort_size, data_folder):
-    """Files of the cohort for AS-norm.
+def cohort_segments(cohort, cohort_size, data_folder):
+    """Audio of the cohort for AS-norm.
 
     Arguments
     ---------
     cohort : str
-        A folder of audio, or an annotation whose files are used whole.
+        A folder of audio, or an annotation.
     cohort_size : int
-        Most files to take, evenly spread over the sorted files.
+        Most utterances to take, evenly spread over the sorted ones.
     data_folder : str
         What ``$data_root`` stands for in an annotation, or None.
 
     Returns
     -------
-    list of str
+    paths : list of str
         The files.
+    spans : list of tuple of int
+        First frame of each and the one after its last; None: to the end.
 
     Raises
     ------
@@ -197,17 +227,95 @@ def cohort_paths(cohort, cohort_size, data_folder):
         If there is no such folder or file.
     """
     if os.path.isdir(cohort):
-        files, _ = audio.find(cohort)
+        paths, left_out = audio.find(cohort)
+        if left_out:
+            logger.info("The cohort %s: %s", cohort, audio.describe(left_out))
+        segments = [(path, (0, None)) for path in paths]
     elif os.path.isfile(cohort):
         rows = read_annotation(cohort, data_root=data_folder)
-        files = {rows.row(index)["wav"] for index in range(len(rows))}
+        spans = zip(rows.start.tolist(), rows.stop.tolist())
+        segments = sorted(zip(rows.wavs(), spans))
     else:
         raise FileNotFoundError(
             f"The cohort {cohort} is neither a folder of audio nor a CSV file."
         )
-    files = sorted(files)
-    taken = min(cohort_size, len(files))
-    return [files[index * len(files) // taken] for index in range(taken)]
+    taken = min(cohort_size, len(segments))
+    chosen = [segments[n * len(segments) // taken] for n in range(taken)]
+    paths, spans = zip(*chosen)
+    return list(paths), list(spans)
+
+
+def embed_cohort(hparams, encode, settings):
+    """Embeds the cohort; files that cannot be embedded are left out.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    encode : Callable
+        Waveforms [batch, time] and relative lengths to embeddings.
+    settings : dict
+        Rate, size of batches and device for ``try_files``.
+
+    Returns
+    -------
+    Cohort
+        None if none was asked for.
+
+    Raises
+    ------
+    ValueError
+        If fewer than ``top_n`` utterances can be embedded.
+    """
+    if hparams["cohort"] is None:
+        return None
+    paths, spans = cohort_segments(
+        hparams["cohort"], hparams["cohort_size"], hparams["data_folder"]
+    )
+    scoring.check_top_n(hparams["top_n"] or len(paths), len(paths))
+    found = try_files(encode, paths, spans=spans, **settings)
+    kept = [n for n in range(len(paths)) if n not in found.failed]
+    if found.failed:
+        logger.warning(
+            "%d of %d files of the cohort cannot be embedded and are left "
+            "out. The first one: %s",
+            len(found.failed),
+            len(paths),
+            found.failed[min(found.failed)],
+        )
+        scoring.check_top_n(hparams["top_n"] or len(kept), len(kept))
+    return Cohort(found.rows[kept], [paths[n] for n in kept])
+
+
+def training_files(model_folder):
+    """Audio that a model was trained on, if its run is beside it.
+
+    Arguments
+    ---------
+    model_folder : str
+        The exported model, ``model`` in the folder of its run.
+
+    Returns
+    -------
+    list of str
+        The files, empty if nothing is known of them.
+    """
+    run = os.path.dirname(os.path.abspath(model_folder))
+    settings = os.path.join(run, "hyperparams.yaml")
+    labels = os.path.join(run, TRAINED_ON)
+    annotation = os.path.join(run, "save", "train.csv")
+    try:
+        if not os.path.isfile(annotation) and os.path.isfile(labels):
+            annotation = read_json(labels)["labels"]
+        if not (os.path.isfile(annotation) and os.path.isfile(settings)):
+            return []
+        root = settings_of(settings).get("data_folder")
+        return list(read_annotation(annotation, data_root=root).wavs())
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        logger.warning(
+            "Trial files in the training set cannot be counted: %s", error
+        )
+        return []
 
 
 def read_clusters(hparams):
@@ -304,7 +412,7 @@ def embed_augmented(encode, clusters, rows, augmentation, rate, device):
     )
 
 
-def make_back_ends(hparams, model, device, cohort, cohort_files):
+def make_back_ends(hparams, model, device, cohort):
     """Learns PLDA and calibration from pseudo-labels.
 
     One half of the clusters calibrates; PLDA then learns from the other one,
@@ -318,10 +426,8 @@ def make_back_ends(hparams, model, device, cohort, cohort_files):
         The model that is verified.
     device : str
         Where it is.
-    cohort : torch.Tensor
-        Embeddings of the cohort, or None [cohort utterances, emb_dim].
-    cohort_files : list of str
-        Their files.
+    cohort : Cohort
+        The cohort, or None.
 
     Returns
     -------
@@ -364,10 +470,11 @@ def make_back_ends(hparams, model, device, cohort, cohort_files):
         augmented(first),
         clusters.seconds[first],
         clusters.classes[first],
-        without(cohort, cohort_files, clusters, first),
+        without(cohort, clusters, first),
     )
-    back_ends["calibrated"] = lambda rows, paths, trials: calibrator(
-        rows, seconds_of(paths), trials.enrol, trials.test, cohort
+    rows_of_cohort = None if cohort is None else cohort.embeddings
+    back_ends["calibrated"] = lambda rows, parts, trials: calibrator(
+        rows, seconds_of(parts), trials.enrol, trials.test, rows_of_cohort
     )
     return back_ends
 
@@ -386,15 +493,13 @@ def base_scores(top_n):
     return {"raw": raw, "as_norm": as_norm}
 
 
-def without(cohort, files, clusters, rows):
+def without(cohort, clusters, rows):
     """A cohort without the clusters that pseudo-label trials are made of.
 
     Arguments
     ---------
-    cohort : torch.Tensor
-        Embeddings, or None [files, emb_dim].
-    files : list of str
-        Their files.
+    cohort : Cohort
+        The cohort, or None.
     clusters : Clusters
         All utterances.
     rows : np.ndarray
@@ -411,25 +516,25 @@ def without(cohort, files, clusters, rows):
         os.path.abspath(clusters.utterances.row(place)["wav"])
         for place in clusters.places[rows].tolist()
     }
-    kept = [os.path.abspath(file) not in wavs for file in files]
+    kept = [os.path.abspath(file) not in wavs for file in cohort.paths]
     logger.info(
         "The trials that calibrate see %d of the %d cohort files: the others "
         "are of their own clusters.",
         sum(kept),
         len(kept),
     )
-    return cohort[np.flatnonzero(kept)]
+    return cohort.embeddings[np.flatnonzero(kept)]
 
 
-def seconds_of(paths):
-    """Durations of audio files in seconds [paths]."""
+def seconds_of(parts):
+    """Seconds of audio of each name, over all of its files [names]."""
 
-    def seconds(path):
-        header = audio.info(path)
-        return header.frames / header.sample_rate
+    def seconds(paths):
+        headers = map(audio.info, paths)
+        return sum(header.frames / header.sample_rate for header in headers)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return np.fromiter(pool.map(seconds, paths), np.float64, len(paths))
+        return np.fromiter(pool.map(seconds, parts), np.float64, len(parts))
 
 
 def describe(list_path, summary, folder):
@@ -449,12 +554,18 @@ def describe(list_path, summary, folder):
     str
         The lines.
     """
-    kinds = summary if "raw" in summary else {"raw": summary}
     lines = []
     for kind, ending in SCORES.items():
-        if kind not in kinds:
+        found = summary[kind]
+        if found is None:
             continue
-        found = kinds[kind]
+        if found["EER"] is None:
+            lines.append(
+                f"{os.path.basename(list_path)}{ending}: scores of "
+                f"{found['trials']} trials of {found['files']} files, no "
+                f"error rates as the list has no labels; in {folder}"
+            )
+            continue
         lines.append(
             f"{os.path.basename(list_path)}{ending}: EER {found['EER']:.2f} % "
             f"(95 % interval {found['EER_low']:.2f} to "
@@ -477,7 +588,47 @@ def describe(list_path, summary, folder):
                 f"  {name}: EER {rate} %, {part['trials']} trials "
                 f"({part['targets']} targets)"
             )
+    for where, count in summary.get("known_files", {}).items():
+        if count:
+            lines.append(
+                f"  warning: {count} files are in the {where} too, so that "
+                "these figures are not those of unknown recordings"
+            )
     return "\n".join(lines)
+
+
+def store_threshold(hparams, summaries):
+    """Writes the threshold of the first labelled list beside the model.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    summaries : dict of str to dict
+        What ``verify`` returned, by list.
+
+    Returns
+    -------
+    str
+        A line that says so, or why not.
+    """
+    labelled = [
+        path for path, s in summaries.items() if s["raw"]["EER"] is not None
+    ]
+    if not labelled:
+        return "No threshold is stored: no list has labels."
+    if not hparams["write_threshold"]:
+        return "No threshold is stored (write_threshold is False)."
+    path, folder = labelled[0], hparams["model_folder"]
+    found, name = summaries[path], os.path.basename(path)
+    try:
+        suggest_threshold(folder, found["raw"], name, found.get("known_files"))
+    except OSError as error:
+        return f"No threshold is stored in {folder}: {error}"
+    return (
+        f"Threshold {found['raw']['threshold']:.4f} on the cosine "
+        f"(raw scores, EER of {name}) is stored in {folder}."
+    )
 
 
 def plot(folder):
@@ -510,7 +661,11 @@ def main(argv):
     _, run_opts, hparams, _ = load_experiment(argv)
     lists = hparams["trials"]
     lists = [lists] if isinstance(lists, str) else list(lists)
-    check_lists(lists, hparams["data_root"], hparams["output_folder"])
+    models = None
+    if hparams["enrolment"] is not None:
+        models = read_models(hparams["enrolment"])
+    places = hparams["data_root"], hparams["output_folder"]
+    check_lists(lists, *places, models)
     check_back_ends(hparams)
     conditions = None
     if hparams["conditions"] is not None:
@@ -523,14 +678,11 @@ def main(argv):
         "device": device,
         "progress": not run_opts["noprogressbar"],
     }
-    cohort, files = None, []
-    if hparams["cohort"] is not None:
-        files = cohort_paths(
-            hparams["cohort"], hparams["cohort_size"], hparams["data_folder"]
-        )
-        scoring.check_top_n(hparams["top_n"] or len(files), len(files))
-        cohort = embed_files(model.encode_batch, files, **settings)
-    back_ends = make_back_ends(hparams, model, device, cohort, files)
+    known = {"training set": training_files(hparams["model_folder"])}
+    cohort = embed_cohort(hparams, model.encode_batch, settings)
+    if cohort is not None:
+        known["cohort"] = cohort.paths
+    back_ends = make_back_ends(hparams, model, device, cohort)
     label_use = LABEL_USE
     if back_ends:
         label_use += (
@@ -544,17 +696,21 @@ def main(argv):
             list_path,
             hparams["output_folder"],
             data_root=hparams["data_root"],
-            cohort=cohort,
-            top_n=hparams["top_n"] or len(files),
+            cohort=None if cohort is None else cohort.embeddings,
+            top_n=hparams["top_n"] or len(cohort.paths if cohort else ()),
             cache=cache,
             back_ends=back_ends,
             conditions=conditions,
             label_use=label_use,
+            models=models,
+            known=known,
             **settings,
         )
         folder = results_folder(hparams["output_folder"], list_path)
-        plot(folder)
+        if summaries[list_path]["raw"]["EER"] is not None:
+            plot(folder)
         print(describe(list_path, summaries[list_path], folder))
+    print(store_threshold(hparams, summaries))
     return summaries
 
 

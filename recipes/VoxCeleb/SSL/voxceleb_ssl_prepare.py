@@ -24,7 +24,7 @@ import urllib.request
 import numpy as np
 from audio_folder_prepare import annotation_row, prepare_audio_folder
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.evaluation.verification import read_trials
+from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.files import write_whole
 
 from speechbrain.utils.logger import get_logger
@@ -303,7 +303,7 @@ def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):
         source = os.path.join(lists_folder, official)
         if not os.path.isfile(source):
             download_list(f"{base_url}/{official}", source)
-        trials = read_trials(source)
+        trials = read_trials(source, need_labels=True)
         if len(trials.targets) != count:
             logger.warning(
                 f"{source} has {len(trials.targets)} trials, the official "
