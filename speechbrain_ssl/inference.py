@@ -334,7 +334,7 @@ def suggest_threshold(
     count, size = summary.get("trials"), ""
     found = {key: float(summary[key]) for key in ("threshold", "EER")}
     found["trials"] = trials
-    if count:
+    if "targets" in summary:
         prior = summary["targets"] / count
         found |= {"trial_count": count, "target_prior": round(prior, 6)}
         size = f" ({count} trials, {100 * prior:.3g} % of them target trials)"

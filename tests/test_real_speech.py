@@ -73,4 +73,4 @@ def test_scores_on_disk_give_the_same_eer_to_scikit_learn(run):
     point = np.argmin(np.abs(1 - hit - false_alarm))
     expected = 50 * (1 - hit[point] + false_alarm[point])
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["EER"] == pytest.approx(expected, abs=0.01)
+    assert metrics["raw"]["EER"] == pytest.approx(expected, abs=0.01)

@@ -320,7 +320,7 @@ def _read_lists(folder):
         kinds = {"": found.get("raw", found), ", AS-norm": found.get("as_norm")}
         keys = ("EER", "EER_low", "EER_high", "minDCF_0.01")
         for kind, rates in kinds.items():
-            if rates:
+            if rates and rates.get("EER") is not None:
                 yield name + kind, {key: rates.get(key) for key in keys}
 
 

@@ -597,37 +597,31 @@ def describe(list_path, summary, folder):
     return "\n".join(lines)
 
 
-def store_threshold(hparams, summaries):
-    """Writes the threshold of the first labelled list beside the model.
+def store_threshold(folder, summary, list_path):
+    """Writes the threshold of a labelled list beside the model.
 
     Arguments
     ---------
-    hparams : dict
-        The loaded hparams file.
-    summaries : dict of str to dict
-        What ``verify`` returned, by list.
+    folder : str
+        The model's folder.
+    summary : dict
+        What ``verify`` returned.
+    list_path : str
+        The list.
 
     Returns
     -------
     str
-        A line that says so, or why not.
+        A line that says so, or why it was not possible.
     """
-    labelled = [
-        path for path, s in summaries.items() if s["raw"]["EER"] is not None
-    ]
-    if not labelled:
-        return "No threshold is stored: no list has labels."
-    if not hparams["write_threshold"]:
-        return "No threshold is stored (write_threshold is False)."
-    path, folder = labelled[0], hparams["model_folder"]
-    found, name = summaries[path], os.path.basename(path)
+    name, raw = os.path.basename(list_path), summary["raw"]
     try:
-        suggest_threshold(folder, found["raw"], name, found.get("known_files"))
+        suggest_threshold(folder, raw, name, summary.get("known_files"))
     except OSError as error:
         return f"No threshold is stored in {folder}: {error}"
     return (
-        f"Threshold {found['raw']['threshold']:.4f} on the cosine "
-        f"(raw scores, EER of {name}) is stored in {folder}."
+        f"Threshold {raw['threshold']:.4f} on the cosine (raw scores, EER of "
+        f"{name}) is stored in {folder}."
     )
 
 
@@ -690,8 +684,9 @@ def main(argv):
             f"pseudo-labels {hparams['pseudo_labels']}."
         )
     summaries, cache = {}, {}
+    stores = hparams["write_threshold"]  # until a list has labels
     for list_path in lists:
-        summaries[list_path] = verify(
+        summary = summaries[list_path] = verify(
             model.encode_batch,
             list_path,
             hparams["output_folder"],
@@ -707,10 +702,14 @@ def main(argv):
             **settings,
         )
         folder = results_folder(hparams["output_folder"], list_path)
-        if summaries[list_path]["raw"]["EER"] is not None:
+        if summary["raw"]["EER"] is not None:
             plot(folder)
-        print(describe(list_path, summaries[list_path], folder))
-    print(store_threshold(hparams, summaries))
+            if stores:
+                print(
+                    store_threshold(hparams["model_folder"], summary, list_path)
+                )
+                stores = False
+        print(describe(list_path, summary, folder))
     return summaries
 
 
