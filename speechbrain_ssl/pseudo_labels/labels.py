@@ -9,6 +9,7 @@ how good they seem. It is written last: without it, the labels are not whole.
 import contextlib
 import csv
 import json
+import logging
 import os
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from speechbrain_ssl.dataio.annotations import (
     write_annotation,
 )
 from speechbrain_ssl.files import hash_of, read_json, write_json, write_whole
+
+logger = logging.getLogger(__name__)
 
 CSV_NAME, REPORT_NAME = "pseudo_labels.csv", "report.json"
 # which labels a training had, in its output folder
@@ -274,8 +277,11 @@ def labels_of(labels, ids):
     return np.array([found.get(name, -1) for name in ids], np.int64)
 
 
-def read_truth(csv_path, ids):
-    """Reads true speakers, for reports only.
+def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
+    """Reads true speakers: for reports, and for supervised training.
+
+    A row without a speaker counts as no row; utterances without a row have no
+    speaker. The numbers of both, and of rows of no utterance, are logged.
 
     Arguments
     ---------
@@ -293,8 +299,44 @@ def read_truth(csv_path, ids):
     Raises
     ------
     ValueError
-        If a column is missing, or no utterance is in the file.
+        If a column is missing, a row has too few or too many values, an
+        utterance has two speakers, or no utterance is in the file.
     """
+    speakers, lines, nameless = _read_speakers(csv_path)
+    names, used = [], set()
+    for name in ids:
+        keys = [k for k in (name, os.path.splitext(name)[0]) if k in speakers]
+        if len({speakers[key] for key in keys}) > 1:
+            _refuse_two_speakers(csv_path, keys, speakers, lines)
+        used.update(keys)
+        names.append(speakers[keys[0]] if keys else None)
+    numbers = {name: n for n, name in enumerate(sorted({*names} - {None}))}
+    if not numbers:
+        raise ValueError(
+            f"{csv_path} has a speaker for none of {len(ids)} utterances. "
+            f"Expected IDs such as {ids[0]!r}, found "
+            f"{next(iter(speakers), None)!r}."
+        )
+    missing, unknown = names.count(None), len(speakers) - len(used)
+    logger.log(
+        logging.WARNING if missing or unknown or nameless else logging.INFO,
+        "%s: %d of %d utterances have a speaker, of %d speakers. %d utterances "
+        "have none and are left out. Ignored rows: %d without a speaker, %d of "
+        "no utterance.",
+        csv_path,
+        len(names) - missing,
+        len(names),
+        len(numbers),
+        missing,
+        nameless,
+        unknown,
+    )
+    return np.array([numbers.get(name, -1) for name in names], np.int64)
+
+
+def _read_speakers(csv_path):
+    """Speaker and line by ID, and the number of rows without a speaker."""
+    speakers, lines, nameless = {}, {}, 0
     with open(csv_path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = reader.fieldnames or []
@@ -304,18 +346,37 @@ def read_truth(csv_path, ids):
                 f"{csv_path} has the columns {', '.join(columns)}; expected ID "
                 f"and one of {', '.join(SPEAKER_COLUMNS)}."
             )
-        speakers = {row["ID"]: row[named[0]] for row in reader}
-    names = [
-        speakers.get(name, speakers.get(os.path.splitext(name)[0]))
-        for name in ids
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{csv_path}, line {reader.line_num}: expected "
+                    f"{len(columns)} values ({','.join(columns)}). Quote "
+                    "values that hold commas."
+                )
+            name, speaker = row["ID"].strip(), row[named[0]].strip()
+            if not speaker:
+                nameless += 1
+                continue
+            if speakers.setdefault(name, speaker) != speaker:
+                raise ValueError(
+                    f"{csv_path}: {name!r} has the speaker "
+                    f"{speakers[name]!r} on line {lines[name]} and "
+                    f"{speaker!r} on line {reader.line_num}. Keep one of the "
+                    "rows."
+                )
+            lines[name] = reader.line_num
+    return speakers, lines, nameless
+
+
+def _refuse_two_speakers(csv_path, keys, speakers, lines):
+    """Raises for an utterance listed with and without its extension."""
+    rows = [
+        f"{key!r} of {speakers[key]!r} on line {lines[key]}" for key in keys
     ]
-    numbers = {name: n for n, name in enumerate(sorted({*names} - {None}))}
-    if not numbers:
-        raise ValueError(
-            f"{csv_path} knows none of {len(ids)} utterances. Expected IDs "
-            f"such as {ids[0]!r}, found {next(iter(speakers), None)!r}."
-        )
-    return np.array([numbers.get(name, -1) for name in names], np.int64)
+    raise ValueError(
+        f"{csv_path}: {' and '.join(rows)} are one utterance. Keep one of the "
+        "rows."
+    )
 
 
 def _portable(path, data_root):

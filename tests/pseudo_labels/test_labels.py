@@ -166,6 +166,33 @@ def test_truth_is_found_with_and_without_extension(tmp_path, column):
     assert np.array_equal(found, [1, 0, 0, -1])
 
 
+def test_rows_without_speaker_or_utterance_are_counted(tmp_path, caplog):
+    path = tmp_path / "speakers.csv"
+    path.write_text("ID,spk_id\na,s1\nb,\nc.wav, \nd,s2\na,s1\nx,s3\n")
+    found = read_truth(path, ["a.wav", "b.wav", "c.wav", "d", "e"])
+    assert found.tolist() == [0, -1, -1, 1, -1]
+    (message,) = caplog.messages
+    assert "2 of 5 utterances have a speaker, of 2 speakers. 3 utt" in message
+    assert "2 without a speaker, 1 of no utterance" in message
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("a.wav,s1\nb.wav,s2\na.wav,s2", "'a.wav' .*'s1' on line 2 .* line 4"),
+        ("a,s1\na.wav,s2", "'a.wav' of 's2' on line 3 and 'a' of 's1' on lin"),
+        ("a.wav,s1\nb.wav", "line 3: expected 2 values"),
+        ("a.wav,s1\nb.wav,s,2", "line 3: expected 2 values"),
+        ("a.wav,\nb.wav,", "has a speaker for none of 1 utterances"),
+    ],
+)
+def test_contradictions_of_speakers_are_refused(tmp_path, rows, message):
+    path = tmp_path / "speakers.csv"
+    path.write_text(f"ID,spk_id\n{rows}\n")
+    with pytest.raises(ValueError, match=f"speakers.csv.*{message}"):
+        read_truth(path, ["a.wav"])
+
+
 def test_truth_of_other_data_is_refused(tmp_path):
     path = tmp_path / "truth.csv"
     path.write_text("ID,spk_id\n1,Ann\n")

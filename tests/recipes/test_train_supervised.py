@@ -75,7 +75,7 @@ def test_the_labels_are_the_speakers(run):
 def test_the_model_says_which_labels_it_was_trained_on(run):
     out = run("--label_share=0.5")
     card = (out / "model/README.md").read_text()
-    assert "those of 2 of 4 speakers were trained on" in card
+    assert "of 2 of 4 speakers were trained on (4 of 10 utterances)" in card
     assert "without" not in card.split("## Threshold")[0]
     found = json.loads((out / "labels/report.json").read_text())["speakers"]
     assert (found["known"], found["speakers"]) == (2, 4)

@@ -181,7 +181,7 @@ def main(argv):
     train_pseudo_labels.begin(hparams_file, hparams, overrides, run_opts)
     sb.utils.distributed.run_on_main(prepare, args=[hparams])
     labels = read_labels(hparams["pseudo_labels"], hparams["data_folder"])
-    known = labels.report["speakers"]
+    known, counts = labels.report["speakers"], labels.report["labels"]
     train_pseudo_labels.train_and_export(
         hparams,
         run_opts,
@@ -190,7 +190,8 @@ def main(argv):
         facts={
             "pseudo-labels": "none",
             "speaker labels": f"those of {known['known']} of "
-            f"{known['speakers']} speakers were trained on",
+            f"{known['speakers']} speakers were trained on "
+            f"({counts['labelled']} of {counts['utterances']} utterances)",
             # a card goes to others: it names no path
             "start": "another model" if hparams["init_from"] else "random",
         },
