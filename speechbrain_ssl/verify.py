@@ -8,12 +8,12 @@ model's folder when it verifies a labelled trial list.
 """
 
 import argparse
-import os
 import sys
 from typing import NamedTuple
 
 from speechbrain.utils.distributed import infer_device
 
+from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, embed_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores
 from speechbrain_ssl.inference import load_encoder, read_threshold
@@ -74,7 +74,7 @@ def verify(
         If the encoder fails on a file.
     """
     for path in (enrol, test):
-        if not os.path.isfile(path):
+        if not audio.is_file(path):
             raise FileNotFoundError(f"There is no file {path}.")
     if threshold is not None and not -1 <= threshold <= 1:
         raise ValueError(

@@ -1,5 +1,7 @@
 """Two files in, a score and a decision out."""
 
+import tarfile
+
 import numpy as np
 import pytest
 import soundfile
@@ -73,6 +75,14 @@ def test_digital_silence_does_not_change_the_score(pair, tmp_path):
     padded = str(tmp_path / "padded.wav")
     soundfile.write(padded, np.r_[samples, np.zeros(5 * rate)], rate)
     assert verify(model, padded, second).score == verify(*pair).score
+
+
+def test_a_member_of_a_tar_file_is_compared(pair, tmp_path):
+    model, *paths = pair
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(paths[0], "a.wav")
+    member = f"{tmp_path}/shard.tar::a.wav"
+    assert verify(model, member, paths[1]).score == verify(*pair).score
 
 
 def test_bad_input_is_named_without_a_traceback(pair, tmp_path):

@@ -217,6 +217,23 @@ def write_left_out(
             writer.writerow([f"$data_root/{name}", reason])
 
 
+def is_file(path: str) -> bool:
+    """Whether a file is there, or the tar file that should hold it.
+
+    Arguments
+    ---------
+    path : str
+        A file, or ``shard.tar::name.flac``.
+
+    Returns
+    -------
+    bool
+        False for folders, pipes and devices, too.
+    """
+    shard, is_member, _ = path.rpartition(SHARD)
+    return os.path.isfile(shard + ".tar" if is_member else path)
+
+
 def needs_torchcodec(path: str) -> bool:
     """Whether soundfile cannot read files of this name."""
     return path.lower().endswith(TORCHCODEC_EXTENSIONS)

@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechbrain_ssl.dataio import audio
+
 logger = logging.getLogger(__name__)
 
 LABELS = {
@@ -211,7 +213,7 @@ def trial_paths(
     root = data_root or _find_root(files, list_path)
     paths = [os.path.join(root, file) for file in files]
     missing = {
-        file for file, path in zip(files, paths) if not os.path.isfile(path)
+        file for file, path in zip(files, paths) if not audio.is_file(path)
     }
     if missing:
         names = {
@@ -470,8 +472,8 @@ def _find_root(files, list_path):
     folder = os.path.dirname(os.path.abspath(list_path))
     above = os.path.dirname(folder)
     first = next((file for file in files if not os.path.isabs(file)), "")
-    is_here = os.path.isfile(os.path.join(folder, first))
-    is_above = os.path.isfile(os.path.join(above, first))
+    is_here = audio.is_file(os.path.join(folder, first))
+    is_above = audio.is_file(os.path.join(above, first))
     return above if is_above and not is_here else folder
 
 

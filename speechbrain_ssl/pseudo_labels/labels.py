@@ -346,7 +346,7 @@ def _read_speakers(csv_path):
                 f"{csv_path} has the columns {', '.join(columns)}; expected ID "
                 f"and one of {', '.join(SPEAKER_COLUMNS)}."
             )
-        for row in reader:
+        for row in _rows(reader, csv_path):
             if None in row or None in row.values():
                 raise ValueError(
                     f"{csv_path}, line {reader.line_num}: expected "
@@ -366,6 +366,16 @@ def _read_speakers(csv_path):
                 )
             lines[name] = reader.line_num
     return speakers, lines, nameless
+
+
+def _rows(reader, csv_path):
+    """The rows of a CSV file, with the file in the error of a damaged one."""
+    try:
+        yield from reader
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{csv_path} is no UTF-8 CSV after line {reader.line_num}: {error}"
+        ) from error
 
 
 def _refuse_two_speakers(csv_path, keys, speakers, lines):

@@ -22,6 +22,7 @@ FLOORS = [
     ("options", 1),
     ("script", 1),
     ("runtime", 0),
+    ("evaluation/trials", 2.5),  # opens audio
     ("evaluation/verification", 3),
     ("stages", 3),
     ("evaluation", 2),
