@@ -1,6 +1,7 @@
 """Two gloo processes do what one does with the doubled batch."""
 
 import datetime
+import functools
 import os
 import sys
 
@@ -311,6 +312,51 @@ def train_both(tmp_path, encoder):
         str(corpus), str(tmp_path / "one"), batch_size=6, encoder=encoder
     )
     return tiny.state_of(tiny.fit(one)), *two
+
+
+def _options_worker(rank, folder, corpus):
+    """Weights before and after one step of SDPN, for several options."""
+    found = []
+    for number, options in enumerate([{}, {"sum": True, "clip": False}]):
+        torch.manual_seed(0)
+        objective = SDPN(tiny.DIM, 5)
+        before = objective.prototypes.weight.detach().clone()
+        brain = tiny.make_brain(
+            corpus,
+            os.path.join(folder, f"options{number}"),
+            objective=objective,
+            opt_class=functools.partial(torch.optim.SGD, lr=0.01),
+            parameter_options=[[objective, options]],
+            lr_for="linear",
+            reference_batch=3,
+            max_grad_norm=1e-3 if options else float("inf"),
+            clip_each_tensor=True,
+            batch_size=6,
+            epochs=1,
+            distributed_launch=True,
+            distributed_backend="gloo",
+        )
+        tiny.fit(brain)
+        after = brain.module("objective").prototypes.weight.detach()
+        rate = brain.optimizer.param_groups[0]["lr"]
+        found.append((after - before, rate, brain.train_stats["gradient_norm"]))
+    return found
+
+
+def test_gradients_of_prototypes_are_summed_and_not_clipped(tmp_path):
+    """As in SDPN's code; all other gradients are averaged and clipped."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    tiny.write_corpus(corpus)
+    first, second = run(_options_worker, tmp_path, str(corpus))
+    for mine, other in zip(first, second):
+        assert torch.equal(mine[0], other[0])
+    (averaged, rate, _), (summed, _, norm) = first
+    # the step was not clipped to the norm of 1e-3
+    assert norm > 1e-2
+    assert torch.allclose(summed, 2 * averaged, rtol=1e-4)
+    # two processes of six utterances, for a reference of three
+    assert rate == pytest.approx(0.04)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file:// rendezvous")

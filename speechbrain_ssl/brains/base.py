@@ -17,8 +17,12 @@ from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.brains.unreadable import UnreadableUtterances
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, write_whole
-from speechbrain_ssl.nnet.parameters import clip_gradients, parameter_groups
-from speechbrain_ssl.nnet.schedules import at
+from speechbrain_ssl.nnet.parameters import (
+    clip_gradients,
+    parameter_groups,
+    parameters_with,
+)
+from speechbrain_ssl.nnet.schedules import at, lr_factor
 from speechbrain_ssl.random_states import RandomStates
 from speechbrain_ssl.script import Interrupted, stop_requested
 
@@ -65,8 +69,12 @@ class SpeakerBrain(sb.Brain):
     Hyperparameters: ``seed``, ``output_folder``, ``epoch_counter``,
     ``lr_schedule`` (factor of the learning rate, a number or a schedule),
     ``learning_rates`` (list of [module, rate]; others have that of the
-    optimiser; may be left out), ``frozen_epochs`` (list of [module, epoch at
-    which it starts to move]), ``clip_each_tensor``, ``checkpoints_to_keep``,
+    optimiser; may be left out), ``lr_for`` and ``reference_batch`` (how
+    learning rates follow the size of a step, see ``lr_factor``; may be left
+    out), ``decay_vectors`` and ``parameter_options`` (which parameters are
+    decayed, clipped and summed over processes, see ``parameters_with``; may be
+    left out), ``frozen_epochs`` (list of [module, epoch at which it starts to
+    move]), ``clip_each_tensor``, ``checkpoints_to_keep``,
     ``select_by`` (None, or the statistic of a labelled list that chooses the
     checkpoint to keep), ``dev_trials`` and ``dev_every`` (a labelled list to
     report error rates on every so many epochs; null for none),
@@ -198,18 +206,48 @@ class SpeakerBrain(sb.Brain):
             )
 
     def init_optimizers(self):
-        """Makes the optimiser, without weight decay for vectors."""
-        rates = getattr(self.hparams, "learning_rates", [])
-        self.optimizer = self.opt_class(parameter_groups(self.modules, rates))
+        """Makes the optimiser; learning rates follow the size of a step."""
+        get = vars(self.hparams).get
+        options = get("parameter_options", [])
+        self.unclipped = parameters_with(options, "clip")
+        self.summed = parameters_with(options, "sum")
+        groups = parameter_groups(
+            self.modules,
+            get("learning_rates", []),
+            get("decay_vectors", False),
+            parameters_with(options, "decay"),
+        )
+        self.optimizer = self.opt_class(groups)
         self.optimizers_dict = {"opt_class": self.optimizer}
+        self.lr_scale = self._lr_scale(get("lr_for", "none"))
         for group in self.optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+            group["initial_lr"] = group["lr"] * self.lr_scale
         self.settings = [
             {name: x for name, x in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def _lr_scale(self, rule):
+        """Factor of all learning rates by the rule ``lr_for``."""
+        if rule == "none":
+            return 1.0
+        reference = vars(self.hparams).get("reference_batch")
+        step = self.utterances_per_step * self.grad_accumulation_factor
+        scale = lr_factor(rule, step, reference)
+        if sb.utils.distributed.if_main_process():
+            logger.info(
+                "Learning rates of the hparams file, for %s utterances in a "
+                "step, are multiplied by %.4g for %d (lr_for: %s). The first "
+                "one is %.4g.",
+                reference,
+                scale,
+                step,
+                rule,
+                self.optimizer.param_groups[0]["lr"] * scale,
+            )
+        return scale
 
     def on_fit_start(self):
         """Prepares modules and resumes; then processes part ways."""
@@ -353,7 +391,12 @@ class SpeakerBrain(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets learning rates from the schedule."""
-        factor = at(self.hparams.lr_schedule, self.epoch)
+        factor = at(
+            self.hparams.lr_schedule,
+            self.epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            scale=self.lr_scale,
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -366,6 +409,9 @@ class SpeakerBrain(sb.Brain):
             Whether it stepped: not if gradients are not finite.
         """
         self.scaler.unscale_(self.optimizer)
+        for parameter in self.summed:  # DDP has averaged
+            if parameter.grad is not None:
+                parameter.grad *= distributed.world_size()
         for module, epoch in self.hparams.frozen_epochs:
             if self.epoch < epoch:
                 for parameter in module.parameters():
@@ -374,6 +420,7 @@ class SpeakerBrain(sb.Brain):
             self.modules.parameters(),
             self.max_grad_norm,
             each=self.hparams.clip_each_tensor,
+            unclipped=self.unclipped,
         )
         finite = bool(torch.isfinite(norm))
         if not finite and not self.scaler.is_enabled():

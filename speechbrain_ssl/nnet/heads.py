@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from speechbrain_ssl.nnet.precision import full_precision
 
 
-def mlp(sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d):
+def mlp(
+    sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d, init_std=None
+):
     """Linear layers with normalisation and activation in between.
 
     Arguments
@@ -18,6 +20,9 @@ def mlp(sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d):
         Activation class.
     norm : type
         Normalisation class, or None.
+    init_std : float
+        Deviation of the truncated normal distribution that weights are drawn
+        from, with biases of zero, as in DINO's code; None: torch's values.
 
     Returns
     -------
@@ -37,6 +42,11 @@ def mlp(sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d):
         layers.append(activation())
     if len(sizes) > 1:
         layers.append(torch.nn.Linear(sizes[-2], sizes[-1]))
+    if init_std is not None:
+        for layer in layers:
+            if isinstance(layer, torch.nn.Linear):
+                torch.nn.init.trunc_normal_(layer.weight, std=init_std)
+                torch.nn.init.zeros_(layer.bias)
     return torch.nn.Sequential(*layers)
 
 
@@ -130,6 +140,8 @@ class PrototypeHead(torch.nn.Module):
     wide : bool
         Whether the last hidden layer is linear and part of the output, as
         RDINO wants it.
+    init_std : float
+        Of the layers before the prototypes, see ``mlp``.
 
     Example
     -------
@@ -141,10 +153,12 @@ class PrototypeHead(torch.nn.Module):
     torch.Size([4, 576])
     """
 
-    def __init__(self, sizes, prototypes, wide=False):
+    def __init__(self, sizes, prototypes, wide=False, init_std=None):
         super().__init__()
-        self.hidden = mlp(sizes[:-1]) if wide else torch.nn.Identity()
-        self.projector = mlp(sizes[-2:] if wide else sizes)
+        self.hidden = torch.nn.Identity()
+        if wide:
+            self.hidden = mlp(sizes[:-1], init_std=init_std)
+        self.projector = mlp(sizes[-2:] if wide else sizes, init_std=init_std)
         self.prototypes = prototypes
         self.wide = wide
 

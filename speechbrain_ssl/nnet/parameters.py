@@ -2,11 +2,60 @@
 
 import torch
 
+# what a module may have otherwise than the rest, and what the rest has
+OPTIONS = {"decay": True, "clip": True, "sum": False}
 
-def parameter_groups(module, learning_rates=()):
+
+def parameters_with(entries, option):
+    """Parameters for which an option is not as usual.
+
+    Arguments
+    ---------
+    entries : list of [torch.nn.Module, dict of str to bool]
+        Modules and what they have otherwise: ``decay: False`` (no weight
+        decay), ``clip: False`` (gradients are not clipped) or ``sum: True``
+        (gradients are summed over processes instead of averaged).
+    option : str
+        One of the three.
+
+    Returns
+    -------
+    list of torch.nn.Parameter
+        The parameters.
+
+    Raises
+    ------
+    ValueError
+        If an entry is something else.
+
+    Example
+    -------
+    >>> net = torch.nn.Linear(2, 2)
+    >>> len(parameters_with([[net, {"decay": False}]], "decay"))
+    2
+    >>> len(parameters_with([[net, {"decay": False}]], "clip"))
+    0
+    """
+    found = []
+    for module, options in entries:
+        for name, value in options.items():
+            if name not in OPTIONS or value not in (True, False):
+                raise ValueError(
+                    "parameter_options must be a list of [module, {decay, "
+                    f"clip, sum: True or False}}]; got {name}: {value!r}"
+                )
+        if options.get(option, OPTIONS[option]) != OPTIONS[option]:
+            found += module.parameters()
+    return found
+
+
+def parameter_groups(
+    module, learning_rates=(), decay_vectors=False, undecayed=()
+):
     """Splits parameters by learning rate, and by whether they are decayed.
 
-    Biases, gains and other vectors are not decayed, as in DINO.
+    Biases, gains and other vectors are not decayed, as in DINO, unless
+    ``decay_vectors`` asks for it.
 
     Arguments
     ---------
@@ -15,6 +64,10 @@ def parameter_groups(module, learning_rates=()):
     learning_rates : list of [torch.nn.Module, float]
         Parts with a rate of their own; the first one that has a parameter
         counts. Other parameters have the optimiser's.
+    decay_vectors : bool
+        Whether vectors are decayed as well, as torch's optimisers do.
+    undecayed : list of torch.nn.Parameter
+        Not decayed, whatever their shape.
 
     Returns
     -------
@@ -35,6 +88,12 @@ def parameter_groups(module, learning_rates=()):
     """
     left = {id(p): p for p in module.parameters() if p.requires_grad}
     known = {id(p) for p in module.parameters()}
+    skipped = {id(p) for p in undecayed}
+
+    def is_decayed(parameter):
+        by_shape = decay_vectors or parameter.ndim > 1
+        return by_shape and id(parameter) not in skipped
+
     groups = []
     for part, rate in learning_rates:
         names = {id(p) for p in part.parameters()}
@@ -45,8 +104,8 @@ def parameter_groups(module, learning_rates=()):
                 f"{rate} is not."
             )
         mine = [left.pop(name) for name in list(left) if name in names]
-        groups += [{**g, "lr": rate} for g in _by_decay(mine)]
-    return groups + _by_decay(left.values())
+        groups += [{**g, "lr": rate} for g in _by_decay(mine, is_decayed)]
+    return groups + _by_decay(left.values(), is_decayed)
 
 
 def layerwise_rates(transformer, rate, decay=1.0):
@@ -85,20 +144,20 @@ def layerwise_rates(transformer, rate, decay=1.0):
     return [[part, rate * decay**depth] for depth, part in enumerate(parts)]
 
 
-def _by_decay(parameters):
-    """Groups of matrices and of vectors, if there are any."""
+def _by_decay(parameters, is_decayed):
+    """Groups of decayed parameters and of others, if there are any."""
     parameters = list(parameters)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if is_decayed(p)]},
         {
-            "params": [p for p in parameters if p.ndim <= 1],
+            "params": [p for p in parameters if not is_decayed(p)],
             "weight_decay": 0.0,
         },
     ]
     return [group for group in groups if group["params"]]
 
 
-def clip_gradients(parameters, max_norm, each=False):
+def clip_gradients(parameters, max_norm, each=False, unclipped=()):
     """Scales gradients down to a norm.
 
     Arguments
@@ -109,6 +168,8 @@ def clip_gradients(parameters, max_norm, each=False):
         Largest norm allowed.
     each : bool
         Whether every tensor is clipped alone, as in DINO, or all together.
+    unclipped : list of torch.nn.Parameter
+        Their gradients stay as they are.
 
     Returns
     -------
@@ -135,15 +196,21 @@ def clip_gradients(parameters, max_norm, each=False):
             f"max_grad_norm must be positive, not {max_norm}. To switch "
             "clipping off leave it at inf (.inf in YAML)."
         )
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    having = [p for p in parameters if p.grad is not None]
+    if not having:
         return torch.zeros(())
-    total = torch.nn.utils.get_total_norm(gradients)
+    total = norm = torch.nn.utils.get_total_norm([p.grad for p in having])
+    skipped = {id(p) for p in unclipped}
+    gradients = [p.grad for p in having if id(p) not in skipped]
+    if skipped and gradients:
+        norm = torch.nn.utils.get_total_norm(gradients)
+    if not gradients:
+        return total
     if each:
         norms = torch._foreach_norm(gradients)
-        scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+        scales = [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in norms]
         torch._foreach_mul_(gradients, scales)
     else:
-        scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)
     return total

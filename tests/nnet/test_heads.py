@@ -1,5 +1,6 @@
 """Heads: shapes, and cosines to prototypes."""
 
+import pytest
 import torch
 
 from speechbrain_ssl.nnet.heads import (
@@ -68,3 +69,14 @@ def test_prototypes_give_cosines_whatever_the_lengths():
     with torch.no_grad():
         layer.weight.mul_(3.0)
     assert torch.allclose(layer(10 * points), cosines, atol=1e-6)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_layers_of_a_head_start_as_in_the_code_of_dino(wide):
+    sizes = [64, 256, 256, 128]
+    head = PrototypeHead(sizes, Prototypes(128, 4), wide, init_std=0.02)
+    layers = [m for m in head.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == 3
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert not layer.bias.any()

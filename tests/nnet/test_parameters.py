@@ -7,6 +7,7 @@ from speechbrain_ssl.nnet.parameters import (
     clip_gradients,
     layerwise_rates,
     parameter_groups,
+    parameters_with,
 )
 
 
@@ -119,3 +120,32 @@ def test_frozen_front_ends_are_in_no_group():
 def test_a_decay_that_is_none_is_refused(decay):
     with pytest.raises(ValueError, match="decay must be"):
         layerwise_rates(transformer(), 0.8, decay)
+
+
+def test_vectors_decay_where_asked_for():
+    (group,) = parameter_groups(torch.nn.Linear(2, 3), decay_vectors=True)
+    assert [p.ndim for p in group["params"]] == [2, 1]
+
+
+def test_a_matrix_can_be_left_undecayed():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    options = [[net[1], {"decay": False}]]
+    decayed, others = parameter_groups(
+        net, undecayed=parameters_with(options, "decay")
+    )
+    assert decayed["params"] == [net[0].weight]
+    assert others["weight_decay"] == 0.0 and len(others["params"]) == 3
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_unclipped_gradients_stay_and_count_in_the_norm(each):
+    parameters = with_gradients(8.0, 6.0)
+    total = clip_gradients(parameters, 3.0, each, unclipped=parameters[1:])
+    assert total.item() == pytest.approx(10.0)
+    assert norms(parameters) == [3.0, 6.0]
+
+
+@pytest.mark.parametrize("options", [{"decays": False}, {"decay": "no"}])
+def test_unknown_options_of_parameters_are_refused(options):
+    with pytest.raises(ValueError, match="decay, clip, sum"):
+        parameters_with([[torch.nn.Linear(1, 1), options]], "decay")

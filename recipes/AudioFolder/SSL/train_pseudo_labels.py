@@ -46,7 +46,8 @@ import speechbrain as sb
 logger = logging.getLogger(__name__)
 
 # SpeechBrain's checks look for every key of a YAML in the script beside it.
-# train_ssl.py and the brain read hparams["lr_schedule"], ["frozen_epochs"],
+# train_ssl.py and the brain read hparams["reference_batch"], ["lr_for"],
+# ["decay_vectors"], ["parameter_options"], ["lr_schedule"], ["frozen_epochs"],
 # ["clip_each_tensor"], ["dev_trials"], ["dev_every"], ["checkpoints_to_keep"],
 # ["average_last"], ["select_by"] and ["train_loggers"].
 

@@ -39,7 +39,8 @@ from speechbrain_ssl.inference import (
     load_encoder,
     suggest_threshold,
 )
-from speechbrain_ssl.nnet.schedules import at
+from speechbrain_ssl.nnet.parameters import parameters_with
+from speechbrain_ssl.nnet.schedules import at, lr_factor
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.runtime import keep_memory
 from speechbrain_ssl.script import run_script
@@ -156,6 +157,10 @@ def check_rules(hparams, *rules):
             "lr_schedule must not be negative",
         ),
         (
+            hparams.get("decay_vectors", False) in (True, False),
+            "decay_vectors must be True or False",
+        ),
+        (
             isinstance(hparams["train_loggers"], list),
             "train_loggers must be a list",
         ),
@@ -167,6 +172,10 @@ def check_rules(hparams, *rules):
         [hparams["compute_features"], hparams["embedding_model"]],
         hparams["sample_rate"],
     )
+    # of these a wrong value says by itself what it should be
+    rule, batch = hparams.get("lr_for", "none"), hparams["batch_size"]
+    lr_factor(rule, batch, hparams.get("reference_batch"))
+    parameters_with(hparams.get("parameter_options", []), "decay")
     if hparams["dev_trials"]:  # now, not when the first epochs are done
         path = hparams["dev_trials"]
         trials = read_trials(path, need_labels=True)

@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 # train_pseudo_labels.py reads hparams["batch_size"], ["num_workers"],
 # ["view_sampler"], ["classifier"], ["centroid_start"], ["loss"], ["gate"],
 # ["write_corrected"], ["opt_class"], ["learning_rates"], ["checkpointer"] and
-# ["select_by"]; train_ssl.py and the brain ["lr_schedule"], ["frozen_epochs"],
+# ["select_by"]; train_ssl.py and the brain ["reference_batch"], ["lr_for"],
+# ["decay_vectors"], ["parameter_options"], ["lr_schedule"], ["frozen_epochs"],
 # ["clip_each_tensor"], ["dev_trials"], ["dev_every"], ["checkpoints_to_keep"],
 # ["average_last"] and ["train_loggers"].
 
