@@ -14,7 +14,7 @@ from typing import NamedTuple
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.embedding import EncoderError, embed_files
+from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores
 from speechbrain_ssl.inference import load_encoder, read_threshold
 
@@ -30,11 +30,14 @@ class Verdict(NamedTuple):
         Lowest cosine that counts as the same speaker; None if unknown.
     same : bool
         Whether the speaker is the same; None without a threshold.
+    notes : list of str
+        Whether files are long or have digital silence.
     """
 
     score: float
     threshold: float | None
     same: bool | None
+    notes: list[str]
 
 
 def verify(
@@ -84,17 +87,19 @@ def verify(
     model = load_encoder(model_folder, device)
     if threshold is None:
         threshold = (read_threshold(model_folder) or {}).get("threshold")
-    embeddings = embed_files(
+    found = try_files(
         model.encode_batch,
         [enrol, test],
         model.audio_normalizer.sample_rate,
         device=device,
         progress=False,
+        strict=True,
     )
-    score = float(cosine_scores(embeddings, [0], [1])[0])
-    return Verdict(
-        score, threshold, None if threshold is None else score >= threshold
-    )
+    score = float(cosine_scores(found.rows, [0], [1])[0])
+    silence = found.silence.values()
+    notes = describe(len(found.windowed), len(silence), sum(silence))
+    same = None if threshold is None else score >= threshold
+    return Verdict(score, threshold, same, notes)
 
 
 def main(argv=None):
@@ -120,7 +125,7 @@ def main(argv=None):
         found = verify(**vars(args))
     except (OSError, ValueError, EncoderError) as error:
         sys.exit(f"verify: {error}")
-    print(f"score {found.score:.4f}")
+    print(*found.notes, f"score {found.score:.4f}", sep="\n")
     if found.same is None:
         print(
             "no decision: this model has no threshold.json. To measure one on "

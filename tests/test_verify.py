@@ -74,7 +74,10 @@ def test_digital_silence_does_not_change_the_score(pair, tmp_path):
     samples, rate = soundfile.read(first)
     padded = str(tmp_path / "padded.wav")
     soundfile.write(padded, np.r_[samples, np.zeros(5 * rate)], rate)
-    assert verify(model, padded, second).score == verify(*pair).score
+    found = verify(model, padded, second)
+    assert found.score == verify(*pair).score
+    (note,) = found.notes
+    assert "silence" in note and "1 (5.0 s)" in note
 
 
 def test_a_member_of_a_tar_file_is_compared(pair, tmp_path):

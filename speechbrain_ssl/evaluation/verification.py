@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,24 @@ LABEL_USE = (
     "do not. Nothing was trained or calibrated on them."
 )
 NO_LABELS = "The trial list has no labels: there are scores and no error rates."
+
+
+class CachedFile(NamedTuple):
+    """An embedding in the cache of ``verify``.
+
+    Arguments
+    ---------
+    row : torch.Tensor
+        The embedding [emb_dim].
+    windowed : bool
+        Whether the file is long and was embedded in windows.
+    silence : float
+        Seconds of digital silence that were left out.
+    """
+
+    row: torch.Tensor
+    windowed: bool
+    silence: float
 
 
 def read_conditions(path: str) -> dict[str, str]:
@@ -260,9 +279,9 @@ def verify(
         Where the encoder is.
     progress : bool
         Whether to show a progress bar.
-    cache : dict
+    cache : dict of str to CachedFile
         Embeddings by path, used and added to: with one dict for several
-        lists, a file that stands in many is embedded once.
+        lists, a file that is in many is embedded once.
     back_ends : dict of str to Callable
         Log-likelihood ratios to report as well, by kind. A back end maps
         embeddings [names, emb_dim], paths of the files of each name and
@@ -289,7 +308,9 @@ def verify(
     dict
         The summaries of "raw", "as_norm", "plda" and "calibrated" scores, see
         ``summarize``; None for kinds that were not asked for. Beside them
-        "label_use". The same stands in ``metrics.json``.
+        "label_use" and, where there were such files, "audio" with the numbers
+        of long files and of files with digital silence. The same is in
+        ``metrics.json``.
 
     Raises
     ------
@@ -309,17 +330,20 @@ def verify(
     if new:
         settings = sample_rate, batch_seconds, device, progress
         found = try_files(embed, new, *settings, strict=strict)
-        silence = found.silence.values()
-        for line in describe(len(found.windowed), len(silence), sum(silence)):
-            logger.info("%s: %s", list_path, line)
         failed = {new[n]: str(error) for n, error in found.failed.items()}
         good = [n for n in range(len(new)) if n not in found.failed]
-        cache.update((new[n], found.rows[n]) for n in good)
+        for n in good:
+            silence = found.silence.get(n, 0.0)
+            cache[new[n]] = CachedFile(
+                found.rows[n], n in found.windowed, silence
+            )
     parts = parts_of(trials, models)
     by_file = dict(zip(sorted({f for own in parts for f in own}), paths))
     parts = [tuple(by_file[file] for file in own) for own in parts]
     trials, parts, left_out = _leave_out(trials, parts, failed, list_path)
-    embeddings = torch.stack([_mean([cache[p] for p in own]) for own in parts])
+    embeddings = torch.stack(
+        [_mean([cache[p].row for p in own]) for own in parts]
+    )
     scores = _score(embeddings, trials, cohort, top_n)
     back_ends = back_ends or {}
     for name, back_end in back_ends.items():
@@ -334,6 +358,17 @@ def verify(
         summary[name] = found
     no_labels = trials.targets is None
     summary["label_use"] = NO_LABELS if no_labels else label_use
+    facts = [cache[path] for path in paths if path in cache]
+    seconds = [fact.silence for fact in facts if fact.silence]
+    windowed = sum(fact.windowed for fact in facts)
+    for line in describe(windowed, len(seconds), sum(seconds)):
+        logger.info("%s: %s", list_path, line)
+    if windowed or seconds:
+        summary["audio"] = {
+            "windowed": windowed,
+            "with_silence": len(seconds),
+            "silence_seconds": round(sum(seconds), 1),
+        }
     if any(numbers.values()):
         summary["known_files"] = numbers
     if left_out:

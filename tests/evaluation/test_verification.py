@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_ssl.dataio import embedding
 from speechbrain_ssl.evaluation import metrics, scoring, verification
 from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import (
@@ -298,6 +299,23 @@ def test_a_cache_embeds_each_file_once(corpus):
     assert sum(calls) == len(cache) == 6
     assert verify(embed, corpus, cache=cache, progress=False) == first
     assert sum(calls) == 6
+
+
+def test_long_files_and_silence_are_counted_in_each_list(
+    corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embedding, "WINDOW_SECONDS", 0.75)
+    wav = tmp_path / "wav/s0/0.wav"
+    noise, rate = soundfile.read(wav)
+    soundfile.write(wav, np.r_[noise, np.zeros(rate // 4)], rate)
+    cache = {}
+    for _ in range(2):
+        summary = verify(statistics, corpus, progress=False, cache=cache)
+        assert summary["audio"] == {
+            "windowed": 1,
+            "with_silence": 1,
+            "silence_seconds": 0.2,
+        }
 
 
 def test_a_failed_write_leaves_the_old_file(corpus, tmp_path, monkeypatch):

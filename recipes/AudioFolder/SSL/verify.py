@@ -41,7 +41,10 @@ import torch
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.augmentation import stack_draws
-from speechbrain_ssl.dataio.embedding import try_files
+from speechbrain_ssl.dataio.embedding import (
+    describe as describe_audio,
+    try_files,
+)
 from speechbrain_ssl.evaluation import metrics, scoring
 from speechbrain_ssl.evaluation.calibration import Calibrator, split_classes
 from speechbrain_ssl.evaluation.plda import PLDA
@@ -588,6 +591,10 @@ def describe(list_path, summary, folder):
                 f"  {name}: EER {rate} %, {part['trials']} trials "
                 f"({part['targets']} targets)"
             )
+    if "audio" in summary:
+        lines += [
+            f"  {line}" for line in describe_audio(*summary["audio"].values())
+        ]
     for where, count in summary.get("known_files", {}).items():
         if count:
             lines.append(
