@@ -19,6 +19,7 @@ import sys
 
 import numpy as np
 
+from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.options import load_experiment
@@ -108,7 +109,9 @@ def main():
     argv = [str(args.hparams_file.resolve())]
     for name, value in settings.items():
         argv += [f"--{name}", str(value)]
-    _, run_opts, hparams, _ = load_experiment(argv + further)
+    hparams_file, run_opts, hparams, overrides = load_experiment(argv + further)
+    training, settings = train_pseudo_labels.check_settings(hparams)
+    labels = train_pseudo_labels.find_labels(hparams)
 
     class Judged(PseudoLabelBrain):
         """Says after each epoch how right it was."""
@@ -118,8 +121,12 @@ def main():
             found = judge(self.decisions, right)
             print(json.dumps({"epoch": epoch, **found}), flush=True)
 
-    labels = train_pseudo_labels.labels_of_run(hparams)
-    train_pseudo_labels.train(hparams, run_opts, labels, Judged)
+    with experiment.open_run(
+        training.output_folder, hparams_file, overrides, run_opts
+    ) as run:
+        experiment.train_on_labels(
+            labels, training, settings, run, hparams, run_opts, Judged
+        )
 
 
 if __name__ == "__main__":

@@ -19,12 +19,15 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "recipes/AudioFolder/SSL"))
 
-import train_ssl  # noqa: E402
 from audio_folder_prepare import prepare_audio_folder  # noqa: E402
 from speechbrain.dataio.dataloader import make_dataloader  # noqa: E402
 
+from speechbrain_ssl.brains import experiment  # noqa: E402
 from speechbrain_ssl.dataio import audio  # noqa: E402
-from speechbrain_ssl.dataio.annotations import EpochSampler  # noqa: E402
+from speechbrain_ssl.dataio.annotations import (  # noqa: E402
+    EpochSampler,
+    read_annotation,
+)
 from speechbrain_ssl.options import load_experiment  # noqa: E402
 
 SECONDS = 8.0
@@ -75,8 +78,11 @@ def main(argv):
         prepare_audio_folder(
             hparams["data_folder"], hparams["train_annotation"]
         )
-        dataset = train_ssl.dataio_prepare(hparams)
+        utterances = read_annotation(
+            hparams["train_annotation"], hparams["data_folder"]
+        )
         sampler = hparams["view_sampler"]
+        dataset = experiment.views_of(utterances, sampler)
         views = sum(sampler.counts)
         sampler.augment_on = "workers"
         kinds = {"augmented": sampler.augmentation, "clean": None}

@@ -21,10 +21,10 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "recipes/AudioFolder/SSL"))
 
-import train_ssl  # noqa: E402
 from audio_folder_prepare import prepare_audio_folder  # noqa: E402
-from demo import TimedBrain  # noqa: E402
 
+from speechbrain_ssl.brains import experiment  # noqa: E402
+from speechbrain_ssl.dataio.annotations import read_annotation  # noqa: E402
 from speechbrain_ssl.options import load_experiment  # noqa: E402
 from speechbrain_ssl.runtime import keep_memory  # noqa: E402
 
@@ -105,16 +105,6 @@ def measure_augmentation(sampler, packed, draws, repeats):
     return seconds
 
 
-def measure_loop(hparams, run_opts, steps):
-    """The brain after some steps, and the seconds between two of them."""
-    hparams["checkpointer"] = None
-    hparams["train_loggers"] = []
-    hparams["epoch_counter"].limit = steps + 4
-    brain = train_ssl.train(hparams, run_opts, TimedBrain)
-    moments = brain.moments[4:]
-    return brain, statistics.median(b - a for a, b in zip(moments, moments[1:]))
-
-
 def main(argv):
     """Measures and prints."""
     keep_memory()
@@ -135,11 +125,14 @@ def main(argv):
         prepare_audio_folder(
             hparams["data_folder"], hparams["train_annotation"]
         )
-        brain, loop = measure_loop(hparams, run_opts, steps)
+        brain, loop = experiment.time_steps(hparams, run_opts, steps + 4)
         batch_size = hparams["batch_size"]
         sampler = hparams["view_sampler"]
         sampler.augment_on = "device"
-        dataset = train_ssl.dataio_prepare(hparams)
+        utterances = read_annotation(
+            hparams["train_annotation"], hparams["data_folder"]
+        )
+        dataset = experiment.views_of(utterances, sampler)
         sampler.to(brain.device)
         rows = [dataset[0, row] for row in range(batch_size)]
         packed, draws = (

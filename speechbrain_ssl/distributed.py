@@ -1,10 +1,16 @@
 """Means and concatenations over processes; identities in a single process."""
 
+import datetime
 import gc
+import os
 
 import torch
 import torch.distributed.nn
-from speechbrain.utils.distributed import ddp_prevent_block
+from speechbrain.utils.distributed import (
+    MainProcessContext,
+    ddp_init_group,
+    ddp_prevent_block,
+)
 
 
 def world_size():
@@ -18,6 +24,74 @@ def world_size():
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1
+
+
+def start(run_opts, seconds=50):
+    """Joins the group of processes that a launcher started, if there is one.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+        SpeechBrain's run options.
+    seconds : float
+        How long to wait for the first process: if it was killed, the others
+        end instead of waiting for hours.
+
+    Raises
+    ------
+    ValueError
+        If the first process cannot be reached.
+    """
+    number, address = os.environ.get("RANK"), os.environ.get("MASTER_ADDR")
+    waits = number not in (None, "0") and address is not None
+    if waits and not torch.distributed.is_initialized():
+        port = int(os.environ["MASTER_PORT"])
+        try:
+            torch.distributed.TCPStore(
+                address, port, timeout=datetime.timedelta(seconds=seconds)
+            )
+        except torch.distributed.DistError as error:
+            raise ValueError(
+                f"Process {number} cannot reach the first process at "
+                f"{address}:{port} within {seconds} s: it has ended or has "
+                "not been started."
+            ) from error
+    ddp_init_group(run_opts)
+
+
+def on_first(function, *args):
+    """Runs a function in the first process; if it fails, all processes fail.
+
+    Arguments
+    ---------
+    function : Callable
+        It must not wait for other processes.
+    *args : tuple
+        Its arguments.
+
+    Returns
+    -------
+    Any
+        The result in the first process, None in the others.
+
+    Raises
+    ------
+    ValueError
+        In the other processes, if the function raised an exception.
+    """
+    if world_size() == 1:
+        return function(*args)
+    result = error = None
+    if rank() == 0:
+        with MainProcessContext():
+            try:
+                result = function(*args)
+            except Exception as caught:
+                error = caught
+    message = gather_objects(error and f"{type(error).__name__}: {error}")[0]
+    if message is not None:
+        raise error or ValueError(message)
+    return result
 
 
 def leave():

@@ -128,7 +128,7 @@ def occupy(folder: str | os.PathLike) -> Iterator[None]:
     Arguments
     ---------
     folder : str
-        The folder; it is made. ``.lock`` in it names the process.
+        The folder; it is made. ``.in_use`` in it names the process.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def occupy(folder: str | os.PathLike) -> Iterator[None]:
         If another process occupies it; the message names process and host.
     """
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, ".lock")
+    path = os.path.join(folder, ".in_use")
     with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -360,6 +360,8 @@ def refuse_changes(
 
 def _differences(key, before, now):
     """One line for each value that differs, at any depth."""
+    if _is_object(before) and _is_object(now) and before[0] == now[0]:
+        before, now = before[1], now[1]
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for inner in dict.fromkeys([*before, *now]):
             yield from _differences(
@@ -369,6 +371,16 @@ def _differences(key, before, now):
             )
     elif before != now and not (_is_null(before) and _is_null(now)):
         yield f"  {key}: was {_short(before)}, is {_short(now)}"
+
+
+def _is_object(value):
+    """Whether a value is [tag, arguments] of an object in a YAML file."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and value[0].startswith("!")
+    )
 
 
 def _is_null(value):

@@ -268,6 +268,27 @@ def export(
     return folder
 
 
+def check_export(branch, hparams_text):
+    """Checks before training that an encoder can be exported after it.
+
+    Arguments
+    ---------
+    branch : speechbrain_ssl.nnet.branch.Branch
+        The encoder, with whatever weights.
+    hparams_text : str
+        Content of the hparams file it was made from.
+
+    Raises
+    ------
+    ValueError
+        If stock SpeechBrain could not load the exported encoder, or it would
+        give other embeddings.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _write(folder, hparams_text, branch)
+        _check(folder, branch)
+
+
 def export_run(run_folder, folder=None):
     """Exports the newest checkpoint of a training run.
 

@@ -31,6 +31,16 @@ LIBRARIES = {"site-packages", "dist-packages"}
 REPEAT_SECONDS = 3.0
 
 
+# SpeechBrain's loggers of lines that tell a user nothing.
+QUIET = {
+    "speechbrain.utils.quirks": logging.WARNING,
+    "speechbrain.utils.epoch_loop": logging.WARNING,
+    "speechbrain.utils.parameter_transfer": logging.WARNING,
+    "speechbrain.utils.seed": logging.WARNING,
+    "speechbrain.utils.train_logger": logging.ERROR,
+}
+
+
 class _Signals:
     """Signals that this process received while a training deferred them."""
 
@@ -67,9 +77,13 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         ``sys.argv[1:]`` by default.
     """
     name = os.path.basename(sys.argv[0])
+    for logger_name, level in QUIET.items():
+        logging.getLogger(logger_name).setLevel(level)
     _Signals.owner = os.getpid()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _on_signal)
+    handlers = {
+        number: signal.signal(number, _on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         main(sys.argv[1:] if argv is None else argv)
         distributed.leave()
@@ -89,6 +103,9 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
             raise
         _say(f"{name}: {error}")
         sys.exit(1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _say(text):

@@ -155,6 +155,16 @@ def test_refusal_lists_each_key_with_both_values(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_arguments_of_an_object_are_compared_one_by_one():
+    def settings(temperature, name="SimCLR"):
+        return {"objective": [f"!new:{name}", {"temperature": temperature}]}
+
+    with pytest.raises(ValueError, match="objective.temperature: was 1, is 2"):
+        refuse_changes(settings(1), settings(2))
+    with pytest.raises(ValueError, match=r'objective: was \["!new:SimCLR", \{'):
+        refuse_changes(settings(1), settings(1, "MoCo"))
+
+
 def test_a_key_that_may_change_is_recorded_anew(tmp_path):
     path = tmp_path / "settings.json"
     write_json(path, {"seed": 1, "epochs": 5, "made": 3})
@@ -197,7 +207,7 @@ def test_killed_process_leaves_no_lock(other, tmp_path):
     other.kill()
     other.join()
     with occupy(tmp_path):
-        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+        assert f"process {os.getpid()} " in (tmp_path / ".in_use").read_text()
 
 
 def test_child_of_a_killed_process_does_not_keep_the_lock(tmp_path):

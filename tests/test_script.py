@@ -12,14 +12,9 @@ from speechbrain_ssl.script import Interrupted, defer_signals, run_script
 
 
 @pytest.fixture(autouse=True)
-def unchanged(monkeypatch):
-    """Handlers of this process come back after a test."""
+def called(monkeypatch):
+    """The name of a script."""
     monkeypatch.setattr("sys.argv", ["folder/train.py", "a.yaml"])
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(x) for x in numbers]
-    yield
-    for x, handler in zip(numbers, before):
-        signal.signal(x, handler)
 
 
 @pytest.fixture
@@ -129,3 +124,9 @@ def test_workers_that_the_signal_killed_are_no_error(capsys):
         run_script(main)
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "train.py: SIGTERM: ended before a checkpoint."
+
+
+def test_handlers_of_signals_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    run_script(lambda argv: None)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -32,6 +32,7 @@ FLOORS = [
     ("clustering", 3),
     ("pseudo_labels", 3.5),  # reads clusterings
     ("testing", 3),
+    ("brains/experiment", 5),
     ("brains", 4),
     ("inference", 4),
     ("report", 4),

@@ -1,17 +1,22 @@
 """The recipes in a checkout of SpeechBrain, by the checks that it publishes.
 
-SPEECHBRAIN_CHECKOUT names such a checkout. test_recipes.py has the same rules
-in our own words, for those who have none.
+SPEECHBRAIN_CHECKOUT names such a checkout. Without one, its rule for the keys
+of a YAML file is tested as it is stated here: it looks for the text of each key
+in the script. Scripts therefore read every key and pass it on.
 """
 
 import csv
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from speechbrain.core import RunOptions
+
+from tests.consistency.test_recipes import HPARAMS, keys_of, rows
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHECKOUT = os.environ.get("SPEECHBRAIN_CHECKOUT")
@@ -43,6 +48,29 @@ def test_a_copied_recipe_is_whole(tmp_path):
                 names += row["Data_prep_file"].split() + [row["Readme_file"]]
                 for name in names:
                     assert (tmp_path / name).is_file(), name
+
+
+@pytest.mark.parametrize("path", HPARAMS, ids=lambda p: p.stem)
+def test_every_variable_is_used(path):
+    """By the script, or by a later !ref, or as a run option."""
+    text = path.read_text()
+    mine = str(path.relative_to(ROOT))
+    (script,) = {
+        row["Script_file"] for row in rows() if row["Hparam_file"] == mine
+    }
+    code = (ROOT / script).read_text()
+    options = set(RunOptions.__dataclass_fields__)
+    for key in keys_of(path):
+        line, *_ = after = text.split(f"\n{key}:", 1)[-1].split("\n")
+        used = (
+            f'["{key}"]' in code
+            or f"hparams.{key}" in code
+            or f'hparams.get("{key}' in code
+            or any(re.search(rf"!ref.*<{key}[>\[]", x) for x in after)
+            or key in options
+            or "!apply" in line  # is run, used or not
+        )
+        assert used, f"{path.name}: {key} is not used by {script}"
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="SPEECHBRAIN_CHECKOUT names no folder")

@@ -92,16 +92,16 @@ def test_another_run_in_the_same_folder_is_refused(demo, tmp_path):
         args, further = demo.parse_arguments(
             ["--output_folder", str(tmp_path), "--seed", str(seed)]
         )
-        return demo.start_or_continue(args, further)
+        return demo.settings_of_run(args, further)
 
     settings(1)
     (tmp_path / "save").mkdir()
     settings(1)
     assert (tmp_path / "save").is_dir()
-    with pytest.raises(FileExistsError, match="seed differs"):
+    with pytest.raises(ValueError, match="seed: was 1, is 2"):
         settings(2)
     (tmp_path / "demo.json").unlink()
-    with pytest.raises(FileExistsError, match="not of demo.py"):
+    with pytest.raises(ValueError, match="of another script"):
         settings(1)
     assert (tmp_path / "save").is_dir()
 

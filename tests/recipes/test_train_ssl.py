@@ -1,58 +1,220 @@
-"""Settings that do not fit are found before the first batch."""
+"""Wrong settings are named before training; a run goes on as it was started."""
 
+import json
+import logging
+import os
 import pathlib
-import subprocess
+import runpy
+import shutil
 import sys
 
+import numpy as np
 import pytest
+import soundfile
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
+from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.files import occupy
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
+SIMCLR = RECIPE / "hparams/train_simclr.yaml"
+SMALL = [
+    "--batch_size=4",
+    "--number_of_epochs=1",
+    "--emb_dim=16",
+    "--embedding_model={channels: [8, 8, 8, 8, 24]}",
+    "--noprogressbar",
+]
 
 
-def run(*flags):
-    return subprocess.run(
-        [sys.executable, "train_ssl.py", "hparams/train_simclr.yaml", *flags],
-        cwd=RECIPE,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """Eight noises."""
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        noise = 0.1 * rng.standard_normal(16000)
+        soundfile.write(folder / f"{number}.wav", noise, 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(audio):
+    """Runs the script's main function."""
+    sys.path.insert(0, str(RECIPE))
+    main = runpy.run_path(str(RECIPE / "train_ssl.py"))["main"]
+    root = logging.getLogger()
+    before, hook = list(root.handlers), sys.excepthook
+
+    def run(folder, *flags, file=SIMCLR):
+        given = {flag.split("=")[0] for flag in flags}
+        small = [flag for flag in SMALL if flag.split("=")[0] not in given]
+        if "--data_folder" not in given:
+            small.append(f"--data_folder={audio}")
+        try:
+            main(
+                [
+                    str(file),
+                    f"--output_folder={folder}",
+                    *small,
+                    *flags,
+                ]
+            )
+        finally:
+            root.handlers[:], sys.excepthook = before, hook
+
+    yield run
+    sys.path.remove(str(RECIPE))
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """A run of one epoch."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    """A copy of that run."""
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def contents(folder):
+    """Bytes of the files that say what a run is."""
+    names = ("hyperparams.yaml", "settings.json", "train_log.jsonl")
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 @pytest.mark.parametrize(
-    "flags, message",
+    "flag, message",
     [
-        (["--extract_from=teacher"], "modules has one"),
-        (["--select_by=EER"], "dev_trials"),
-        (["--temprature=0.1"], "temprature"),
-        (["--view_sampler={global_second: 3.0}"], "global_second"),
-        (["--average_last=9"], "checkpoints_to_keep"),
-        (["--select_by=eer", "--dev_trials=x"], "EER or minDCF_0.01"),
-        (
-            ["--select_by=EER", "--dev_trials=x", "--dev_every=99"],
-            "number_of_epochs",
-        ),
-        (["--dev_trials=no list.txt"], "no list.txt"),
-        (["--cluster_tables=[]"], "never be filled"),
+        ("--extract_from=teacher", "modules has one"),
+        ("--select_by=EER", "dev_trials"),
+        ("--temprature=0.1", "temprature"),
+        ("--view_sampler={global_second: 3.0}", "global_second"),
+        ("--average_last=9", "checkpoints_to_keep"),
+        ("--average_last=0", "average_last must be .* not 0"),
+        ("--select_by=eer", "EER or minDCF_0.01"),
+        ("--dev_trials=no list.txt", "no list.txt"),
+        ("--cluster_tables=[]", "never be filled"),
+        ("--number_of_epochs=0", "number_of_epochs"),
+        ("--number_of_epochs=2.5", "number_of_epochs"),
+        ("--batch_size=four", "batch_size must be a whole number"),
+        ("--batch_size=0", "batch_size"),
+        ("--num_workers=-1", "num_workers"),
+        ("--dev_every=0", "dev_every"),
+        ("--lr_schedule=-1", "lr_schedule"),
+        ("--seed=1.5", "seed"),
+        ("--frozen_epochs=[1]", "frozen_epochs"),
+        ("--clip_each_tensor=maybe", "clip_each_tensor"),
+        ("--train_loggers=null", "train_loggers"),
+        ("--data_folder=no such folder", "no such folder"),
     ],
 )
-def test_a_wrong_setting_is_named_before_anything_is_prepared(
-    flags, message, tmp_path
+def test_wrong_setting_is_named_before_training(train, flag, message, tmp_path):
+    with pytest.raises((ValueError, OSError), match=message):
+        train(tmp_path / "run", flag)
+    assert not (tmp_path / "run/save/train.csv").exists()
+    assert not (tmp_path / "run/hyperparams.yaml").exists()
+
+
+@pytest.mark.parametrize("part", ["student", "epoch_counter"])
+def test_checkpointer_that_lacks_a_part_is_refused(train, part, tmp_path):
+    before, recoverables, after = SIMCLR.read_text().partition("recoverables:")
+    line = f"        {part}: !ref <{part}>\n"
+    assert line in after
+    file = tmp_path / "train.yaml"
+    file.write_text(before + recoverables + after.replace(line, "", 1))
+    with pytest.raises(ValueError, match=f"recoverables .* lack '{part}'"):
+        train(tmp_path / "run", file=file)
+
+
+@pytest.mark.parametrize(
+    "flags, difference",
+    [
+        (["--seed=2"], "seed: was 1, is 2"),
+        (["--batch_size=2"], "batch_size: was 4, is 2"),
+        (
+            ["--objective={temperature: 0.5}"],
+            "objective.temperature: was 0.07, is 0.5",
+        ),
+        (
+            ["--view_sampler={global_seconds: 0.9}"],
+            "view_sampler.global_seconds: was .*, is 0.9",
+        ),
+        (["--data_folder=elsewhere"], "data_folder: was .*, is .*elsewhere"),
+        (["--max_grad_norm=1"], "max_grad_norm: was 5.0, is 1"),
+        (
+            ["--grad_accumulation_factor=2"],
+            "grad_accumulation_factor: was 1, is 2",
+        ),
+    ],
+)
+def test_other_settings_are_refused_and_nothing_is_written(
+    train, run_folder, flags, difference
 ):
-    out = tmp_path / "out"
-    done = run("--data_folder=x", f"--output_folder={out}", *flags)
-    assert done.returncode != 0
-    assert message in done.stderr.splitlines()[-1]
-    assert not (out / "save" / "train.csv").exists()
+    before = contents(run_folder)
+    with pytest.raises(ValueError, match=difference) as refusal:
+        train(run_folder, "--number_of_epochs=2", *flags)
+    assert len(str(refusal.value).splitlines()) == 3
+    assert contents(run_folder) == before
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    missing = tmp_path / "no such folder"
-    done = run(f"--data_folder={missing}", f"--output_folder={tmp_path}/out")
-    assert done.returncode != 0
-    assert str(missing) in done.stderr.splitlines()[-1]
+def test_run_goes_on_with_more_epochs_and_other_ways_to_work(train, run_folder):
+    train(
+        run_folder,
+        "--number_of_epochs=2",
+        "--checkpoints_to_keep=1",
+        "--ckpt_interval_minutes=0",
+        "--opt_class={lr: 0.0001}",
+        "--precision=fp32",
+    )
+    log = (run_folder / "train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1, 2]
+    settings = json.loads((run_folder / "settings.json").read_text())
+    assert settings["number_of_epochs"] == 2
+    assert (
+        "number_of_epochs: 2" in (run_folder / "hyperparams.yaml").read_text()
+    )
 
 
-def test_a_missing_value_is_asked_for():
-    done = run()
-    assert done.returncode != 0
-    assert "data_folder" in done.stderr.splitlines()[-1]
+def test_finished_run_says_so_and_is_exported_again(train, run_folder, capsys):
+    shutil.rmtree(run_folder / "model")
+    train(run_folder)
+    assert "1 of 1 epochs are done." in capsys.readouterr().out
+    assert (run_folder / "model/embedding_model.ckpt").is_file()
+    assert len((run_folder / "train_log.jsonl").read_text().splitlines()) == 1
+
+
+def test_second_training_in_a_folder_is_refused(train, run_folder):
+    before = contents(run_folder)
+    ready, done = os.pipe(), os.pipe()
+    if not (first := os.fork()):
+        with occupy(run_folder):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(ValueError, match=f"in use by process {first} on host"):
+        train(run_folder, "--number_of_epochs=2")
+    os.write(done[1], b"x")
+    os.waitpid(first, 0)
+    assert contents(run_folder) == before
+
+
+class Own(ECAPA_TDNN):
+    """An encoder that stock SpeechBrain does not have."""
+
+
+def test_encoder_that_the_export_cannot_hold_is_refused_first(
+    train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SSLBrain, "fit", lambda *_, **__: 1 / 0)
+    name = "speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN"
+    file = tmp_path / "train.yaml"
+    file.write_text(SIMCLR.read_text().replace(name, f"{__name__}.Own"))
+    with pytest.raises(ValueError, match=f"embedding_model uses {__name__}"):
+        train(tmp_path / "run", file=file)
+    assert not (tmp_path / "run/hyperparams.yaml").exists()

@@ -16,18 +16,16 @@ import json
 import logging
 import os
 import platform
+import runpy
 import shlex
-import statistics
 import tempfile
-import time
 
-import run_rounds
 import torch
-import train_ssl
 from audio_folder_prepare import prepare_audio_folder
-from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.files import read_jsonl, same_or_refuse, write_json
 from speechbrain_ssl.inference import load_encoder, suggest_threshold
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.report.page import write_report
@@ -39,9 +37,9 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 logger = logging.getLogger(__name__)
+RECORD = "demo.json"
 HERE = os.path.dirname(os.path.abspath(__file__))
-# of all steps that are timed the first ones are left out
-TIMED_STEPS, SETTLING_STEPS = 10, 4
+TIMED_STEPS = 10
 # of the settings of the first stage, those that the second one needs as well
 SHARED = ["batch_size", "num_workers", "sample_rate", "augmentation"]
 SHARED += ["noise_folder", "music_folder", "rir_folder", "n_mels", "emb_dim"]
@@ -50,15 +48,6 @@ LABEL_USE = (
     "None in training or selection. The labels of the trial lists are used "
     "to report error rates and to color the map of embeddings."
 )
-
-
-class TimedBrain(SSLBrain):
-    """Notes when each step ends."""
-
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Moves the teacher and reads the clock."""
-        super().on_fit_batch_end(batch, outputs, loss, should_step)
-        self.moments = [*getattr(self, "moments", []), time.monotonic()]
 
 
 def parse_arguments(argv):
@@ -97,8 +86,8 @@ def prepare_corpus(args):
             raise FileNotFoundError(f"No such trial list: {path}")
 
 
-def start_or_continue(args, further):
-    """Lets an equal run go on; refuses a folder with another one.
+def settings_of_run(args, further):
+    """Records the settings of the demo, or continues an equal one.
 
     Arguments
     ---------
@@ -109,31 +98,36 @@ def start_or_continue(args, further):
 
     Returns
     -------
-    str
-        File of the settings of the run; holds its number of epochs once it
-        is known.
+    dict
+        The settings, with ``epochs`` if the number of epochs is known.
 
     Raises
     ------
-    FileExistsError
+    ValueError
         If the folder holds a run of other settings, or of another script.
     """
-    path = os.path.join(args.output_folder, "demo.json")
-    settings = {**vars(args), "further": further}
-    found, other = {}, []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        other = [k for k in settings if found.get(k) != settings[k]]
-    if other or (not found and os.path.exists(f"{args.output_folder}/save")):
-        raise FileExistsError(
-            f"{args.output_folder} holds another run "
-            f"({', '.join(other) or 'not of demo.py'} differs). Name another "
-            "--output_folder, or remove that one."
+    path = os.path.join(args.output_folder, RECORD)
+    is_other = os.path.exists(os.path.join(args.output_folder, "save"))
+    if is_other and not os.path.exists(path):
+        raise ValueError(
+            f"{args.output_folder} holds a run of another script. Name "
+            "another --output_folder, or remove that one."
         )
-    if not found:
-        _write_json(path, settings)
-    return path
+    settings = {**vars(args), "further": further}
+    return same_or_refuse(path, settings, may_change=["epochs"])
+
+
+def run_here(script, arguments):
+    """Runs another script of the recipe in this process.
+
+    Arguments
+    ---------
+    script : str
+        Its file name.
+    arguments : list of str
+        Its command line.
+    """
+    runpy.run_path(os.path.join(HERE, script))["main"](arguments)
 
 
 def training_arguments(args, further, folder):
@@ -174,12 +168,7 @@ def epochs_for(args, further):
             hparams["train_annotation"],
             min_seconds=hparams["min_seconds"],
         )
-        hparams["checkpointer"] = None
-        hparams["train_loggers"] = []
-        hparams["epoch_counter"].limit = TIMED_STEPS
-        brain = train_ssl.train(hparams, run_opts, TimedBrain)
-    moments = brain.moments[SETTLING_STEPS:]
-    step = statistics.median(b - a for a, b in zip(moments, moments[1:]))
+        brain, step = experiment.time_steps(hparams, run_opts, TIMED_STEPS)
     epochs = round(60 * args.minutes / (step * brain.steps_per_epoch))
     print(f"A step takes {step:.2f} s here: {max(epochs, 1)} epochs.")
     return max(epochs, 1)
@@ -251,8 +240,7 @@ def describe_machine():
 def summarize_run(args, argv, before, after):
     """Writes summary.json and report.html; prints the error rates."""
     log_path = os.path.join(args.output_folder, "train_log.jsonl")
-    with open(log_path, encoding="utf-8") as file:
-        last = json.loads(file.readlines()[-1])
+    last = read_jsonl(log_path)[-1]
     summary = {
         "title": f"{args.method} on {os.path.basename(args.data_folder)}",
         "command": shlex.join(["python", "demo.py", *argv]),
@@ -267,7 +255,7 @@ def summarize_run(args, argv, before, after):
         "after": after,
         "label_use": LABEL_USE,
     }
-    _write_json(os.path.join(args.output_folder, "summary.json"), summary)
+    write_json(os.path.join(args.output_folder, "summary.json"), summary)
     page = write_report(args.output_folder)
     for name, figures in after.items():
         print(
@@ -314,16 +302,15 @@ def main(argv):
     args.output_folder = os.path.abspath(args.output_folder)
     os.makedirs(args.output_folder, exist_ok=True)
     prepare_corpus(args)
-    settings = start_or_continue(args, further)
+    settings = settings_of_run(args, further)
     before, device = verify_untrained(args, further)
-    with open(settings, encoding="utf-8") as file:
-        kept = json.load(file)
     if not any(x.split("=")[0] == "--number_of_epochs" for x in further):
-        kept.setdefault("epochs", None)
-        kept["epochs"] = kept["epochs"] or epochs_for(args, further)
-        _write_json(settings, kept)
-        further = [*further, "--number_of_epochs", str(kept["epochs"])]
-    train_ssl.main(training_arguments(args, further, args.output_folder))
+        if "epochs" not in settings:
+            settings["epochs"] = epochs_for(args, further)
+            write_json(os.path.join(args.output_folder, RECORD), settings)
+        further = [*further, "--number_of_epochs", str(settings["epochs"])]
+    arguments = training_arguments(args, further, args.output_folder)
+    run_here("train_ssl.py", arguments)
     model = os.path.join(args.output_folder, "model")
     encoder = load_encoder(model, device)
     rate = encoder.audio_normalizer.sample_rate
@@ -333,16 +320,9 @@ def main(argv):
     summarize_run(args, argv, before, after)
     if args.rounds:
         log = os.path.join(args.output_folder, "train_log.jsonl")
-        with open(log, encoding="utf-8") as file:
-            epochs = json.loads(file.readlines()[-1])["epoch"]
-        run_rounds.main(rounds_arguments(args, further, model, epochs))
-
-
-def _write_json(path, content):
-    """Writes a file that is whole or not there."""
-    with open(path + ".part", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    os.replace(path + ".part", path)
+        epochs = read_jsonl(log)[-1]["epoch"]
+        arguments = rounds_arguments(args, further, model, epochs)
+        run_here("run_rounds.py", arguments)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ without labels, on all labels or on those of a share of the speakers::
         --data_folder /audio --speakers speakers.csv \
         --label_share 0.25 --init_from results/moco/1/model
 
-``labels`` in the output folder has the labels that were used.
+``labels`` in the output folder has the labels that were used. After a kill the
+same command goes on.
 """
 
-import logging
 import os
 import sys
 
@@ -21,10 +21,13 @@ if __name__ == "__main__":
     answer_help(__doc__)  # before the slow imports
 
 import numpy as np
-import train_pseudo_labels
 from audio_folder_prepare import prepare_audio_folder
+from speechbrain_ssl import distributed
+from speechbrain_ssl.brains import experiment
+from speechbrain_ssl.checks import check, number
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of, read_json, refuse_changes
+from speechbrain_ssl.inference import check_sample_rate
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.pseudo_labels.labels import (
     CSV_NAME,
@@ -35,63 +38,122 @@ from speechbrain_ssl.pseudo_labels.labels import (
 )
 from speechbrain_ssl.runtime import keep_memory
 from speechbrain_ssl.script import run_script
-from train_ssl import is_resumed
 
 import speechbrain as sb
-
-logger = logging.getLogger(__name__)
-
-# SpeechBrain's checks look for every key of a YAML in the script beside it.
-# train_pseudo_labels.py reads hparams["batch_size"], ["num_workers"],
-# ["view_sampler"], ["classifier"], ["centroid_start"], ["loss"], ["gate"],
-# ["write_corrected"], ["opt_class"], ["learning_rates"], ["checkpointer"] and
-# ["select_by"]; train_ssl.py and the brain ["reference_batch"], ["lr_for"],
-# ["decay_vectors"], ["parameter_options"], ["lr_schedule"], ["frozen_epochs"],
-# ["clip_each_tensor"], ["dev_trials"], ["dev_every"], ["checkpoints_to_keep"],
-# ["average_last"] and ["train_loggers"].
 
 # Python looks where this file is. A link to it in another recipe has that
 # recipe's preparation beside it.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 
-def label_speakers(hparams):
-    """Writes the labels that training may know, unless they are there.
+def check_settings(hparams):
+    """Finds settings that do not fit together before the first batch.
 
     Arguments
     ---------
     hparams : dict
         The loaded hparams file.
 
+    Returns
+    -------
+    training : Training
+        Settings that any training has.
+    settings : LabelTraining
+        Settings that a training on labels has.
+
     Raises
     ------
-    OptionsError
+    ValueError
+        Says which keys do not fit, and what to do.
+    """
+    check("label_share", hparams["label_share"], number(above=0, high=1))
+    training = experiment.Training(
+        output_folder=hparams["output_folder"],
+        seed=hparams["seed"],
+        number_of_epochs=hparams["number_of_epochs"],
+        batch_size=hparams["batch_size"],
+        num_workers=hparams["num_workers"],
+        epoch_counter=hparams["epoch_counter"],
+        checkpointer=hparams["checkpointer"],
+        lr_schedule=hparams["lr_schedule"],
+        frozen_epochs=hparams["frozen_epochs"],
+        clip_each_tensor=hparams["clip_each_tensor"],
+        dev_trials=hparams["dev_trials"],
+        dev_every=hparams["dev_every"],
+        select_by=hparams["select_by"],
+        checkpoints_to_keep=hparams["checkpoints_to_keep"],
+        average_last=hparams["average_last"],
+        train_loggers=hparams["train_loggers"],
+        lr_for=hparams.get("lr_for", "none"),
+        reference_batch=hparams.get("reference_batch"),
+        decay_vectors=hparams.get("decay_vectors", False),
+        parameter_options=hparams.get("parameter_options", []),
+    )
+    settings = experiment.LabelTraining(
+        encoder=hparams["encoder"],
+        classifier=hparams["classifier"],
+        loss=hparams["loss"],
+        gate=hparams["gate"],
+        view_sampler=hparams["view_sampler"],
+        opt_class=hparams["opt_class"],
+        learning_rates=hparams["learning_rates"],
+        centroid_start=hparams["centroid_start"],
+        init_from=hparams["init_from"],
+        write_corrected=hparams["write_corrected"],
+    )
+    experiment.check_recoverables(
+        training.checkpointer,
+        {
+            "encoder": settings.encoder,
+            "gate": settings.gate,
+            "epoch_counter": training.epoch_counter,
+        },
+    )
+    check_sample_rate(
+        [hparams["compute_features"], hparams["embedding_model"]],
+        hparams["sample_rate"],
+    )
+    return training, settings
+
+
+def label_speakers(hparams, folder):
+    """Writes the labels that training may know, unless they are there.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    folder : str
+        Where to write them.
+
+    Raises
+    ------
+    ValueError
         If ``label_share`` leaves fewer than two speakers, or the run was begun
         with other labels.
     """
-    folder = os.path.dirname(hparams["pseudo_labels"])
-    utterances = read_annotation(
-        hparams["train_annotation"], data_root=hparams["data_folder"]
-    )
+    annotation = hparams["train_annotation"]
+    share, seed = hparams["label_share"], hparams["seed"]
+    utterances = read_annotation(annotation, data_root=hparams["data_folder"])
     ids = list(utterances.ids())
     if callable(hparams["speakers"]):  # of a corpus whose paths name them
         source, speakers = "the paths", hparams["speakers"](ids)
     else:
         source = os.path.abspath(hparams["speakers"])
         speakers = read_truth(hparams["speakers"], ids)
-    known = known_speakers(speakers, hparams["label_share"], hparams["seed"])
+    known = known_speakers(speakers, share, seed)
     if len(known) < 2:
         raise OptionsError(
-            f"label_share of {hparams['label_share']} leaves {len(known)} of "
+            f"label_share of {share} leaves {len(known)} of "
             f"{len(set(speakers) - {-1})} speakers; there must be two."
         )
     record = {
         "source": source,
-        "training_set": hash_of(hparams["train_annotation"]),
+        "training_set": hash_of(annotation),
         "speakers": int((np.unique(speakers) >= 0).sum()),
         "known": len(known),
-        "share": hparams["label_share"],
-        "seed": hparams["seed"],
+        "share": share,
+        "seed": seed,
     }
     path = os.path.join(folder, REPORT_NAME)
     if os.path.isfile(path):
@@ -133,70 +195,52 @@ def known_speakers(speakers, share, seed):
     return drawn[: round(share * len(numbers))]
 
 
-def check_settings(hparams):
-    """Finds settings that do not fit together before the first batch.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Raises
-    ------
-    OptionsError
-        Says which keys do not fit, and what to do.
-    """
-    train_pseudo_labels.check_settings(hparams)
-    if not 0 < hparams["label_share"] <= 1:
-        raise OptionsError(
-            "label_share must be above 0 and at most 1, not "
-            f"{hparams['label_share']}"
-        )
-
-
-def prepare(hparams):
-    """Lists the audio, and writes the labels.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    """
-    prepare_corpus = hparams.get("prepare") or prepare_audio_folder
-    if not hparams["skip_prep"] and not is_resumed(hparams):
-        prepare_corpus(
-            data_folder=hparams["data_folder"],
-            save_csv=hparams["train_annotation"],
-            min_seconds=hparams["min_seconds"],
-        )
-    label_speakers(hparams)
-
-
 def main(argv):
     """Labels, trains and exports."""
     keep_memory()
     hparams_file, run_opts, hparams, overrides = load_experiment(argv)
-    check_settings(hparams)
-    folder = os.path.join(hparams["output_folder"], "labels")
-    hparams["pseudo_labels"] = os.path.join(folder, CSV_NAME)
-    train_pseudo_labels.begin(hparams_file, hparams, overrides, run_opts)
-    sb.utils.distributed.run_on_main(prepare, args=[hparams])
-    labels = read_labels(hparams["pseudo_labels"], hparams["data_folder"])
-    known, counts = labels.report["speakers"], labels.report["labels"]
-    train_pseudo_labels.train_and_export(
-        hparams,
-        run_opts,
-        labels,
-        notes="Trained by speechbrain_ssl on speaker labels.",
-        facts={
+    training, settings = check_settings(hparams)
+    folder = training.output_folder
+    with experiment.open_run(folder, hparams_file, overrides, run_opts) as run:
+        sb.create_experiment_directory(folder)
+        annotation = hparams["train_annotation"]
+        is_listed = experiment.is_resumed(training, annotation)
+        if not hparams["skip_prep"] and not is_listed:
+            prepare = hparams.get("prepare") or prepare_audio_folder
+            distributed.on_first(
+                lambda: prepare(
+                    data_folder=hparams["data_folder"],
+                    save_csv=annotation,
+                    min_seconds=hparams["min_seconds"],
+                )
+            )
+        label_folder = os.path.join(folder, "labels")
+        distributed.on_first(label_speakers, hparams, label_folder)
+        labels = read_labels(
+            os.path.join(label_folder, CSV_NAME), hparams["data_folder"]
+        )
+        brain = experiment.train_on_labels(
+            labels, training, settings, run, hparams, run_opts
+        )
+        experiment.choose_checkpoint(training)
+        known, counts = labels.report["speakers"], labels.report["labels"]
+        facts = {
             "pseudo-labels": "none",
             "speaker labels": f"those of {known['known']} of "
             f"{known['speakers']} speakers were trained on "
             f"({counts['labelled']} of {counts['utterances']} utterances)",
             # a card goes to others: it names no path
-            "start": "another model" if hparams["init_from"] else "random",
-        },
-    )
+            "start": "another model" if settings.init_from else "random",
+        }
+        distributed.on_first(
+            experiment.export_model,
+            brain,
+            training,
+            run,
+            "encoder",
+            "Trained by speechbrain_ssl on speaker labels.",
+            facts,
+        )
 
 
 if __name__ == "__main__":

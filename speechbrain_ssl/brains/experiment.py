@@ -1,0 +1,854 @@
+"""What the training scripts share: checks, the run's folder, training, export.
+
+A training script reads its YAML once, at the top, and goes through these steps:
+``Training`` (settings that any training has, checked), ``open_run`` (processes,
+lock, same settings as before), ``fit`` and ``export_model``.
+"""
+
+import contextlib
+import datetime
+import functools
+import importlib.util
+import logging
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import resolve_references
+from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.brains.base import SpeakerBrain
+from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
+from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
+from speechbrain_ssl.checks import (
+    Rule,
+    checked,
+    number,
+    one_of,
+    schedule,
+    whole,
+)
+from speechbrain_ssl.dataio.annotations import (
+    EpochSampler,
+    UtteranceDataset,
+    read_annotation,
+)
+from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
+from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.files import (
+    occupy,
+    read_json,
+    read_jsonl,
+    refuse_changes,
+    write_json,
+    write_whole,
+)
+from speechbrain_ssl.inference import (
+    check_export,
+    continue_run,
+    export,
+    load_encoder,
+    start_from,
+    suggest_threshold,
+)
+from speechbrain_ssl.nnet.parameters import parameters_with
+from speechbrain_ssl.nnet.schedules import lr_factor
+from speechbrain_ssl.options import OptionsError, run_option_types, settings_of
+from speechbrain_ssl.pseudo_labels.labels import write_labels
+from speechbrain_ssl.report.plots import gate_plot
+from speechbrain_ssl.script import defer_signals
+
+logger = logging.getLogger(__name__)
+
+RECORD = "settings.json"
+# Keys with which a run may go on although they have changed: how long, how
+# fast and where it trains, what is logged, verified and kept, and the learning
+# rate. Another value of any other key would make another experiment.
+MAY_CHANGE = (
+    "number_of_epochs",
+    "opt_class",
+    "learning_rates",
+    "num_workers",
+    "output_folder",
+    "save_folder",
+    "skip_prep",
+    "pseudo_labels",  # compared by content
+    "dev_trials",
+    "dev_every",
+    "select_by",
+    "checkpoints_to_keep",
+    "average_last",
+    "write_corrected",
+    "file_logger",
+    "train_loggers",
+)
+# Run options that change what is learned; others may change.
+FIXED_OPTIONS = ("max_grad_norm", "grad_accumulation_factor")
+# Steps of a new process that are slower than later ones.
+SETTLING_STEPS = 4
+UNLABELLED = "Trained by speechbrain_ssl on audio without speaker labels."
+
+
+def _is_pair(value, rule):
+    """Whether a value is [module, number]."""
+    return (
+        len(value) == 2
+        and isinstance(value[0], torch.nn.Module)
+        and rule.holds(value[1])
+    )
+
+
+def _pairs(rule, text):
+    """Rule for a list of [module, number]."""
+    return Rule(
+        lambda value: isinstance(value, list)
+        and all(_is_pair(entry, rule) for entry in value),
+        text,
+    )
+
+
+@checked(
+    seed=whole(0, 2**32 - 1),
+    number_of_epochs=whole(1),
+    batch_size=whole(1),
+    num_workers=whole(0),
+    lr_schedule=schedule(number(0)),
+    frozen_epochs=_pairs(number(0), "a list of [module, epoch]"),
+    clip_each_tensor=one_of(True, False),
+    dev_every=whole(1),
+    select_by=one_of(None, "EER", "minDCF_0.01"),
+    checkpoints_to_keep=whole(1),
+    average_last=whole(1),
+    train_loggers=Rule(lambda value: isinstance(value, list), "a list"),
+    decay_vectors=one_of(True, False),
+)
+@dataclass(frozen=True)
+class Training:
+    """Settings that all trainings have, checked when they are put together.
+
+    Arguments
+    ---------
+    output_folder : str
+        Folder of the run.
+    seed : int
+        Of all random numbers.
+    number_of_epochs : int
+        How long to train.
+    batch_size : int
+        Utterances of a batch, in each process.
+    num_workers : int
+        Loader processes; 0: none.
+    epoch_counter : EpochCounter
+        Counts to ``number_of_epochs``.
+    checkpointer : AtomicCheckpointer
+        Saves and recovers.
+    lr_schedule : float | Callable
+        Factor of the learning rate, a number or a schedule.
+    frozen_epochs : list
+        [module, first epochs without its gradient], ...
+    clip_each_tensor : bool
+        Whether gradients are clipped one by one.
+    dev_trials : str
+        Labelled list that is reported; None: none.
+    dev_every : int
+        Epochs between its reports.
+    select_by : str
+        Figure of that list that chooses the checkpoint; None: the last one.
+    checkpoints_to_keep : int
+        At most.
+    average_last : int
+        Number of checkpoints whose average is exported.
+    train_loggers : list
+        SpeechBrain's loggers.
+    lr_for : str
+        How learning rates follow the size of a step, see ``lr_factor``.
+    reference_batch : int
+        Size of the step that the learning rates are given for.
+    decay_vectors : bool
+        Whether weight decay applies to vectors.
+    parameter_options : list
+        See ``parameters_with``.
+
+    Raises
+    ------
+    ValueError
+        If a setting has a wrong type, is out of range, or does not fit the
+        others; the message names the key.
+    """
+
+    output_folder: str
+    seed: int
+    number_of_epochs: int
+    batch_size: int
+    num_workers: int
+    epoch_counter: Any
+    checkpointer: AtomicCheckpointer
+    lr_schedule: Any
+    frozen_epochs: list
+    clip_each_tensor: bool
+    dev_trials: str | None
+    dev_every: int
+    select_by: str | None
+    checkpoints_to_keep: int
+    average_last: int
+    train_loggers: list
+    lr_for: str = "none"
+    reference_batch: int | None = None
+    decay_vectors: bool = False
+    parameter_options: list = ()
+
+    def __post_init__(self):
+        check_rules(
+            (
+                self.dev_trials or not self.select_by,
+                "select_by chooses checkpoints by a labelled list: name it as "
+                "dev_trials, or set select_by to null",
+            ),
+            (
+                not self.select_by or self.dev_every <= self.number_of_epochs,
+                f"dev_every is {self.dev_every}; with select_by it must not be "
+                f"more than number_of_epochs ({self.number_of_epochs})",
+            ),
+            (
+                self.average_last <= self.checkpoints_to_keep,
+                f"average_last is {self.average_last}; it must not be more "
+                f"than checkpoints_to_keep ({self.checkpoints_to_keep})",
+            ),
+            (
+                self.average_last == 1 or not self.select_by,
+                "average_last and select_by both say which weights to export: "
+                "set average_last to 1, or select_by to null",
+            ),
+            (
+                self.epoch_counter.limit == self.number_of_epochs,
+                f"epoch_counter counts to {self.epoch_counter.limit}, but "
+                f"number_of_epochs is {self.number_of_epochs}",
+            ),
+        )
+        # of these a wrong value says by itself what it should be
+        lr_factor(self.lr_for, self.batch_size, self.reference_batch)
+        parameters_with(self.parameter_options, "decay")
+        if self.dev_trials:  # now, not when the first epochs are done
+            trials = read_trials(self.dev_trials, need_labels=True)
+            trial_paths(trials, self.dev_trials)
+            logger.info(
+                "%s: %d trials, lines `%s`",
+                self.dev_trials,
+                len(trials.enrol),
+                trials.layout,
+            )
+
+
+def check_rules(*rules: tuple[Any, str]) -> None:
+    """Checks settings that must fit each other.
+
+    Arguments
+    ---------
+    *rules : tuple of (bool, str)
+        Whether a rule holds, and the message if it does not.
+
+    Raises
+    ------
+    OptionsError
+        With the message of the first rule that does not hold.
+    """
+    for holds, message in rules:
+        if not holds:
+            raise OptionsError(message)
+
+
+def check_recoverables(
+    checkpointer: AtomicCheckpointer, parts: Mapping[str, Any]
+) -> None:
+    """Checks that a checkpoint holds all parts of a training with a state.
+
+    Arguments
+    ---------
+    checkpointer : AtomicCheckpointer
+        With its recoverables.
+    parts : dict
+        Name in the YAML -> module or other object.
+
+    Raises
+    ------
+    OptionsError
+        If one is missing: a resumed run would begin it anew.
+    """
+    saved = [id(value) for value in checkpointer.recoverables.values()]
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            has_state = bool(part.state_dict())
+        else:
+            has_state = get_default_hook(part, DEFAULT_SAVE_HOOKS) is not None
+        if has_state and id(part) not in saved:
+            raise OptionsError(
+                f"The recoverables of checkpointer lack '{name}': a resumed "
+                f"run would begin it anew. Add the line {name}: !ref <{name}>"
+            )
+
+
+class Run(NamedTuple):
+    """An open run.
+
+    Arguments
+    ---------
+    folder : str
+        Its output folder.
+    settings : dict
+        What ``settings.json`` records; see ``refuse_changes``.
+    hparams_text : str
+        The YAML file with all changes and references resolved.
+    source : str
+        Path of the YAML file.
+    """
+
+    folder: str
+    settings: dict
+    hparams_text: str
+    source: str
+
+
+@contextlib.contextmanager
+def open_run(
+    output_folder: str, hparams_file: str, overrides: str, run_opts: Mapping
+) -> Iterator[Run]:
+    """Starts the processes and occupies the folder of a run.
+
+    Arguments
+    ---------
+    output_folder : str
+        The folder.
+    hparams_file : str
+        The YAML file.
+    overrides : str
+        Changes of the command line, as ``load_experiment`` returns them.
+    run_opts : RunOptions
+        SpeechBrain's run options.
+
+    Yields
+    ------
+    Run
+        For ``fit`` and ``export_model``.
+
+    Raises
+    ------
+    ValueError
+        If another process trains in the folder, or its run was started with
+        other settings; see ``MAY_CHANGE``.
+    """
+    distributed.start(run_opts)
+    settings = settings_of(hparams_file, overrides)
+    for key, value in settings.items():
+        if key.endswith("_folder") and isinstance(value, str):
+            settings[key] = os.path.abspath(value)
+    for name in FIXED_OPTIONS:
+        settings.setdefault(name, run_opts[name])
+    with open(hparams_file, encoding="utf-8") as file:
+        text = resolve_references(file, overrides).getvalue()
+    run = Run(output_folder, settings, text, os.path.abspath(hparams_file))
+    with contextlib.ExitStack() as stack:
+        distributed.on_first(stack.enter_context, occupy(output_folder))
+        distributed.on_first(_compare, run)
+        yield run
+
+
+def _compare(run):
+    """Refuses settings that are not those of the run in the folder."""
+    path = os.path.join(run.folder, RECORD)
+    if not os.path.isfile(path):
+        return
+    may_change = {*MAY_CHANGE, *run_option_types()} - {*FIXED_OPTIONS}
+    refuse_changes(
+        read_json(path),
+        run.settings,
+        may_change,
+        what=f"The run in {run.folder}",
+        advice="Use the settings of before to go on with it, or name another "
+        "output_folder.",
+    )
+
+
+def _record(run):
+    """Writes the settings of a run that begins to train."""
+    write_json(os.path.join(run.folder, RECORD), run.settings)
+    path = os.path.join(run.folder, "hyperparams.yaml")
+    with write_whole(path) as file:
+        file.write(
+            f"# Generated {datetime.date.today()} from:\n# {run.source}\n"
+            f"# yamllint disable\n{run.hparams_text}"
+        )
+
+
+def is_resumed(training: Training, train_annotation: str) -> bool:
+    """Whether a run goes on, with the training CSV that it began with.
+
+    Arguments
+    ---------
+    training : Training
+        Settings of the run.
+    train_annotation : str
+        The training CSV.
+
+    Returns
+    -------
+    bool
+        True if there are a checkpoint and a training CSV.
+    """
+    return bool(
+        os.path.isfile(train_annotation)
+        and training.checkpointer.list_checkpoints()
+    )
+
+
+def views_of(utterances, view_sampler) -> UtteranceDataset:
+    """The training set: augmented views of utterances, and no label.
+
+    Arguments
+    ---------
+    utterances : Utterances
+        Rows of the training CSV.
+    view_sampler : ViewSampler
+        Cuts and augments segments.
+
+    Returns
+    -------
+    UtteranceDataset
+        Gives ``id``, ``index``, ``views``, ``draws``, ``speed`` and
+        ``unreadable``.
+    """
+    view_sampler.prepare(utterances)
+
+    @sb.utils.data_pipeline.takes("key", "wav", "start", "stop")
+    @sb.utils.data_pipeline.provides("views", "draws", "speed")
+    def views_pipeline(key, wav, start, stop):
+        views, draws = view_sampler(key, wav, start, stop)
+        yield views
+        yield draws
+        yield view_sampler.speed_of(key)
+
+    return UtteranceDataset(
+        utterances,
+        dynamic_items=[views_pipeline],
+        output_keys=["id", "index", "views", "draws", "speed"],
+        seed=view_sampler.seed,
+    )
+
+
+def fit(
+    brain: SpeakerBrain,
+    train_set: UtteranceDataset,
+    training: Training,
+    run: Run,
+    sampler=None,
+) -> None:
+    """Trains to the last epoch, or goes on from the newest checkpoint.
+
+    Arguments
+    ---------
+    brain : SpeakerBrain
+        Knows how to train.
+    train_set : UtteranceDataset
+        From ``views_of``.
+    training : Training
+        Settings.
+    run : Run
+        From ``open_run``; its settings are recorded now.
+    sampler : Callable
+        Makes the sampler from seed, rank, world_size and batch_size; by
+        default each utterance comes once in an epoch.
+
+    Raises
+    ------
+    Interrupted
+        After a checkpoint, if SIGTERM or SIGINT asks for it.
+    """
+    share = {
+        "seed": training.seed,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "batch_size": training.batch_size,
+    }
+    make = sampler or (lambda **share: EpochSampler(len(train_set), **share))
+    loader = {
+        "sampler": make(**share),
+        "batch_size": training.batch_size,
+        "num_workers": training.num_workers,
+        "persistent_workers": training.num_workers > 0,
+        "drop_last": True,
+    }
+    if not brain.debug:
+        distributed.on_first(_begin, brain, training, run)
+    with defer_signals():
+        brain.fit(training.epoch_counter, train_set, train_loader_kwargs=loader)
+    done, limit = training.epoch_counter.current, training.number_of_epochs
+    if distributed.rank() == 0:
+        logger.info(f"{done} of {limit} epochs are done.")
+
+
+def _begin(brain, training, run):
+    """Last checks; then a run is recorded."""
+    if not training.checkpointer.list_checkpoints():
+        check_export(brain.evaluated, run.hparams_text)
+    _record(run)
+
+
+class _TimedBrain(SSLBrain):
+    """Notes when each step ends."""
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        super().on_fit_batch_end(batch, outputs, loss, should_step)
+        self.moments = [*getattr(self, "moments", []), time.monotonic()]
+
+
+def time_steps(
+    hparams: Mapping, run_opts: Mapping, steps: int
+) -> tuple[SSLBrain, float]:
+    """Times steps of a self-supervised training, without checkpoints or logs.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file of a self-supervised training; its training
+        CSV must be there.
+    run_opts : RunOptions
+        SpeechBrain's run options, with ``optimizer_step_limit``.
+    steps : int
+        That limit; the first ones are not timed.
+
+    Returns
+    -------
+    brain : SSLBrain
+        After these steps.
+    seconds : float
+        Median time of a step.
+    """
+    utterances = read_annotation(
+        hparams["train_annotation"], hparams["data_folder"]
+    )
+    counter, size = EpochCounter(steps), hparams["batch_size"]
+    brain = _TimedBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams={**hparams, "epoch_counter": counter, "train_loggers": []},
+        run_opts=run_opts,
+    )
+    sampler = EpochSampler(len(utterances), hparams["seed"], batch_size=size)
+    brain.fit(
+        counter,
+        views_of(utterances, hparams["view_sampler"]),
+        train_loader_kwargs={
+            "sampler": sampler,
+            "batch_size": size,
+            "num_workers": hparams["num_workers"],
+            "drop_last": True,
+        },
+    )
+    moments = brain.moments[SETTLING_STEPS:]
+    durations = [b - a for a, b in zip(moments, moments[1:])]
+    return brain, statistics.median(durations)
+
+
+def choose_checkpoint(training: Training) -> None:
+    """Loads the checkpoint that a declared labelled list selects, if any.
+
+    Arguments
+    ---------
+    training : Training
+        Settings.
+
+    Raises
+    ------
+    ValueError
+        If no checkpoint has the figure to choose by.
+    """
+    name = training.select_by
+    if not name:
+        return
+    chosen = training.checkpointer.recover_if_possible(min_key=name)
+    if chosen is None or name not in chosen.meta:
+        raise ValueError(
+            f"No checkpoint in {training.checkpointer.checkpoints_dir} has "
+            f"the {name} of select_by: dev_trials were never verified. Train "
+            "on with a smaller dev_every, or set select_by to null."
+        )
+
+
+def export_model(
+    brain: SpeakerBrain,
+    training: Training,
+    run: Run,
+    name: str,
+    notes: str = UNLABELLED,
+    facts: Mapping[str, str] | None = None,
+) -> str:
+    """Exports the trained encoder, averaged over the last checkpoints.
+
+    Arguments
+    ---------
+    brain : SpeakerBrain
+        After training.
+    training : Training
+        Settings.
+    run : Run
+        From ``open_run``.
+    name : str
+        Name of the exported module among the recoverables.
+    notes : str
+        First sentence of the model card.
+    facts : dict of str to str
+        For the card, beside or instead of those of ``describe``.
+
+    Returns
+    -------
+    str
+        The folder that SpeechBrain loads.
+    """
+    if training.average_last > 1:
+        brain.module(name).load_state_dict(
+            average_of_last(training.checkpointer, name, training.average_last)
+        )
+    model = export(
+        brain.evaluated,
+        run.hparams_text,
+        os.path.join(run.folder, "model"),
+        notes=notes,
+        facts={**describe(brain, training), **(facts or {})},
+    )
+    if training.dev_trials:
+        encoder = load_encoder(model, brain.device)
+        summary = verify(
+            encoder.encode_batch,
+            training.dev_trials,
+            sample_rate=encoder.audio_normalizer.sample_rate,
+            device=brain.device,
+            strict=False,
+            known={"training set": _utterances_of(brain).wavs()},
+        )
+        suggest_threshold(
+            model,
+            summary["raw"],
+            os.path.basename(training.dev_trials),
+            summary.get("known_files"),
+        )
+    return model
+
+
+def describe(brain: SpeakerBrain, training: Training) -> dict[str, str]:
+    """Facts about a training for the model card.
+
+    Arguments
+    ---------
+    brain : SpeakerBrain
+        After training.
+    training : Training
+        Settings.
+
+    Returns
+    -------
+    dict of str to str
+        Facts by name.
+    """
+    labels = getattr(brain, "labels", None)
+    utterances = _utterances_of(brain)
+    hours = utterances.durations.double().sum().item() / 3600
+    label_use = "none in training or selection"
+    if training.select_by:
+        label_use = f"those of {training.dev_trials} chose the checkpoint"
+    facts = {
+        "data": f"{len(utterances)} utterances, {hours:.1f} hours",
+        "pseudo-labels": f"{labels.count} clusters" if labels else "none",
+        "epochs": training.epoch_counter.current,
+        "seed": training.seed,
+        "speaker labels": label_use,
+    }
+    return {name: str(fact) for name, fact in facts.items()}
+
+
+def _utterances_of(brain):
+    """The training set of the second stage, or of the first."""
+    return (getattr(brain, "labels", None) or brain).utterances
+
+
+@checked(
+    learning_rates=_pairs(number(0), "a list of [module, rate]"),
+    centroid_start=one_of(True, False, None),
+    write_corrected=one_of(True, False),
+)
+@dataclass(frozen=True)
+class LabelTraining:
+    """Settings that a training on labels has beside those of ``Training``.
+
+    Arguments
+    ---------
+    encoder : Branch
+        What is trained.
+    classifier : Callable
+        Makes the classifier from the number of ``classes``.
+    loss : GatedLoss
+        Of the selected utterances.
+    gate : Gate
+        Selects utterances by their loss.
+    view_sampler : ViewSampler
+        Cuts and augments segments.
+    opt_class : Callable
+        Makes the optimizer from parameter groups.
+    learning_rates : list
+        [module, rate], ...; other modules have the rate of the optimizer.
+    centroid_start : bool
+        Whether class weights start at the classes' mean embeddings; None: if
+        there is an ``init_from``.
+    init_from : str
+        Model that the encoder starts from; None: random weights.
+    write_corrected : bool
+        Whether to write the labels as the last epoch corrected them.
+    continue_from : str
+        Run whose encoder and classifier are trained on; None: none.
+    regularizer : Callable
+        Adds a term to the loss; None: none.
+    class_sampler : Callable
+        Makes the sampler from the classes; None: each utterance once.
+
+    Raises
+    ------
+    ValueError
+        If settings do not fit each other; the message names the key.
+    """
+
+    encoder: Any
+    classifier: Any
+    loss: Any
+    gate: Any
+    view_sampler: Any
+    opt_class: Any
+    learning_rates: list
+    centroid_start: bool | None
+    init_from: str | None
+    write_corrected: bool
+    continue_from: str | None = None
+    regularizer: Any = None
+    class_sampler: Any = None
+
+    def __post_init__(self):
+        sampler = self.view_sampler
+        corrects = self.loss.correct_from < float("inf")
+        check_rules(
+            (
+                sampler.counts == (1, 0),
+                "view_sampler must cut one global crop and no local ones",
+            ),
+            (
+                sampler.clean_views or not corrects,
+                "labels are corrected from the clean views of crops: set "
+                "clean_views of view_sampler to True, or correct_from of loss "
+                "to .inf",
+            ),
+            (
+                callable(self.gate) and hasattr(self.gate, "fit"),
+                "gate must be a FixedGate, a MixtureGate or the like",
+            ),
+            (
+                not self.continue_from
+                or not (self.init_from or self.centroid_start),
+                "continue_from takes over encoder and classifier: set "
+                "init_from to null and centroid_start to False",
+            ),
+            (
+                not self.regularizer or callable(self.regularizer),
+                "regularizer must be a DistanceToPretrained or the like",
+            ),
+        )
+
+
+def train_on_labels(
+    labels,
+    training: Training,
+    settings: LabelTraining,
+    run: Run,
+    hparams: Mapping,
+    run_opts: Mapping,
+    brain_class: type[PseudoLabelBrain] = PseudoLabelBrain,
+) -> PseudoLabelBrain:
+    """Trains an encoder and a classifier on labels.
+
+    Arguments
+    ---------
+    labels : Labels
+        Labelled utterances and their classes.
+    training : Training
+        Settings of any training.
+    settings : LabelTraining
+        Settings of a training on labels.
+    run : Run
+        From ``open_run``.
+    hparams : dict
+        The loaded hparams file, for the brain.
+    run_opts : RunOptions
+        SpeechBrain's run options.
+    brain_class : type
+        PseudoLabelBrain, or one that watches it.
+
+    Returns
+    -------
+    PseudoLabelBrain
+        After training. Its gates are drawn, and corrected labels written.
+    """
+    speeds = len(settings.view_sampler.speeds)
+    classifier = settings.classifier(classes=labels.count * speeds)
+    training.checkpointer.add_recoverable("classifier", classifier)
+    if settings.init_from:
+        start_from(settings.encoder, settings.init_from)
+    if settings.continue_from:
+        continue_run(settings.encoder, classifier, settings.continue_from)
+    centroid_start = settings.centroid_start
+    if centroid_start is None:
+        # mean embeddings of random weights are almost equal for all classes
+        centroid_start = bool(settings.init_from)
+    brain = brain_class(
+        labels,
+        modules={"encoder": settings.encoder, "classifier": classifier},
+        opt_class=settings.opt_class,
+        hparams={**hparams, "centroid_start": centroid_start},
+        run_opts=run_opts,
+        checkpointer=training.checkpointer,
+    )
+    train_set = views_of(labels.utterances, settings.view_sampler)
+    sampler = None
+    if settings.class_sampler:
+        sampler = functools.partial(settings.class_sampler, labels.classes)
+    fit(brain, train_set, training, run, sampler)
+    if settings.write_corrected:
+        distributed.on_first(_write_corrected, brain, run.folder)
+    distributed.on_first(_draw_gates, run.folder)
+    return brain
+
+
+def _write_corrected(brain, folder):
+    """Writes the labels as the last epoch corrected them."""
+    labels, decisions = brain.labels, brain.decisions
+    report = (labels.report or {}).get("labels", {})
+    write_labels(
+        os.path.join(folder, "corrected"),
+        labels.utterances,
+        list(labels.utterances.ids()),
+        decisions.corrected_labels().numpy(),
+        report.get("embeddings"),
+        {"corrected": int(decisions.table.corrected.sum())},
+        count=report.get("utterances"),
+    )
+
+
+def _draw_gates(folder):
+    """Draws the gate of each epoch, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    for record in read_jsonl(os.path.join(folder, "gate.jsonl")):
+        name = f"epoch_{record['epoch']:03d}.png"
+        gate_plot(record, os.path.join(folder, "gate", name))
