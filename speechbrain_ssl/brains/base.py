@@ -596,6 +596,8 @@ class SpeakerBrain(sb.Brain):
             )
         branch.train(was_training)
         rates = summary["raw"]
+        if rates["EER"] is None:  # too many files cannot be embedded
+            return {}
         return {name: rates[name] for name in ("EER", "minDCF_0.01")}
 
     def _keep(self, epoch, valid_stats):

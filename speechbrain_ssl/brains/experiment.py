@@ -632,12 +632,13 @@ def export_model(
             strict=False,
             known={"training set": _utterances_of(brain).wavs()},
         )
-        suggest_threshold(
-            model,
-            summary["raw"],
-            os.path.basename(training.dev_trials),
-            summary.get("known_files"),
-        )
+        if summary["raw"]["EER"] is not None:
+            suggest_threshold(
+                model,
+                summary["raw"],
+                os.path.basename(training.dev_trials),
+                summary.get("known_files"),
+            )
     return model
 
 

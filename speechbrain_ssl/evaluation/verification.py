@@ -190,7 +190,7 @@ def summarize(
         "threshold" (of the EER), the numbers of "trials", "targets" and
         "files", and "bootstrap_over" ("folders" or "files"). Of ratios also
         "actDCF_0.01", "actDCF_0.05", "Cllr" and "minCllr" (bits). Without
-        labels only "trials" and "files", and an "EER" of None.
+        trials of both labels only "trials" and "files", and an "EER" of None.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def summarize(
     """
     drawn, group = _groups(trials.files, groups)
     targets, files = trials.targets, len(trials.files)
-    if targets is None:
+    if targets is None or targets.min() == targets.max():
         return {"EER": None, "trials": len(trials.enrol), "files": files}
     rate, threshold = metrics.eer(scores, targets)
     low, high = metrics.bootstrap(

@@ -504,3 +504,23 @@ def test_compiled_networks_learn_the_same(corpus, tmp_path):
         for n in ("plain", "compiled")
     ]
     assert last[1] == pytest.approx(last[0], rel=1e-4)
+
+
+def test_damaged_files_of_development_trials_do_not_end_training(
+    tmp_path, caplog
+):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    tiny.write_corpus(folder)
+    tiny.damage_corpus(folder)
+    trials = folder / "dev.txt"
+    trials.write_text(
+        "00.wav 01.wav target\n00.wav 02.wav nontarget\n00.wav 05.wav 1\n"
+    )
+    run(folder, tmp_path / "run", dev_trials=str(trials))
+    rates = [record["valid"]["EER"] for record in records(tmp_path / "run")]
+    assert len(rates) == 2 and all(0 <= rate <= 100 for rate in rates)
+    assert "1 of 3 trials are left out" in caplog.text
+    trials.write_text("00.wav 01.wav target\n00.wav 05.wav nontarget\n")
+    run(folder, tmp_path / "other", dev_trials=str(trials))
+    assert all(not r.get("valid") for r in records(tmp_path / "other"))

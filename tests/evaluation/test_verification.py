@@ -227,6 +227,14 @@ def test_a_model_loses_the_files_that_fail(corpus, tmp_path):
     assert np.array_equal(found, expected)
 
 
+def test_without_non_targets_left_there_are_no_error_rates(corpus, tmp_path):
+    text = "1 wav/s0/0.wav wav/s0/1.wav\n0 wav/s0/0.wav wav/s1/0.wav\n"
+    path = write_list(tmp_path, text, "two.txt")
+    (tmp_path / "wav/s1/0.wav").write_text("This is text.")
+    summary = verify(statistics, path, progress=False, strict=False)
+    assert summary["raw"] == {"EER": None, "trials": 1, "files": 2}
+
+
 def test_a_list_of_files_that_all_fail_is_refused(corpus, tmp_path):
     for number in range(6):
         path = tmp_path / "wav" / f"s{number // 2}" / f"{number % 2}.wav"
