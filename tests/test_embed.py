@@ -122,8 +122,8 @@ def test_long_files_and_silence_are_in_the_output_and_in_meta(
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         f"3 embeddings of 6 dimensions in {out}",
-        "Files longer than 1 s, which were embedded in windows: 2.",
-        "Files with digital silence, which was left out: 2 (2.0 s).",
+        "Split 2 files longer than 1 s into windows.",
+        "Removed 2.0 s of digital silence from 2 files.",
         "1 files without an embedding: see failed.csv there",
     ]
     meta = json.loads((out / "meta.json").read_text())

@@ -96,7 +96,7 @@ def test_bad_input_is_named_without_a_traceback(pair, tmp_path):
     for arguments, message in (
         ((model, good, str(tmp_path / "none.wav")), "no file .*none.wav"),
         ((model, good, str(broken)), "broken.wav"),
-        ((model, str(empty), good), "empty.wav holds no audio"),
+        ((model, str(empty), good), "empty.wav has no audio"),
         ((str(tmp_path), good, good), "not an exported model"),
         ((model, good, good, "--threshold=7"), "between -1 and 1"),
     ):

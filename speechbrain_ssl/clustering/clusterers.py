@@ -1,16 +1,15 @@
-"""Clusterers with scikit-learn's ``fit_predict``; -1 is noise.
+"""Clusterers for a million points, with scikit-learn's ``fit_predict``.
 
-They are the ones that scikit-learn lacks, or that it lacks for a million
-points. scikit-learn's own clusterers fit wherever one of these does, for
-instance in YAML::
+The label -1 is noise. Clusterers of scikit-learn can replace these, for
+example in a YAML::
 
     clusterer: !new:sklearn.cluster.HDBSCAN
         min_cluster_size: 5
         copy: True
 
-HDBSCAN finds the number of clusters and calls doubtful points noise. Give it
-unit rows, because it compares lengths too. In hundreds of dimensions its time
-is quadratic in the number of points: use it up to tens of thousands.
+HDBSCAN finds the number of clusters, and labels uncertain points as noise. It
+uses Euclidean distances, so give it unit vectors. In hundreds of dimensions its
+time is quadratic in the number of points: use it up to tens of thousands.
 """
 
 import random
@@ -25,39 +24,41 @@ from sklearn.cluster import AgglomerativeClustering
 
 from speechbrain_ssl.clustering.kmeans import KMeans, read_points
 
-# above this number of points, neighbors are searched in an inverted file index
+# With more points, neighbors are searched approximately (inverted file index).
 EXACT_NEIGHBORS = 200_000
 LINKAGES = ("ward", "average", "complete", "single")
 GRAPH_METHODS = ("components", "leiden")
 
 
 class TwoStage(ClusterMixin, BaseEstimator):
-    """k-means into many small clusters, which agglomeration merges.
+    """k-means into many small clusters, then agglomerative clustering of these.
 
-    As for WavLM with pseudo-labels, 50,000 to 7,500 clusters (V. Miara, T.
-    Lepage and R. Dehak, "Towards supervised performance on speaker verification
-    with self-supervised learning by leveraging large-scale ASR models",
-    Interspeech 2024, https://arxiv.org/abs/2406.02285). Only neighbors in a
-    nearest-neighbor graph are merged, so no matrix of all distances is needed.
+    V. Miara, T. Lepage and R. Dehak merge 50,000 clusters of VoxCeleb2 into
+    7,500 ("Towards supervised performance on speaker verification with
+    self-supervised learning by leveraging large-scale ASR models", Interspeech
+    2024, https://arxiv.org/abs/2406.02285). Only clusters that are neighbors in
+    a nearest-neighbor graph are merged, so no matrix of all distances is
+    needed.
 
-    Without k-means the points themselves are merged. This takes about 0.1 MB a
-    point: use it up to tens of thousands of utterances. It is better than
-    k-means where clusters have few members.
+    Without k-means, the points themselves are merged. This needs about 0.1 MB
+    for each point: use it up to tens of thousands of utterances. If clusters
+    have few members, it is better than k-means.
 
     Arguments
     ---------
     n_clusters : int
-        Number of clusters in the end.
+        Final number of clusters.
     fine_clusters : int
-        Number of clusters of k-means; None: merge the points themselves, at
+        Number of clusters of k-means. None: merge the points themselves, at
         unit length.
     linkage : str
-        scikit-learn's: ward, average, complete or single. Distances between
-        points are cosine distances, except for ward; all others are Euclidean.
+        scikit-learn's linkage: ward, average, complete or single. Without
+        k-means, the last three use cosine distances; all others use Euclidean
+        distances.
     n_neighbors : int
-        Nearest clusters that each may be merged with at first.
+        Neighbors of each cluster in the graph.
     random_state, spherical, n_iter, n_init, max_points_per_centroid, distributed
-        Of ``KMeans``.
+        See ``KMeans``.
 
     Raises
     ------
@@ -90,12 +91,13 @@ class TwoStage(ClusterMixin, BaseEstimator):
     ):
         if fine_clusters is not None and fine_clusters < n_clusters:
             raise ValueError(
-                f"fine_clusters ({fine_clusters}) must not be fewer than "
-                f"n_clusters ({n_clusters}): fine clusters are merged, not "
-                "split."
+                f"fine_clusters is {fine_clusters}; expected n_clusters "
+                f"({n_clusters}) or more."
             )
         if linkage not in LINKAGES:
-            raise ValueError(f"linkage must be of {LINKAGES}, not {linkage!r}.")
+            raise ValueError(
+                f"linkage must be one of {LINKAGES}, not {linkage!r}."
+            )
         self.n_clusters = n_clusters
         self.fine_clusters = fine_clusters
         self.linkage = linkage
@@ -118,9 +120,8 @@ class TwoStage(ClusterMixin, BaseEstimator):
         Returns
         -------
         np.ndarray
-            int64 number of each point's cluster [n]; ``fine_labels_`` [n] and
-            ``n_empty_``, the number of fine clusters without a point, are
-            kept.
+            int64 cluster of each point [n]. Sets ``fine_labels_`` [n] and
+            ``n_empty_``, the number of fine clusters without points.
 
         Raises
         ------
@@ -143,12 +144,12 @@ class TwoStage(ClusterMixin, BaseEstimator):
         return joined[fine].astype(np.int64)
 
     def _fine(self, X):
-        """Points that are merged, and the one that each row of X belongs to."""
+        """Returns the points to merge, and the one of each row of X."""
         if self.fine_clusters is None:
             if len(X) < self.n_clusters:
                 raise ValueError(
-                    f"TwoStage was asked for {self.n_clusters} clusters of "
-                    f"{len(X)} points. Lower n_clusters."
+                    "TwoStage needs at least n_clusters points, but n_clusters "
+                    f"is {self.n_clusters} and there are {len(X)} points."
                 )
             self.fine_labels_, self.n_empty_ = np.arange(len(X)), 0
             return read_points(X, slice(None), True), self.fine_labels_
@@ -167,26 +168,27 @@ class TwoStage(ClusterMixin, BaseEstimator):
         if len(filled) < self.n_clusters:
             raise ValueError(
                 f"Only {len(filled)} of {self.fine_clusters} fine clusters "
-                f"have a point: too few for {self.n_clusters} clusters. Lower "
-                "n_clusters."
+                f"have points, fewer than n_clusters ({self.n_clusters}). "
+                "Lower n_clusters."
             )
         return kmeans.cluster_centers_[filled], fine
 
 
 class Graph(ClusterMixin, BaseEstimator):
-    """Clusters in a graph of mutual nearest neighbors, in any number.
+    """Clusters of a graph of mutual nearest neighbors.
 
-    An edge joins two points if each is among the other's nearest neighbors and
-    their cosine is high enough. Points without an edge are noise.
+    An edge connects two points if each is among the nearest neighbors of the
+    other and their cosine is at least ``threshold``. Points without an edge
+    are noise.
 
     Arguments
     ---------
     threshold : float
-        Least cosine of an edge, -1 to 1. It decides the number of clusters and
-        depends on the encoder; if it is too low, ``components`` finds one giant
-        cluster.
+        Lowest cosine of an edge, -1 to 1. It determines the number of clusters
+        and depends on the encoder. If it is too low, ``components`` finds one
+        giant cluster.
     n_neighbors : int
-        Nearest points that are candidates for edges.
+        Number of nearest neighbors of a point.
     method : str
         ``components``: each connected component is a cluster. ``leiden``:
         communities by modularity with edges weighted by cosine (V. A. Traag,
@@ -194,16 +196,16 @@ class Graph(ClusterMixin, BaseEstimator):
         Reports 2019, https://arxiv.org/abs/1810.08473); it needs the package
         igraph.
     resolution : float
-        Of ``leiden``; higher values make more clusters.
+        Resolution of ``leiden``; higher values give more clusters.
     random_state : int
-        Of ``leiden``, and of the index for more than 200,000 points.
+        Seed of ``leiden``, and of the index for more than 200,000 points.
     chunk_size : int
-        Points whose neighbors are searched at a time.
+        Number of points whose neighbors are searched at once.
 
     Raises
     ------
     ImportError
-        If ``leiden`` is asked for and igraph is not installed.
+        If ``leiden`` is chosen and igraph is not installed.
     ValueError
         If a setting is out of range.
 
@@ -252,12 +254,7 @@ class Graph(ClusterMixin, BaseEstimator):
         Returns
         -------
         np.ndarray
-            int64 number of each point's cluster, -1 for noise [n].
-
-        Raises
-        ------
-        ValueError
-            If a point is not finite.
+            int64 cluster of each point, -1 for noise [n].
         """
         rows, columns, cosines = self._mutual(X)
         if self.method == "leiden":
@@ -273,7 +270,7 @@ class Graph(ClusterMixin, BaseEstimator):
         return tidy(members, min_size=2).labels
 
     def _mutual(self, X):
-        """Edges between mutual neighbors, each once: ends and cosines."""
+        """Returns each edge once: its two ends and its cosine."""
         index = _neighbor_index(X, self.chunk_size, self.random_state)
         count = len(X)
         wanted = min(self.n_neighbors + 1, count)
@@ -284,7 +281,7 @@ class Graph(ClusterMixin, BaseEstimator):
             near = np.arange(first, first + len(chunk))[:, None]
             kept = (scores >= self.threshold) & (found != near) & (found >= 0)
             low, high = np.minimum(near, found), np.maximum(near, found)
-            # one number for each pair, whichever of the two found it
+            # the number of a pair does not depend on its order
             edges.append((low * np.int64(count) + high)[kept])
             cosines.append(scores[kept])
         edges, firsts, times = np.unique(
@@ -297,14 +294,14 @@ class Graph(ClusterMixin, BaseEstimator):
 
 
 class Tidied(NamedTuple):
-    """Labels after ``tidy``, and what it removed.
+    """Result of ``tidy``.
 
     Arguments
     ---------
     labels : np.ndarray
-        int64, 0 to the number of clusters, -1 for none [n].
+        int64 clusters from 0 without gaps, -1 for none [n].
     report : dict of str to int
-        ``clusters``, ``noise`` (points without a cluster before), and the
+        Numbers of ``clusters``, of points that were ``noise`` before, and of
         removed clusters and points: ``tiny_clusters``, ``tiny``,
         ``giant_clusters``, ``giant``.
     """
@@ -314,33 +311,31 @@ class Tidied(NamedTuple):
 
 
 def tidy(labels, min_size=1, max_size=None):
-    """Removes clusters that are too small or too large, and renumbers the rest.
+    """Removes small and large clusters, and renumbers the others from 0.
 
-    Utterances in clusters of fewer than ``min_size`` or more than ``max_size``
-    get no label and are left out of training. They are not moved to another
-    cluster: the utterances of a tiny cluster are far from all others, and a
-    giant cluster mixes speakers. The remaining clusters keep their order and
-    are numbered from 0, so that a classifier has no class without an utterance.
+    Utterances of a removed cluster get no label. They are not moved to another
+    cluster, because a tiny cluster is far from all others, and a giant cluster
+    mixes speakers. The remaining clusters keep their order.
 
     Arguments
     ---------
     labels : np.ndarray
-        Cluster of each point; negative for none [n].
+        Cluster of each point, negative for none [n].
     min_size : int
-        Of clusters that stay.
+        Smallest size of a cluster.
     max_size : int or float
-        Of clusters that stay; below one it is a share of all points; None:
+        Largest size of a cluster; below one it is a share of all points. None:
         any size.
 
     Returns
     -------
     Tidied
-        ``labels`` and ``report``.
+        Labels and report.
 
     Raises
     ------
     ValueError
-        If no cluster is left.
+        If no cluster remains.
 
     Example
     -------
@@ -362,17 +357,18 @@ def tidy(labels, min_size=1, max_size=None):
         report[name] = int(sizes[gone].sum())
     if not kept.any():
         raise ValueError(
-            f"No cluster has from {min_size} to {most:g} utterances: "
+            f"No cluster has {min_size} to {most:g} utterances: "
             f"{report['tiny_clusters']} are smaller, "
-            f"{report['giant_clusters']} larger, and {report['noise']} "
-            "utterances have none. Change min_size, max_size or the clusterer."
+            f"{report['giant_clusters']} are larger, and {report['noise']} "
+            "utterances have no cluster. Change min_size, max_size or the "
+            "clusterer."
         )
     new = np.where(kept, np.cumsum(kept) - 1, -1)
     return Tidied(new[place].astype(np.int64), report)
 
 
 def _connected(centroids, n_neighbors):
-    """Connected graph of nearest neighbors, for scikit-learn's agglomeration."""
+    """Returns a connected nearest-neighbor graph for AgglomerativeClustering."""
     count = len(centroids)
     wanted = min(n_neighbors + 1, count)
     _, found = faiss.knn(centroids, centroids, wanted)
@@ -385,8 +381,8 @@ def _connected(centroids, n_neighbors):
         directed=False,
     )
     if parts > 1:
-        # scikit-learn would compare all pairs of points to join the parts;
-        # here the points nearest to the parts' means are joined, in a tree
+        # scikit-learn would compare all pairs of points to connect the parts.
+        # Connect them by a tree, at the points that are nearest to their means.
         sizes = np.bincount(member)[:, None]
         means = np.zeros((parts, centroids.shape[1]))
         np.add.at(means, member, centroids)
@@ -396,7 +392,7 @@ def _connected(centroids, n_neighbors):
         middle = order[np.searchsorted(member[order], np.arange(parts))]
         gaps = np.square(means).sum(1)
         gaps = gaps[:, None] + gaps - 2 * means @ means.T
-        # zero would be no edge
+        # scipy treats a zero as no edge
         tree = csgraph.minimum_spanning_tree(np.maximum(gaps, 1e-9)).tocoo()
         rows = np.concatenate([rows, middle[tree.row]])
         columns = np.concatenate([columns, middle[tree.col]])
@@ -407,7 +403,7 @@ def _connected(centroids, n_neighbors):
 
 
 def _neighbor_index(X, chunk_size, seed):
-    """faiss index of unit points: exact up to EXACT_NEIGHBORS points."""
+    """Builds a faiss index of unit vectors, exact up to EXACT_NEIGHBORS."""
     count, dim = X.shape
     index = faiss.IndexFlatIP(dim)
     if count > EXACT_NEIGHBORS:
@@ -426,7 +422,7 @@ def _neighbor_index(X, chunk_size, seed):
 
 
 def _igraph():
-    """The igraph package."""
+    """Imports igraph."""
     try:
         import igraph
     except ImportError as error:
@@ -438,7 +434,7 @@ def _igraph():
 
 
 def _leiden(edges, resolution, seed):
-    """Communities by modularity [n]."""
+    """Returns the community of each point [n]."""
     igraph = _igraph()
     count, pairs, cosines = edges
     graph = igraph.Graph(n=count, edges=pairs)
@@ -450,6 +446,6 @@ def _leiden(edges, resolution, seed):
             resolution=resolution,
             n_iterations=-1,
         )
-    finally:  # back to what it draws from by default
+    finally:  # the default generator
         igraph.set_random_number_generator(random)
     return np.array(found.membership)

@@ -1,4 +1,4 @@
-"""The number of clusters, where the number of speakers is unknown."""
+"""Choice of the number of clusters."""
 
 import logging
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class BestCount(ClusterMixin, BaseEstimator):
-    """Tries numbers of clusters and keeps the one with the best silhouette.
+    """Tries several numbers of clusters and keeps the best silhouette.
 
     P. J. Rousseeuw, "Silhouettes", Journal of Computational and Applied
     Mathematics 20, 1987.
@@ -19,9 +19,9 @@ class BestCount(ClusterMixin, BaseEstimator):
     Arguments
     ---------
     clusterer : object
-        scikit-learn clusterer with a parameter ``n_clusters``.
+        Clusterer with a parameter ``n_clusters``.
     n_clusters : list of float, or float
-        Numbers to try; values below one are shares of the number of points.
+        Numbers of clusters; a value below one is a share of the points.
 
     Example
     -------
@@ -36,8 +36,7 @@ class BestCount(ClusterMixin, BaseEstimator):
         numbers = np.atleast_1d(n_clusters)
         if not len(numbers) or not (numbers > 0).all():
             raise ValueError(
-                "n_clusters must be numbers of clusters, or shares of the number "
-                f"of points, not {n_clusters}."
+                f"n_clusters must be positive numbers, not {n_clusters}."
             )
         self.clusterer = clusterer
         self.n_clusters = n_clusters
@@ -58,9 +57,8 @@ class BestCount(ClusterMixin, BaseEstimator):
         Returns
         -------
         np.ndarray
-            Number of each point's cluster, -1 for none [n]; ``n_clusters_``
-            and ``silhouettes_`` (dict of number of clusters to silhouette)
-            are kept.
+            Cluster of each point, -1 for none [n]. Sets ``n_clusters_`` and
+            ``silhouettes_`` (number of clusters -> silhouette).
         """
         self.silhouettes_ = {}
         best = None

@@ -1,17 +1,16 @@
-"""k-means by several threads and processes, each with a part of the points.
+"""k-means with threads and processes.
 
 Lloyd's algorithm with two changes, which find better clusters in less time. The
-first iterations use a sample of the points. After each of these, two clusters
-are merged and a third one is split, as long as the objective improves; Lloyd's
-algorithm alone cannot do this (for mixtures: N. Ueda, R. Nakano, Z. Ghahramani
-and G. E. Hinton, "SMEM algorithm for mixture models", Neural Computation 2000).
-Merging an empty cluster costs nothing; while there are empty clusters, the later
-iterations move centroids too.
+first iterations use a sample of the points. After each of these iterations,
+pairs of clusters are merged and other clusters are split, as long as this
+improves the objective (for mixtures: N. Ueda, R. Nakano, Z. Ghahramani and G. E.
+Hinton, "SMEM algorithm for mixture models", Neural Computation 2000). Later
+iterations do so only if there are empty clusters, whose merge costs nothing.
 
-The result does not depend on the number of threads and processes. Points are
-compared with centroids in fixed blocks, each by a single thread, and sums of
-points are exact in any order, because coordinates are rounded to multiples of a
-power of two.
+The result does not depend on the number of threads and processes. Each block of
+points is compared with the centroids by one thread, and blocks have a fixed
+size. Coordinates are rounded to multiples of a power of two, so sums of points
+are exact in any order.
 """
 
 import math
@@ -26,55 +25,55 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from speechbrain_ssl import distributed
 
-# Points that a thread reads and compares at once. Larger blocks are not faster;
-# another size may change results by rounding.
+# Points of a block. Larger blocks are not faster; another size may change
+# results by rounding.
 BLOCK = 2048
-# Rounding step of coordinates, as a share of the largest one: the precision of
-# float32. 2 ** 29 points of a cluster still have an exact sum in float64.
+# Rounding step of coordinates, relative to the largest one: the precision of
+# float32. The float64 sum of 2 ** 29 points is exact.
 STEP = 2.0**-24
-# share of the iterations that use a sample, and its points per centroid
+# Share of the iterations that use a sample, and its points per centroid.
 EARLY, SAMPLE = 0.3, 32
-# iterations of two-means in a cluster, to find the gain of a split
+# Iterations of two-means in a cluster, to find the gain of a split.
 HALVINGS = 4
-# nearest clusters that are candidates for a merge
+# Nearest clusters that are candidates for a merge.
 NEIGHBORS = 4
-# gains below this share of a cluster's worth are rounding
+# Smaller gains, relative to the contribution of a cluster, are rounding errors.
 ROUNDING = 1e-9
-# Scores that differ by less than this share of their scale are computed again
-# in float64: float32 products depend on the number of rows of a product.
+# Scores with a smaller relative difference are computed again in float64,
+# because float32 products depend on the number of rows of a product.
 NEAR = 1e-5
-# float64 scores that agree to this many decimals are equal: the first one wins
+# If float64 scores are equal up to these decimals, the first one wins.
 DECIMALS = 12
-# largest number of scores that are computed again at once
+# Largest number of float64 scores that are computed at once.
 SCORES = 1 << 20
 
 
 class KMeans(ClusterMixin, BaseEstimator):
-    """k-means with scikit-learn's interface, by all threads or processes.
+    """k-means with scikit-learn's interface.
 
-    Points may be memory-mapped and larger than memory: they are read piece by
-    piece. Of equally near centroids the first one counts.
+    Points may be memory-mapped and larger than memory, as they are read in
+    blocks. If several centroids are equally near, the first one is taken.
 
     Arguments
     ---------
     n_clusters : int
         Number of clusters.
     spherical : bool
-        Whether points are compared by cosine and centroids are unit vectors.
+        Whether to compare points by cosine; centroids are then unit vectors.
     n_iter : int
-        Iterations.
+        Number of iterations.
     n_init : int
-        Random starts; the best one after the iterations on a sample
-        continues.
+        Number of random starts. The best one after the iterations on a
+        sample continues.
     random_state : int
-        Seed of the starts and samples.
+        Seed of starts and samples.
     max_points_per_centroid : int
-        Centroids are found on a sample of at most this size; all points are
-        labelled.
+        Largest number of points per cluster that are used to find centroids.
+        All points are labelled.
     distributed : bool
         Whether all processes of torch.distributed share the work. Each is
-        given all points and reads its part; all get the labels that one
-        process alone would find.
+        given all points, and reads a part of them. All return the labels
+        that a single process would find.
 
     Example
     -------
@@ -120,9 +119,9 @@ class KMeans(ClusterMixin, BaseEstimator):
         Returns
         -------
         np.ndarray
-            int64 number of each point's cluster [n]; ``cluster_centers_``
+            int64 cluster of each point [n]. Sets ``cluster_centers_``
             [n_clusters, dim] and ``n_empty_``, the number of clusters without
-            points, are kept.
+            points.
 
         Raises
         ------
@@ -131,10 +130,10 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         if len(X) < self.n_clusters:
             raise ValueError(
-                f"KMeans was asked for {self.n_clusters} clusters of "
-                f"{len(X)} points. Lower n_clusters."
+                f"KMeans needs at least n_clusters points, but n_clusters is "
+                f"{self.n_clusters} and there are {len(X)} points."
             )
-        self.cluster_centers_ = fit(
+        self.cluster_centers_ = _fit(
             Points(X, self.spherical, self.distributed),
             self.n_clusters,
             self.n_iter,
@@ -147,53 +146,40 @@ class KMeans(ClusterMixin, BaseEstimator):
         return labels
 
     def predict(self, X):
-        """Finds the nearest centroids.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
-
-        Returns
-        -------
-        np.ndarray
-            int64 number of each point's cluster [n].
-        """
+        """Returns the nearest centroid of each point of X, int64 [n]."""
         points = Points(X, self.spherical, self.distributed)
-        return predict(points, self.cluster_centers_)
+        labels = np.zeros(len(X), np.int64)
+        mine = labels[points.part(len(X))]
+
+        def find(place, block):
+            mine[place] = nearest(block, self.cluster_centers_, self.spherical)
+
+        points.each(np.arange(len(X)), find)
+        return points.total(labels)
 
 
 class Clusters(NamedTuple):
-    """Sums and sizes of clusters, from which centroids are computed.
-
-    Arguments
-    ---------
-    sums : np.ndarray
-        float64 sums of the points, exact [clusters, dim].
-    counts : np.ndarray
-        int64 numbers of points [clusters].
-    """
+    """Exact float64 sums [clusters, dim] and int64 numbers of points [clusters]."""
 
     sums: np.ndarray
     counts: np.ndarray
 
     def without(self, others):
-        """Clusters that lack the points of others."""
+        """Removes the points of other clusters."""
         return Clusters(self.sums - others.sums, self.counts - others.counts)
 
 
 class Points:
-    """Points that threads and processes share.
+    """Reads points in blocks, with threads and processes.
 
     Arguments
     ---------
     X : np.ndarray
-        All points, in each process; memory-mapped, if they are many: a
-        process reads its part only [n, dim].
+        All points, in each process; may be memory-mapped [n, dim].
     spherical : bool
-        Whether they are brought to unit length and compared by cosine.
+        Whether to scale points to unit length and compare them by cosine.
     shared : bool
-        Whether all processes are here, or this one is alone.
+        Whether all processes take part, or only this one.
 
     Example
     -------
@@ -210,7 +196,7 @@ class Points:
         self.step = None
 
     def find_step(self, rows):
-        """Sets the rounding step, from the largest coordinate of the rows."""
+        """Sets the rounding step from the largest coordinate of the rows."""
         largest = np.ones(1)
         if not self.spherical:
             found = []
@@ -221,7 +207,7 @@ class Points:
         self.step = STEP * 2.0 ** math.ceil(math.log2(max(largest[0], 1e-30)))
 
     def part(self, count):
-        """Slice of this process in a number of rows, in whole blocks."""
+        """Slice of the rows of this process, in whole blocks."""
         if not self.shared:
             return slice(0, count)
         rank, world = distributed.rank(), distributed.world_size()
@@ -230,15 +216,15 @@ class Points:
         return slice(min(first * BLOCK, count), min(stop * BLOCK, count))
 
     def each(self, rows, function):
-        """Calls a function for each block of this process's part, in threads.
+        """Calls a function for each block of this process, in threads.
 
         Arguments
         ---------
         rows : np.ndarray
-            All processes' rows, in order [count].
+            Sorted rows of all processes [count].
         function : callable
-            Takes the block's place in this process's part, a slice, and its
-            points, float32 [block, dim].
+            Takes a slice, the position of the block in the part of this
+            process, and the points of the block, float32 [block, dim].
         """
         part = self.part(len(rows))
 
@@ -251,7 +237,7 @@ class Points:
                 block *= self.step
             function(slice(first - part.start, stop - part.start), block)
 
-        # threads of OpenMP would wait for each other within a block
+        # one thread per block is faster than OpenMP threads within a block
         pool = ThreadPoolExecutor(
             faiss.omp_get_max_threads(),
             initializer=faiss.omp_set_num_threads,
@@ -264,33 +250,19 @@ class Points:
             pool.shutdown(cancel_futures=True)
 
     def total(self, x):
-        """Sum over processes of an array."""
+        """Sums an array over the processes."""
         if not self.shared:
             return x
         return _reduced(x, torch.distributed.ReduceOp.SUM)
 
 
 def read_points(X, rows, unit):
-    """Reads some points.
-
-    Arguments
-    ---------
-    X : np.ndarray
-        All points [n, dim].
-    rows : np.ndarray or slice
-        Those to read.
-    unit : bool
-        Whether to bring them to unit length.
-
-    Returns
-    -------
-    np.ndarray
-        float32, a copy [rows, dim].
+    """Copies rows of X to float32 [rows, dim], scaled to unit length if asked.
 
     Raises
     ------
     ValueError
-        If one is not finite.
+        If a point is not finite.
     """
     points = np.array(X[rows], np.float32, order="C")
     squares = np.einsum("nd,nd->n", points, points)
@@ -299,8 +271,7 @@ def read_points(X, rows, unit):
     if not finite.all():
         first = np.arange(len(X))[rows][finite.argmin()]
         raise ValueError(
-            f"Point {first} is NaN or infinite. Leave it out: what cannot be "
-            "embedded has no cluster."
+            f"Point {first} is NaN or infinite. Leave this utterance out."
         )
     if unit:
         points /= np.maximum(np.sqrt(squares), 1e-12)[:, None]
@@ -308,7 +279,7 @@ def read_points(X, rows, unit):
 
 
 def nearest(points, centroids, spherical):
-    """Finds the nearest centroid of each point; batches do not change it.
+    """Finds the nearest centroid of each point, whatever the batch is.
 
     Arguments
     ---------
@@ -317,12 +288,12 @@ def nearest(points, centroids, spherical):
     centroids : np.ndarray
         float32 [clusters, dim].
     spherical : bool
-        Whether the largest product counts, or the smallest distance.
+        Whether to compare by product, or by distance.
 
     Returns
     -------
     np.ndarray
-        int64 number of the centroid, the first of equals [rows].
+        int64 number of the centroid, the first one of equals [rows].
     """
     scores, found = faiss.knn(
         points, centroids, min(2, len(centroids)), metric=_metric(spherical)
@@ -330,7 +301,7 @@ def nearest(points, centroids, spherical):
     labels = found[:, 0].copy()
     if len(centroids) == 1:
         return labels
-    # what rounding may change: both lengths stand in a squared distance
+    # scale of rounding errors: a squared distance contains both squared norms
     scale = 1.0
     if not spherical:
         scale = np.square(points).sum(1) + np.square(centroids).sum(1).max()
@@ -348,54 +319,8 @@ def nearest(points, centroids, spherical):
     return labels
 
 
-def predict(points, centroids):
-    """Finds the nearest centroids of all points.
-
-    Arguments
-    ---------
-    points : Points
-        The points.
-    centroids : np.ndarray
-        float32 [clusters, dim].
-
-    Returns
-    -------
-    np.ndarray
-        int64 number of each point's centroid, in all processes [n].
-    """
-    labels = np.zeros(len(points.X), np.int64)
-    mine = labels[points.part(len(labels))]
-
-    def find(place, block):
-        mine[place] = nearest(block, centroids, points.spherical)
-
-    points.each(np.arange(len(labels)), find)
-    return points.total(labels)
-
-
-def fit(points, n_clusters, n_iter, n_init, seed, most):
-    """Finds centroids.
-
-    Arguments
-    ---------
-    points : Points
-        The points.
-    n_clusters : int
-        Number of centroids.
-    n_iter : int
-        Iterations, those on the sample among them.
-    n_init : int
-        Starts; the one that is best on the sample goes on.
-    seed : int
-        Of rows, starts and splits.
-    most : int
-        Points that are looked at.
-
-    Returns
-    -------
-    np.ndarray
-        float32, of unit length if the points are [n_clusters, dim].
-    """
+def _fit(points, n_clusters, n_iter, n_init, seed, most):
+    """Finds float32 centroids [n_clusters, dim] from at most ``most`` points."""
     rng = np.random.default_rng(seed)
     rows = _some(np.arange(len(points.X)), most, rng)
     points.find_step(rows)
@@ -405,7 +330,7 @@ def fit(points, n_clusters, n_iter, n_init, seed, most):
         start = _some(sample, n_clusters, rng)
         found, worth = read_points(points.X, start, points.spherical), 0.0
         for iteration in range(early):
-            # means of no more than their own point would be moved at first
+            # in the first iteration, centroids are single points
             found, worth = _iterate(points, sample, found, rng, iteration > 0)
         if worth > best:
             best, centroids = worth, found
@@ -415,7 +340,7 @@ def fit(points, n_clusters, n_iter, n_init, seed, most):
 
 
 def _reduced(x, operation):
-    """Reduction of an array over all processes."""
+    """Reduces an array over all processes."""
     x = torch.from_numpy(x)
     # NCCL needs tensors on a GPU
     on_gpu = torch.distributed.get_backend() == "nccl"
@@ -425,19 +350,19 @@ def _reduced(x, operation):
 
 
 def _metric(spherical):
-    """The metric of faiss."""
+    """Returns the metric of faiss."""
     return faiss.METRIC_INNER_PRODUCT if spherical else faiss.METRIC_L2
 
 
 def _some(rows, count, rng):
-    """A sorted random choice of at most ``count`` rows."""
+    """Draws at most ``count`` rows and sorts them."""
     if count >= len(rows):
         return rows
     return np.sort(rng.choice(rows, count, replace=False))
 
 
 def _iterate(points, rows, centroids, rng, move):
-    """New centroids, and the objective before clusters are moved."""
+    """Returns new centroids, and the objective before merges and splits."""
     labels, clusters = _assign(points, rows, centroids)
     worth = _worth(clusters, points.spherical).sum()
     if move or not clusters.counts.all():
@@ -448,7 +373,7 @@ def _iterate(points, rows, centroids, rng, move):
 
 
 def _assign(points, rows, centroids):
-    """Labels of this process's rows, and clusters of all rows."""
+    """Returns labels of the rows of this process, and clusters of all rows."""
     part = points.part(len(rows))
     labels = np.empty(part.stop - part.start, np.int64)
 
@@ -463,7 +388,7 @@ def _assign(points, rows, centroids):
 
 
 def _sum(points, rows, shape, choose):
-    """Clusters of the labels and points that ``choose`` returns for blocks."""
+    """Sums the points that ``choose`` returns, with labels, for each block."""
     sums, counts = np.zeros(shape), np.zeros(shape[0], np.int64)
     lock = threading.Lock()
 
@@ -472,7 +397,7 @@ def _sum(points, rows, shape, choose):
         block = torch.from_numpy(block.astype(np.float64))
         own = np.bincount(labels, minlength=len(counts))
         with lock:
-            # NumPy has no fast way to do this in place
+            # NumPy has no fast equivalent
             torch.from_numpy(sums).index_add_(
                 0, torch.from_numpy(labels), block
             )
@@ -483,9 +408,8 @@ def _sum(points, rows, shape, choose):
 
 
 def _worth(clusters, spherical):
-    """Contribution of each cluster to the objective, up to a constant [clusters].
-
-    The sum of cosines, or minus the sum of squared distances.
+    """Contribution of each cluster to the objective, up to a constant: the sum
+    of cosines, or the negative sum of squared distances [clusters].
     """
     squares = np.einsum("kd,kd->k", clusters.sums, clusters.sums)
     if spherical:
@@ -494,11 +418,10 @@ def _worth(clusters, spherical):
 
 
 def _centroids(clusters, before, spherical):
-    """Means, at unit length if spherical; empty clusters keep theirs."""
+    """Returns means (unit vectors if spherical), or ``before`` if undefined."""
     scale = clusters.counts.astype(np.float64)
     if spherical:
         scale = np.sqrt(np.einsum("kd,kd->k", clusters.sums, clusters.sums))
-    # opposite points have no direction
     there = (clusters.counts > 0) & (scale > 1e-12)
     return np.divide(
         clusters.sums,
@@ -509,13 +432,13 @@ def _centroids(clusters, before, spherical):
 
 
 def _halves(points, rows, labels, clusters, rng):
-    """One half of each cluster by two-means, started at a random plane."""
+    """Splits each cluster by two-means, from a random plane; returns one half."""
     normals = rng.standard_normal(clusters.sums.shape, np.float32)
     offsets = np.einsum("kd,kd->k", clusters.sums, normals)
     offsets /= np.maximum(clusters.counts, 1)
     for _ in range(HALVINGS):
         halves = _beyond(points, rows, labels, normals, offsets)
-        # in parts: all means at once would be as large as many points
+        # in parts, to save memory
         for first in range(0, len(offsets), BLOCK):
             part = slice(first, first + BLOCK)
             normals[part], offsets[part] = _between(
@@ -527,7 +450,7 @@ def _halves(points, rows, labels, clusters, rng):
 
 
 def _between(halves, clusters, spherical):
-    """Planes between the centroids of the two halves of clusters."""
+    """Returns the planes between the centroids of the halves of clusters."""
     middle = clusters.sums / np.maximum(clusters.counts, 1)[:, None]
     one = _centroids(halves, middle, spherical)
     two = _centroids(clusters.without(halves), middle, spherical)
@@ -535,7 +458,7 @@ def _between(halves, clusters, spherical):
 
 
 def _beyond(points, rows, labels, normals, offsets):
-    """Points of each cluster on one side of its plane."""
+    """Sums the points of each cluster on one side of its plane."""
     offsets = offsets.astype(np.float32)
 
     def choose(place, block):
@@ -547,13 +470,13 @@ def _beyond(points, rows, labels, normals, offsets):
 
 
 def _moved(clusters, halves, spherical):
-    """Merges pairs of clusters and splits others, while this pays."""
+    """Merges pairs of clusters and splits others while the objective improves."""
     worth = _worth(clusters, spherical)
     gains = _worth(halves, spherical) - (1 + ROUNDING) * worth
     gains += _worth(clusters.without(halves), spherical)
     split = np.argsort(-gains, kind="stable")
     gone, into, losses = _joins(clusters, worth, spherical)
-    # what is split is not joined too
+    # a cluster that is split is not merged
     split = split[: _paying(gains[split], losses)]
     free = ~(np.isin(gone, split) | np.isin(into, split))
     count = _paying(gains[split], losses[free])
@@ -567,15 +490,15 @@ def _moved(clusters, halves, spherical):
 
 
 def _paying(gains, losses):
-    """Number of largest gains that exceed the smallest losses, in pairs."""
+    """Counts the pairs of descending gains and ascending losses that improve."""
     count = min(len(gains), len(losses))
     return int((gains[:count] > losses[:count]).sum())
 
 
 def _joins(clusters, worth, spherical):
-    """Disjoint pairs of clusters, by the cost of a merge.
+    """Finds disjoint pairs of clusters to merge, and the loss of each merge.
 
-    An empty cluster is paired with itself, at no cost.
+    An empty cluster is paired with itself, without loss.
     """
     empty = np.flatnonzero(clusters.counts == 0)
     full = np.flatnonzero(clusters.counts)
@@ -593,7 +516,7 @@ def _joins(clusters, worth, spherical):
     other, losses = found[numbers, best], losses[numbers, best]
     order = np.argsort(losses, kind="stable")
     pairs = np.stack([order, other[order]], axis=1)
-    # a pair counts if no better one has either of its clusters
+    # keep a pair if no better pair contains one of its clusters
     _, first, place = np.unique(pairs, return_index=True, return_inverse=True)
     place = first[place].reshape(pairs.shape)
     kept = (place == np.arange(pairs.size).reshape(pairs.shape)).all(1)
@@ -606,12 +529,12 @@ def _joins(clusters, worth, spherical):
 
 
 def _neighbors(means):
-    """Nearest means of each mean, itself included [clusters, few]."""
+    """Finds the nearest means of each mean, including itself [clusters, few]."""
     found = np.empty((len(means), min(NEIGHBORS + 1, len(means))), np.int64)
 
     def find(place, block):
         _, found[place] = faiss.knn(block, means, found.shape[1])
 
-    alone = Points(means, spherical=False, shared=False)
-    alone.each(np.arange(len(means)), find)
+    points = Points(means, spherical=False, shared=False)
+    points.each(np.arange(len(means)), find)
     return found

@@ -1,7 +1,7 @@
-"""Quality of a clustering, without labels and against true speakers.
+"""Quality measures of a clustering.
 
-Only ``oracle`` and ``oracle_decisions`` read true speakers. They are for
-reports: training never sees their results.
+Only ``oracle`` and ``oracle_decisions`` read true speakers. Training never uses
+their results; they are for reports.
 """
 
 import copy
@@ -11,42 +11,44 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-# A clustering is degenerate if its largest cluster exceeds this share of the
-# utterances and this multiple of the mean size, or if the share of singletons
-# exceeds SINGLETON_SHARE.
+# A clustering is degenerate if its largest cluster exceeds both this share of
+# the utterances and this multiple of the mean size, or if the share of
+# singletons exceeds SINGLETON_SHARE.
 GIANT_SHARE, GIANT_TIMES = 0.05, 5
 SINGLETON_SHARE = 0.2
 
 
 def describe(matrix, labels, chunk_size=65536):
-    """Label-free quality of a clustering.
+    """Measures the quality of a clustering without labels.
 
     Arguments
     ---------
     matrix : np.ndarray
-        Embeddings, of any length; may be memory-mapped [n, emb_dim].
+        Embeddings of any norm; may be memory-mapped [n, emb_dim].
     labels : np.ndarray
-        Cluster of each, from 0 without gaps, -1 for none [n].
+        Cluster of each embedding, from 0 without gaps, -1 for none [n].
     chunk_size : int
-        Rows that are read at a time.
+        Number of rows that are read at once.
 
     Returns
     -------
     dict
-        ``utterances``, ``labelled``, ``clusters``; ``size`` (min, median,
-        mean, max); ``size_histogram`` (clusters by size: 1, 2, 3-4, 5-8,
-        ...); ``largest`` and ``singletons`` (shares of the labelled utterances
-        in the largest cluster, and in clusters of one); ``intra_cluster_cosine``
-        (cosine to the centroid of the utterance's cluster, without singletons)
-        and ``margin`` (that cosine minus the cosine to the nearest other
-        centroid): mean and 10th percentile; ``misplaced`` (share nearer to
-        another centroid); ``silhouette``; ``warnings`` (see ``degenerate``).
-        Values that do not exist, such as the margin of one cluster, are None.
+        ``utterances``, ``labelled``, ``clusters``: numbers.
+        ``size``: min, median, mean and max of the cluster sizes.
+        ``size_histogram``: number of clusters by size (1, 2, 3-4, 5-8, ...).
+        ``largest``, ``singletons``: share of the labelled utterances in the
+        largest cluster, and in clusters of one utterance.
+        ``intra_cluster_cosine``: cosine to the centroid of the cluster, without
+        singletons, mean and 10th percentile.
+        ``margin``: this cosine minus that to the nearest other centroid.
+        ``misplaced``: share of utterances with a negative margin.
+        ``silhouette``: see ``silhouette``. ``warnings``: see ``degenerate``.
+        Undefined values, e.g. the margin of a single cluster, are None.
 
     Raises
     ------
     ValueError
-        If the numbers of rows differ, or nothing has a label.
+        If the numbers of rows differ, or no utterance has a label.
     """
     labels = np.asarray(labels)
     if len(labels) != len(matrix):
@@ -56,7 +58,7 @@ def describe(matrix, labels, chunk_size=65536):
         )
     kept = labels >= 0
     if not kept.any():
-        raise ValueError("No utterance has a label: nothing to describe.")
+        raise ValueError("No utterance has a label (0 or more).")
     sizes = np.bincount(labels[kept])
     own, other = _cosines(matrix, labels, len(sizes), chunk_size)
     accompanied = kept.copy()
@@ -84,22 +86,22 @@ def describe(matrix, labels, chunk_size=65536):
 
 
 def degenerate(report):
-    """Describes what makes a clustering unfit to train on.
+    """Returns warnings about a clustering that is unsuitable for training.
 
     Arguments
     ---------
     report : dict
-        ``clusters``, ``largest`` and ``singletons`` of ``describe``.
+        ``clusters``, ``largest`` and ``singletons`` from ``describe``.
 
     Returns
     -------
     list of str
-        Warnings; empty for a sound clustering.
+        Warnings.
 
     Example
     -------
     >>> degenerate({"clusters": 100, "largest": 0.3, "singletons": 0.0})
-    ['The largest of 100 clusters holds 30 % of the utterances.']
+    ['The largest of 100 clusters has 30 % of the utterances.']
     """
     found = []
     limit = max(GIANT_SHARE, GIANT_TIMES / report["clusters"])
@@ -107,33 +109,30 @@ def degenerate(report):
         found.append("There is only one cluster.")
     elif report["largest"] > limit:
         found.append(
-            f"The largest of {report['clusters']} clusters holds "
+            f"The largest of {report['clusters']} clusters has "
             f"{100 * report['largest']:.0f} % of the utterances."
         )
     if report["singletons"] > SINGLETON_SHARE:
         found.append(
-            f"{100 * report['singletons']:.0f} % of the utterances are singletons: "
-            "no other utterance is in their cluster."
+            f"{100 * report['singletons']:.0f} % of the utterances are "
+            "singletons: no other utterance is in their cluster."
         )
     return found
 
 
 def agreement(labels, other):
-    """Agreement of two clusterings, whatever numbers the clusters have.
+    """Measures the agreement of two clusterings of the same utterances.
 
     Arguments
     ---------
-    labels : np.ndarray
-        Of a clustering, -1 for none [n].
-    other : np.ndarray
-        Of another one of the same utterances [n].
+    labels, other : np.ndarray
+        Cluster of each utterance, -1 for none [n].
 
     Returns
     -------
     dict
-        ``ARI``, the adjusted Rand index (1: equal, 0: chance, None: no
-        utterance has both labels), and ``utterances``, the number of
-        utterances with both labels.
+        ``ARI``: adjusted Rand index (1: equal, 0: chance, None: no utterance
+        has both labels). ``utterances``: number of utterances with both.
 
     Example
     -------
@@ -149,21 +148,21 @@ def agreement(labels, other):
 
 
 def stability(clusterer, matrix, labels):
-    """Agreement with a second clustering from another seed.
+    """Measures the agreement with a clustering that uses another seed.
 
     Arguments
     ---------
     clusterer : object
-        With scikit-learn's ``fit_predict``; it is copied.
+        Clusterer with scikit-learn's ``fit_predict``; a copy is used.
     matrix : np.ndarray
-        The embeddings that were clustered [n, emb_dim].
+        Embeddings [n, emb_dim].
     labels : np.ndarray
-        Clusters found with its seed [n].
+        Clusters from this clusterer [n].
 
     Returns
     -------
     dict
-        See ``agreement``; None if the clusterer has no ``random_state``.
+        See ``agreement``. None if the clusterer has no ``random_state``.
     """
     seed = getattr(clusterer, "random_state", None)
     if not isinstance(seed, (int, np.integer)):
@@ -174,27 +173,27 @@ def stability(clusterer, matrix, labels):
 
 
 def silhouette(matrix, labels, chunk_size=4096):
-    """Mean silhouette of a clustering, by cosine distance.
+    """Computes the mean silhouette with cosine distances.
 
-    The mean over labelled utterances of (b - a) / max(a, b), where a is the
-    mean cosine distance to the other utterances of the cluster and b the
-    smallest mean distance to another cluster; 0 for singletons (P. J.
-    Rousseeuw, 1987). A mean cosine is the cosine to a mean vector, so the time
-    is linear in the number of utterances.
+    The silhouette of an utterance is (b - a) / max(a, b), where a is its mean
+    distance to the other utterances of the cluster, and b the smallest mean
+    distance to another cluster; it is 0 for singletons (P. J. Rousseeuw,
+    1987). Mean cosines are computed from mean vectors, so the time is linear
+    in the number of utterances.
 
     Arguments
     ---------
     matrix : np.ndarray
-        Embeddings, of any length; may be memory-mapped [n, emb_dim].
+        Embeddings of any norm; may be memory-mapped [n, emb_dim].
     labels : np.ndarray
-        Cluster of each, -1 for none [n].
+        Cluster of each embedding, -1 for none [n].
     chunk_size : int
-        Rows that are compared with all clusters at once.
+        Number of rows that are compared with all clusters at once.
 
     Returns
     -------
     float
-        From -1 to 1; 0 if there is only one cluster.
+        Mean over labelled utterances, -1 to 1; 0 for a single cluster.
 
     Example
     -------
@@ -223,23 +222,25 @@ def silhouette(matrix, labels, chunk_size=4096):
 
 
 def oracle(labels, truth):
-    """Quality against true speakers, for reports only.
+    """Compares clusters with true speakers, for reports only.
 
     Arguments
     ---------
     labels : np.ndarray
         Cluster of each utterance, -1 for none [n].
     truth : np.ndarray
-        Number of each utterance's speaker, -1 if unknown [n].
+        Speaker of each utterance, -1 if unknown [n].
 
     Returns
     -------
     dict
-        ``NMI`` (arithmetic mean of the entropies), ``purity`` (share of
-        utterances whose speaker is the most frequent one of their cluster),
-        ``inverse_purity`` (share whose cluster is the most frequent one of
-        their speaker), ``ARI``, and the numbers of ``utterances``,
-        ``clusters`` and ``speakers`` that are compared.
+        ``NMI``: normalized by the arithmetic mean of the entropies.
+        ``purity``: share of utterances whose speaker is the most frequent one
+        in their cluster.
+        ``inverse_purity``: share of utterances whose cluster is the most
+        frequent one of their speaker.
+        ``ARI``: adjusted Rand index.
+        ``utterances``, ``clusters``, ``speakers``: compared numbers.
 
     Raises
     ------
@@ -256,13 +257,13 @@ def oracle(labels, truth):
     known = (labels >= 0) & (truth >= 0)
     if not known.any():
         raise ValueError(
-            "No labelled utterance has a known speaker. Does the truth belong "
-            "to this training set?"
+            "No labelled utterance has a known speaker. Give the speakers of "
+            "this training set."
         )
     labels, truth = labels[known], truth[known]
     speakers = np.unique(truth, return_inverse=True)[1]
     clusters = np.unique(labels, return_inverse=True)[1]
-    # pairs that occur, as the table of all of them may not fit into memory
+    # only pairs that occur: a table of all pairs may not fit into memory
     width = int(speakers.max()) + 1
     pairs, counts = np.unique(
         clusters * np.int64(width) + speakers, return_counts=True
@@ -280,24 +281,25 @@ def oracle(labels, truth):
 
 
 def oracle_decisions(given, learnt, trusted, corrected, truth):
-    """Accuracy of a gate's decisions, for reports only.
+    """Computes the accuracy of a gate's decisions, for reports only.
 
-    The speaker of a class is the most frequent one in it.
+    The speaker of a class is the most frequent speaker in it.
 
     Arguments
     ---------
     given, learnt : np.ndarray
         Class of each utterance in the label file, and in training [n].
     trusted, corrected : np.ndarray
-        bool, whether training used the label as it was, or corrected it [n].
+        bool, whether the label was selected, or corrected, in training [n].
     truth : np.ndarray
-        Number of each utterance's speaker, -1 if unknown [n].
+        Speaker of each utterance, -1 if unknown [n].
 
     Returns
     -------
     dict of str to float
-        ``trusted_right`` and ``corrected_right``: share of these utterances
-        whose class is that of their speaker; None without such utterances.
+        ``trusted_right`` and ``corrected_right``: share of the selected, and
+        of the corrected, utterances whose class belongs to their speaker;
+        None if there are none.
 
     Example
     -------
@@ -311,7 +313,7 @@ def oracle_decisions(given, learnt, trusted, corrected, truth):
         np.stack([given[kept], truth[kept]]), axis=1, return_counts=True
     )
     owner = np.full(max(given.max(), learnt.max()) + 1, -1)
-    order = counts.argsort(kind="stable")  # the most frequent one comes last
+    order = counts.argsort(kind="stable")  # the most frequent speaker is last
     owner[pairs[0][order]] = pairs[1][order]
     right = owner[learnt] == truth
 
@@ -326,23 +328,23 @@ def oracle_decisions(given, learnt, trusted, corrected, truth):
 
 
 def centroids(matrix, labels, chunk_size=65536):
-    """Mean directions of clusters.
+    """Computes the centroids of clusters of unit embeddings.
 
     Arguments
     ---------
     matrix : np.ndarray
-        Embeddings, of any length; may be memory-mapped [n, emb_dim].
+        Embeddings of any norm; may be memory-mapped [n, emb_dim].
     labels : np.ndarray
-        Cluster of each, from 0 without gaps, -1 for none [n].
+        Cluster of each embedding, from 0 without gaps, -1 for none [n].
     chunk_size : int
-        Rows that are read at a time.
+        Number of rows that are read at once.
 
     Returns
     -------
     centroids : np.ndarray
         Unit vectors, float32 [clusters, emb_dim].
     cohesion : np.ndarray
-        Mean cosine of a cluster's utterances to its centroid [clusters].
+        Mean cosine of the utterances of a cluster to its centroid [clusters].
 
     Example
     -------
@@ -359,7 +361,7 @@ def centroids(matrix, labels, chunk_size=65536):
     total = total.numpy()
     norms = np.linalg.norm(total, axis=1, keepdims=True)
     centers = (total / np.maximum(norms, 1e-12)).astype(np.float32)
-    # of unit vectors, the length of the mean is the mean cosine to it
+    # the norm of the mean of unit vectors is their mean cosine to the mean
     return centers, norms[:, 0] / sizes
 
 
@@ -378,9 +380,9 @@ def nearest_other(unit, centers, mine):
     Returns
     -------
     other : np.ndarray
-        int64 number of that centroid [n].
+        int64 number of the other cluster [n].
     cosines : np.ndarray
-        Cosines to it [n].
+        Cosines to its centroid [n].
     """
     cosines, found = faiss.knn(
         unit, centers, 2, metric=faiss.METRIC_INNER_PRODUCT
@@ -394,23 +396,17 @@ def nearest_other(unit, centers, mine):
 
 
 def unit_chunks(matrix, labels, chunk_size=65536):
-    """Reads embeddings of labelled utterances in chunks.
+    """Yields row numbers [rows] and unit embeddings, float32 [rows, emb_dim],
+    of labelled utterances in chunks.
 
     Arguments
     ---------
     matrix : np.ndarray
         Embeddings; may be memory-mapped [n, emb_dim].
     labels : np.ndarray
-        Cluster of each, negative for none [n].
+        Cluster of each embedding, negative for none [n].
     chunk_size : int
-        Rows of a chunk.
-
-    Yields
-    ------
-    rows : np.ndarray
-        Row numbers [rows].
-    unit : np.ndarray
-        Unit embeddings, float32 [rows, emb_dim].
+        Number of rows of a chunk, with and without labels.
     """
     for first in range(0, len(labels), chunk_size):
         kept = labels[first : first + chunk_size] >= 0
@@ -425,7 +421,7 @@ def unit_chunks(matrix, labels, chunk_size=65536):
 
 
 def _cosines(matrix, labels, clusters, chunk_size):
-    """Cosines to the cluster's centroid and to the nearest other one [n]."""
+    """Cosines to the centroids of the own and the nearest other cluster [n]."""
     centers, _ = centroids(matrix, labels, chunk_size)
     own = np.full(len(labels), np.nan)
     other = np.full(len(labels), np.nan)
@@ -448,7 +444,7 @@ def _spread(values):
 
 
 def _histogram(sizes):
-    """Numbers of clusters by size, in powers of two."""
+    """Counts clusters by size, in powers of two."""
     found = {}
     last = 1
     while last // 2 < sizes.max():
@@ -460,7 +456,7 @@ def _histogram(sizes):
 
 
 def _most_frequent(groups, counts):
-    """Sum over the groups of the largest count in each."""
+    """Sums the largest count of each group."""
     largest = np.zeros(int(groups.max()) + 1, np.int64)
     np.maximum.at(largest, groups, counts)
     return int(largest.sum())

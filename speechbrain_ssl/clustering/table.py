@@ -1,9 +1,9 @@
-"""Cluster assignments of the training set, and views drawn from clusters.
+"""Cluster assignments of the training set, and views from clusters.
 
-Cluster-aware views are those of CA-DINO (B. Han, Z. Chen and Y. Qian,
+CA-DINO introduced views from clusters (B. Han, Z. Chen and Y. Qian,
 "Self-supervised learning with cluster-aware-DINO for high-performance robust
-speaker verification", 2023, https://arxiv.org/abs/2304.05754). The view sampler
-draws them, so every objective can use them.
+speaker verification", 2023, https://arxiv.org/abs/2304.05754). Here the view
+sampler draws them, so every objective can use them.
 """
 
 import copy
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 MODES = ("global_from_anchor", "global_split", "all_random")
 # number of the random stream that draws the partners of an utterance
 PARTNERS = 1001
-# Norm of the noise that is added to unit embeddings to test the clusters. The
-# cosine of an embedding before and after is 0.9. The norm does not depend on
-# the embeddings, so an encoder whose embeddings are all similar fails the test.
+# Norm of the noise that is added to unit embeddings to test the clusters; it
+# changes an embedding to a cosine of 0.9. The norm is fixed, so that an encoder
+# whose embeddings are all similar fails the test.
 NOISE = 0.5
 
 
@@ -39,39 +39,40 @@ NOISE = 0.5
 class ClusterTable:
     """Cluster assignments of the training set, in shared memory.
 
-    Loader workers read the table to draw views. Before the first refresh, and
-    in clusters that are too small or too large, an utterance has no partner.
-    Objectives that read labels and centroids see all clusters.
+    Loader workers read the table to draw views. The partners of an utterance
+    are the other utterances of its cluster. There are none before the first
+    refresh, and in clusters that are too small or too large. Objectives that
+    read labels and centroids use all clusters.
 
     Arguments
     ---------
     clusterer : object
-        With scikit-learn's ``fit_predict``. If it has a parameter
-        ``random_state``, the table sets it. If its attribute ``distributed``
-        is true, all processes call it; otherwise the first process clusters
-        for all.
+        Clusterer with scikit-learn's ``fit_predict``. The table sets its
+        parameter ``random_state``, if it has one. If its attribute
+        ``distributed`` is true, all processes call it, otherwise only the
+        first process.
     clusters : float or callable
-        Number of clusters, or a schedule of it, for the clusterer's parameter
-        ``n_clusters``; a float up to 1.0 is a share of the number of
-        utterances. None: the clusterer decides.
+        Number of clusters, or a schedule of it, for the parameter
+        ``n_clusters`` of the clusterer. A float up to 1.0 is a share of the
+        utterances. None: the clusterer finds the number.
     start : float
         Epoch of the first refresh; infinity: never.
     every : int
-        Epochs from one refresh to the next.
+        Epochs between refreshes.
     min_size, max_size : int
-        Utterances in smaller or larger clusters have no partners. A new table
+        Utterances of smaller or larger clusters have no partners. A new table
         without any partners is rejected.
     min_agreement : float
-        Least agreement with a clustering of noisy embeddings, 0 to 1; a table
-        below it is rejected. 0 skips the test.
+        Lowest agreement with a clustering of noisy embeddings, 0 to 1. A table
+        with a lower agreement is rejected. 0: no test.
     seed : int
         Seed of the clusterer and of the noise.
 
     Raises
     ------
     ValueError
-        If the clusterer has no ``fit_predict``, or ``clusters`` does not fit
-        it, or ``every`` is below one.
+        If the clusterer has no ``fit_predict``, ``clusters`` does not fit it,
+        or ``every`` is below one.
 
     Example
     -------
@@ -92,7 +93,7 @@ class ClusterTable:
             "Share of the partners that an utterance keeps when noise is added "
             "to the embeddings, corrected for chance."
         ),
-        "cluster_accepted": "1 if the new clusters replaced the previous ones.",
+        "cluster_accepted": "1 if the new clusters replace the previous ones.",
     }
 
     def __init__(
@@ -118,7 +119,7 @@ class ClusterTable:
         self.min_agreement = min_agreement
         self.seed = seed
         self.labels = None
-        # unit means [clusters, emb_dim], and mean distances to them [clusters]
+        # [clusters, emb_dim], and mean distances to the means [clusters]
         self.centroids = None
         self.spread = None
         self._nearest = None
@@ -126,55 +127,36 @@ class ClusterTable:
         self.last = -1
 
     def prepare(self, count):
-        """Allocates the table; a second call changes nothing.
-
-        Arguments
-        ---------
-        count : int
-            Number of utterances.
-
-        Raises
-        ------
-        ValueError
-            If the first refresh would want more clusters than utterances.
+        """Allocates the table for a number of utterances; a second call has no
+        effect. Raises ValueError if ``clusters`` is impossible for them.
         """
         if self.labels is None:
             if self.start < math.inf:
                 self._configured(self._number(math.ceil(self.start), count))
             self.labels = torch.full((count,), -1).share_memory_()
-            # rows sorted by cluster, and the place where each cluster begins
+            # rows sorted by cluster, and the first position of each cluster
             self.order = torch.arange(count).share_memory_()
             self.begin = torch.zeros(count + 1, dtype=torch.long)
             self.begin.share_memory_()
 
     def due(self, epoch):
-        """Whether it should be refreshed at the start of an epoch.
-
-        Arguments
-        ---------
-        epoch : int
-            Number of epochs done.
-
-        Returns
-        -------
-        bool
-            True from ``start`` on, every so many epochs, but only once in
-            an epoch that is resumed half-way.
+        """Whether to refresh the table after a number of epochs, at most once
+        in an epoch that is resumed.
         """
         if epoch < self.start or epoch == self.last:
             return False
         return (epoch - math.ceil(self.start)) % self.every == 0
 
     def refresh(self, embeddings, epoch):
-        """Clusters again; all processes get the same table.
+        """Clusters the embeddings; all processes get the same table.
 
         Arguments
         ---------
         embeddings : torch.Tensor
-            Of all utterances, the same in all processes [N, emb_dim]. Zeros
-            stand for an utterance that cannot be read: it has no cluster.
+            Embeddings of all utterances, the same in all processes
+            [N, emb_dim]. An unreadable utterance has zeros, and no cluster.
         epoch : float
-            Training time, for the schedule of the number of clusters.
+            Epoch, for the schedule of the number of clusters.
 
         Returns
         -------
@@ -188,7 +170,7 @@ class ClusterTable:
         labels = self._cluster(unit, number, self.seed)
         if (labels < 0).all():
             logger.warning(
-                "The cluster table stays as it was: the clusterer assigned no "
+                "The cluster table is not updated: the clusterer assigned no "
                 "utterance to a cluster."
             )
             return {"cluster_count": 0.0, "cluster_accepted": 0.0}
@@ -214,22 +196,11 @@ class ClusterTable:
         if problem is None:
             self._fill(labels, unit)
         else:
-            logger.warning("The cluster table stays as it was: %s.", problem)
+            logger.warning("The cluster table is not updated: %s.", problem)
         return {**report, "cluster_accepted": float(problem is None)}
 
     def members(self, row):
-        """Rows of the utterances in the cluster of one utterance.
-
-        Arguments
-        ---------
-        row : int
-            The utterance.
-
-        Returns
-        -------
-        torch.Tensor
-            Rows, itself included [members].
-        """
+        """Rows of an utterance and its partners [members]."""
         label = self.labels[row].item()
         if label >= 0:
             first, last = self.begin[label : label + 2].tolist()
@@ -238,19 +209,8 @@ class ClusterTable:
         return torch.tensor([row])
 
     def on(self, device):
-        """Labels and centroids on a device.
-
-        Arguments
-        ---------
-        device : torch.device
-            The copy is made once after each refresh.
-
-        Returns
-        -------
-        labels : torch.Tensor
-            Cluster of each utterance, -1 for none [N].
-        centroids : torch.Tensor
-            [clusters, emb_dim]; both are None before the first table.
+        """Labels (-1: no cluster) [N] and centroids [clusters, emb_dim] on a
+        device; both are None before the first refresh.
         """
         if self.centroids is None:
             return None, None
@@ -260,22 +220,12 @@ class ClusterTable:
         return self._copies[device]
 
     def nearest(self, count):
-        """The nearest other clusters of each cluster, by centroid.
-
-        Arguments
-        ---------
-        count : int
-            How many; fewer if there are not so many.
-
-        Returns
-        -------
-        torch.Tensor
-            Their numbers, the nearest first [clusters, count].
+        """Up to ``count`` nearest other clusters of each cluster, the nearest
+        first [clusters, count].
         """
         if self._nearest is None or self._nearest.shape[1] < count:
             points = self.centroids.numpy()
-            # with ties a cluster need not be its own first neighbor: take one
-            # more, and drop the cluster itself
+            # with ties, a cluster may not be its own first neighbor
             wanted = min(count + 1, len(points))
             _, found = faiss.knn(
                 points, points, wanted, metric=faiss.METRIC_INNER_PRODUCT
@@ -287,23 +237,23 @@ class ClusterTable:
         return self._nearest[:, :count]
 
     def _number(self, epoch, count):
-        """Number of clusters wanted of so many utterances, or None."""
+        """Number of clusters for ``count`` utterances at an epoch, or None."""
         if self.clusters is None:
             return None
         asked = at(self.clusters, epoch)
-        # schedules give floats: from 0.5 to 1.0 is from half of them to all
+        # a schedule gives floats: 1.0 is a share, 1 is a number
         share = asked <= 1 and not isinstance(asked, int)
         number = round(asked * count) if share else round(asked)
         if not 1 <= number <= count:
             raise ValueError(
                 f"The cluster table can have 1 to {count} clusters of {count} "
-                f"utterances, but clusters is {asked} at epoch {epoch}. Give "
-                "a number in between, or a share of them like 0.5."
+                f"utterances, but clusters is {asked} at epoch {epoch}. Set "
+                "a number in this range, or a share such as 0.5."
             )
         return number
 
     def _configured(self, number, seed=0):
-        """A clusterer of this number and seed; its constructor checks both."""
+        """Returns a clusterer with this number and seed, which it checks."""
         settings = {}
         known = parameters_of(self.clusterer)
         if number is not None:
@@ -315,25 +265,24 @@ class ClusterTable:
         return type(self.clusterer)(**{**known, **settings})
 
     def _cluster(self, unit, number, seed, noise=0.0):
-        """Labels of unit embeddings, the same in all processes."""
+        """Clusters unit embeddings; all processes get the same labels."""
         clusterer = self._configured(number, seed)
         labels = torch.empty(len(unit), dtype=torch.long)
         # a distributed clusterer waits for all processes
         if distributed.rank() == 0 or getattr(clusterer, "distributed", False):
-            # zeros stand for an utterance that cannot be read
             readable = unit.any(1)
             unit = unit[readable]
             if noise:
                 unit = _disturbed(unit, noise, seed)
             found = clusterer.fit_predict(unit.numpy())
-            # without gaps, whatever numbers the clusterer uses; -1 is noise
+            # number the clusters from 0 without gaps; -1 is noise
             names, found = np.unique(found, return_inverse=True)
             labels.fill_(-1)
             labels[readable] = torch.from_numpy(found - int(names[0] < 0))
         return distributed.from_first(labels)
 
     def _describe(self, unit, labels):
-        """Label-free statistics of a clustering."""
+        """Computes statistics of a clustering without labels."""
         sizes = labels[labels >= 0].bincount()
         single = (sizes < max(self.min_size, 2)) | (sizes > self.max_size)
         with_partners = sizes[~single].sum().item()
@@ -346,11 +295,11 @@ class ClusterTable:
         }
 
     def _fill(self, labels, unit=None):
-        """Writes the table into the memory that all workers read."""
+        """Writes the table into shared memory."""
         sizes = labels[labels >= 0].bincount()
         ends = sizes.cumsum(0)
         self.begin.fill_(len(labels))
-        # noise sorts first, before the first cluster begins
+        # noise comes before the first cluster
         noise = len(labels) - int(ends[-1])
         self.begin[0] = noise
         self.begin[1 : len(ends) + 1] = noise + ends
@@ -368,7 +317,7 @@ class ClusterTable:
 
     @mark_as_saver
     def _save(self, path):
-        """Writes the clusters and when they were made."""
+        """Writes the clusters and the epoch of the last refresh."""
         names = ("labels", "centroids", "spread", "last")
         torch.save({name: getattr(self, name) for name in names}, path)
 
@@ -383,26 +332,26 @@ class ClusterTable:
         self.prepare(len(labels))
         if len(labels) != len(self.labels):
             raise ValueError(
-                f"The cluster table of the checkpoint is of {len(labels)} "
-                f"utterances, the training CSV has {len(self.labels)}. Train "
-                "on the same CSV, or start in a new output_folder."
+                f"The cluster table of the checkpoint has {len(labels)} "
+                f"utterances, but the training CSV has {len(self.labels)}. Use "
+                "the same CSV, or a new output_folder."
             )
         if self.centroids is not None:
             self._fill(labels)
 
 
 class ClusterPartners:
-    """Draws the views of an utterance from several utterances of its cluster.
+    """Chooses the utterances of a cluster from which views are cut.
 
     Arguments
     ---------
     table : ClusterTable
         The clusters.
     mode : str
-        ``global_split``: global crops from different utterances, the anchor
-        among them, local ones from all in turn; ``global_from_anchor``:
-        global crops from the anchor, local ones from the others in turn;
-        ``all_random``: every view from any of them.
+        ``global_split``: global crops from the utterance itself and from its
+        partners, local crops from all of them in turn. ``global_from_anchor``:
+        global crops from the utterance itself, local crops from its partners
+        in turn. ``all_random``: each view from a random one of them.
     """
 
     def __init__(self, table, mode="global_split"):
@@ -413,13 +362,7 @@ class ClusterPartners:
         self.utterances = None
 
     def prepare(self, utterances):
-        """Takes the training set.
-
-        Arguments
-        ---------
-        utterances : Utterances
-            The rows that may be drawn.
-        """
+        """Sets the training set."""
         self.utterances = utterances
         self.table.prepare(len(utterances))
 
@@ -429,9 +372,9 @@ class ClusterPartners:
         Arguments
         ---------
         rng_key : tuple of int
-            Seed, epoch and row of the anchor.
+            Seed, epoch and row of the utterance.
         counts : tuple of int
-            Number of global and of local crops.
+            Numbers of global and of local crops.
 
         Returns
         -------
@@ -455,19 +398,8 @@ class ClusterPartners:
 
 
 def check_clusterer(clusterer, clusters=None):
-    """Checks a clusterer before training, not at the first refresh.
-
-    Arguments
-    ---------
-    clusterer : object
-        With scikit-learn's ``fit_predict``.
-    clusters : float or callable
-        Number of clusters that it will be asked for; None: none.
-
-    Raises
-    ------
-    ValueError
-        If it has no ``fit_predict``, or cannot be asked for a number.
+    """Raises ValueError if a clusterer has no ``fit_predict``, or if a number
+    of clusters is given and it has no parameter ``n_clusters``.
     """
     name = getattr(clusterer, "__name__", type(clusterer).__name__)
     if isinstance(clusterer, type) or not hasattr(clusterer, "fit_predict"):
@@ -479,41 +411,29 @@ def check_clusterer(clusterer, clusters=None):
     if clusters is not None and not takes:
         raise ValueError(
             f"clusters is {clusters}, but {name} has no parameter n_clusters. "
-            "Set clusters to null: it finds the number itself."
+            "Set clusters to null: this clusterer finds the number itself."
         )
 
 
 def parameters_of(clusterer):
-    """scikit-learn's parameters of a clusterer; empty if it has none.
-
-    Arguments
-    ---------
-    clusterer : object
-        Any clusterer.
-
-    Returns
-    -------
-    dict of str to object
-        As given to its constructor.
-    """
+    """Returns scikit-learn's parameters of a clusterer, or an empty dict."""
     get = getattr(clusterer, "get_params", None)
     return {} if get is None else get(deep=False)
 
 
 def _disturbed(unit, noise, seed):
-    """Unit embeddings after Gaussian noise of a given norm."""
+    """Adds Gaussian noise of a given norm to unit embeddings."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(unit.shape, generator=generator)
     return F.normalize(unit + noise / unit.shape[1] ** 0.5 * drawn, dim=-1)
 
 
 def _kept_together(labels, other, min_size, max_size):
-    """Share of an utterance's partners that another clustering keeps.
+    """Mean share of partners that an utterance keeps in another clustering.
 
-    The mean over utterances with partners, corrected for chance (1: all, 0: as
-    many as by chance, or no utterance has partners). Unlike the adjusted Rand
-    index it does not fall with the size of clusters, and each utterance has
-    the same weight.
+    Corrected for chance: 1 if all are kept, 0 for the expected value of random
+    clusters or if no utterance has partners. Unlike the adjusted Rand index, it
+    does not depend on cluster sizes, and all utterances have the same weight.
     """
     _, own, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     _, theirs, found = np.unique(other, return_inverse=True, return_counts=True)

@@ -1,1 +1,1 @@
-"""Audio files to augmented views."""
+"""Reading of audio: annotations, views, augmentation, embedding."""

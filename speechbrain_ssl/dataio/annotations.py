@@ -1,9 +1,10 @@
-"""Annotations: CSV files of utterances, held in memory that workers share.
+"""Annotations: CSV files that list utterances, read into shared memory.
 
-An annotation has the columns ``ID,duration,wav,start,stop``: seconds, a path
-(``$data_root/...`` in files that may move) and the stretch of the file in
-frames at the file's own rate. Further columns are ignored unless asked for by
-name, so that no label reaches training by accident.
+The columns are ``ID,duration,wav,start,stop``: the duration in seconds, the
+path of the audio file (it may start with ``$data_root/``), and the first and
+last frame of the utterance at the file's sample rate. All other columns are
+ignored unless they are requested by name, so that no speaker label reaches
+training by accident.
 """
 
 import csv
@@ -22,11 +23,12 @@ from speechbrain_ssl.files import write_whole
 COLUMNS = ("ID", "duration", "wav", "start", "stop")
 ROOT = "$data_root"
 
-# Rows parsed together: enough to amortize numpy's overhead, few enough for
-# their Python strings to stay in the processor's cache (4096 take twice as long).
+# Rows per call of the parser: enough to amortize numpy's overhead, few enough
+# to keep their strings in the processor's cache (4096 take twice as long).
 _CHUNK = 256
 
-# rows tried in place of one that cannot be read, and their random stream
+# Replacements that are tried for an unreadable row, and the number of the
+# random stream that draws them.
 TRIES, REPLACEMENTS = 10, 1002
 
 
@@ -34,23 +36,23 @@ class Utterances:
     """The rows of an annotation, as columns in shared memory.
 
     Loader workers map the same memory, whether they are forked or spawned;
-    a dict per row would be copied into each of them.
+    a dict per row would be copied into each worker.
 
     Arguments
     ---------
     text : torch.Tensor
-        Strings of all rows, UTF-8, one after the other [bytes]; those of a
-        row are ID, wav and then the extra columns.
+        UTF-8 strings of all rows, concatenated [bytes]. Each row has its ID,
+        its wav and the extra columns.
     offsets : torch.Tensor
-        Where the strings start and, at last, end [rows * strings + 1].
+        Start of each string, and the end of the last one
+        [rows * strings + 1].
     durations : torch.Tensor
         float32 seconds [rows].
-    start : torch.Tensor
-        First frame, at the file's own rate, int64 [rows].
-    stop : torch.Tensor
-        Frame after the last one, int64 [rows].
+    start, stop : torch.Tensor
+        First frame, and one after the last frame, at the file's sample rate,
+        int64 [rows].
     data_root : str
-        What ``$data_root`` stands for.
+        Folder that replaces ``$data_root``.
     extra : tuple of str
         Names of the extra columns.
 
@@ -77,18 +79,8 @@ class Utterances:
         return len(self.durations)
 
     def row(self, index):
-        """One row.
-
-        Arguments
-        ---------
-        index : int
-            Its number, from 0.
-
-        Returns
-        -------
-        dict
-            ID, duration (seconds), wav (``$data_root`` replaced), start, stop
-            (frames) and the extra columns (strings).
+        """Returns one row as a dict: ID, duration, wav, start, stop and the
+        extra columns (strings); ``$data_root`` is replaced.
         """
         index = range(len(self))[index]
         utterance, wav, *extra = self._strings(index)
@@ -104,15 +96,15 @@ class Utterances:
         }
 
     def ids(self):
-        """The IDs in order, as an iterator."""
+        """Iterates over the IDs in order."""
         return (self._strings(index)[0] for index in range(len(self)))
 
     def wavs(self):
-        """The paths in order, as an iterator."""
+        """Iterates over the paths in order."""
         return (self.row(index)["wav"] for index in range(len(self)))
 
     def _strings(self, index):
-        """ID, wav and extra columns of one row."""
+        """Returns ID, wav and extra columns of one row."""
         width = 2 + len(self.extra)
         ends = self.offsets[index * width : (index + 1) * width + 1].tolist()
         data = self.text[ends[0] : ends[-1]].numpy().tobytes()
@@ -130,9 +122,9 @@ def read_annotation(csv_path, data_root=None, extra=()):
     csv_path : str
         The CSV file.
     data_root : str
-        Folder that stands for ``$data_root`` in the column wav.
+        Folder that replaces ``$data_root`` in the column wav.
     extra : tuple of str
-        Further columns to keep, as strings; all others are ignored.
+        Other columns to read, as strings.
 
     Returns
     -------
@@ -142,13 +134,13 @@ def read_annotation(csv_path, data_root=None, extra=()):
     Raises
     ------
     ValueError
-        If a column is missing, a value is wrong, an ID is repeated or there
-        is no row; the message names the file, the line and the value.
+        If a column is missing, a value is wrong, an ID is repeated or the
+        file has no row. The message names the file, the line and the value.
     """
     with open(csv_path, newline="", encoding="utf-8-sig") as file:
         rows = _numbered_rows(file, csv_path)
         header = _read_header(rows, csv_path, extra)
-        # One growing buffer per column, which leaves no holes in the heap.
+        # one growing buffer per column does not fragment the heap
         buffers = [bytearray() for _ in range(6)]
         while chunk := list(itertools.islice(rows, _CHUNK)):
             parsed = _parse_chunk(chunk, header, extra, data_root, csv_path)
@@ -175,17 +167,17 @@ def read_annotation(csv_path, data_root=None, extra=()):
 
 
 def write_annotation(csv_path, rows, extra=()):
-    """Writes an annotation; the file appears whole or not at all.
+    """Writes an annotation. An interrupted call leaves no partial file.
 
     Arguments
     ---------
     csv_path : str
-        The CSV file; its folder is made.
+        The CSV file; its folder is created.
     rows : iterable of dict or tuple
-        Values by column name (others are left out), or in the order ID,
-        duration (seconds), wav, start, stop (frames), extra columns.
+        Dicts by column name (other keys are ignored), or tuples (ID,
+        duration, wav, start, stop, extra columns).
     extra : tuple of str
-        Names of columns after the five of every annotation.
+        Names of the extra columns.
 
     Raises
     ------
@@ -195,7 +187,7 @@ def write_annotation(csv_path, rows, extra=()):
     columns = (*COLUMNS, *extra)
     with write_whole(csv_path) as file:
         plain = csv.writer(file, lineterminator="\n")
-        # SpeechBrain's reader, as ours, strips unquoted leading spaces.
+        # CSV readers strip leading spaces that are not quoted
         quoted = csv.writer(
             file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
         )
@@ -208,7 +200,7 @@ def write_annotation(csv_path, rows, extra=()):
                     f"Row {number} of {csv_path} needs a value for each of "
                     f"{', '.join(columns)}, but it is {tuple(row)}."
                 )
-            # csv.writer leaves a carriage return unquoted
+            # csv.writer does not quote a carriage return
             special = any(
                 str(cell).startswith(" ") or "\r" in str(cell) for cell in row
             )
@@ -216,28 +208,27 @@ def write_annotation(csv_path, rows, extra=()):
 
 
 class UtteranceDataset(DynamicItemDataset):
-    """SpeechBrain's dataset over shared columns instead of a dict of dicts.
+    """SpeechBrain's DynamicItemDataset over shared columns.
 
-    Indexed by a row, or by the (epoch, row) of an ``EpochSampler``. Dynamic
+    The index is a row, or the (epoch, row) of an ``EpochSampler``. Dynamic
     items may take ID, id (the same), duration, wav, start, stop, the extra
-    columns, ``index`` (the row) and ``key`` (epoch, row), from which random
-    crops are seeded.
+    columns, ``index`` (the row) and ``key``, which seeds random crops:
+    (epoch, row).
 
-    With a seed, a row whose audio cannot be read is replaced by a random one,
-    whose ``key`` is (epoch, row, random row). It depends on the seed and the
-    first key alone, not on processes or workers. Samples then have the item
-    ``unreadable``, a dict of reasons by ID.
+    With a seed, an utterance whose audio cannot be read is replaced by a
+    random one with the ``key`` (epoch, row, random row). The replacement
+    depends only on the seed and the first key, not on the number of
+    processes or workers. Each sample then has the item ``unreadable``, a dict
+    of ID -> reason.
 
     Arguments
     ---------
     utterances : Utterances
         The rows.
-    dynamic_items : list
-        As for DynamicItemDataset.
-    output_keys : list or dict
+    dynamic_items, output_keys
         As for DynamicItemDataset.
     seed : int
-        Of the random rows; None lets unreadable audio raise.
+        Seed of the replacements. None: unreadable audio is an error.
 
     Example
     -------
@@ -250,7 +241,7 @@ class UtteranceDataset(DynamicItemDataset):
     {'id': 'a', 'size': 24000, 'key': (3, 0)}
     """
 
-    # The parent's __init__ lists all IDs, which this class is here to avoid.
+    # without the parent's __init__, which would list all IDs
     def __init__(
         self, utterances, dynamic_items=None, output_keys=None, seed=None
     ):
@@ -270,25 +261,8 @@ class UtteranceDataset(DynamicItemDataset):
         output_keys=None,
         extra=(),
     ):
-        """Reads an annotation, called as SpeechBrain's ``from_csv``.
-
-        Arguments
-        ---------
-        csv_path : str
-            The CSV file.
-        replacements : dict
-            ``{"data_root": folder}``.
-        dynamic_items : list
-            As for DynamicItemDataset.
-        output_keys : list or dict
-            As for DynamicItemDataset.
-        extra : tuple of str
-            Further columns to keep.
-
-        Returns
-        -------
-        UtteranceDataset
-            Over the rows of the file.
+        """Reads an annotation, as SpeechBrain's ``from_csv`` does. The only
+        replacement is ``{"data_root": folder}``.
         """
         data_root = (replacements or {}).get("data_root")
         utterances = read_annotation(csv_path, data_root, extra)
@@ -311,53 +285,53 @@ class UtteranceDataset(DynamicItemDataset):
                 return {**outputs, "unreadable": unreadable}
             except AudioError as error:
                 unreadable[items["ID"]] = str(error)
-                # the generators of this row must not go on with the next one
+                # generators of this row must not continue with the next one
                 for item in self.pipeline.dynamic_items:
                     item.reset()
         raise AudioError(
-            f"None of {TRIES + 1} utterances, drawn one after the other, can "
-            f"be read. Check data_folder. The last one: {[*unreadable.values()][-1]}"
+            f"{TRIES + 1} utterances, drawn at random, cannot be read. Check "
+            f"data_folder. The last error: {[*unreadable.values()][-1]}"
         )
 
     @functools.cached_property
     def data(self):
-        """Dict of dicts; only ``filtered_sorted`` and its like need it."""
+        """Dict of dicts, for ``filtered_sorted`` of the parent class."""
         rows = (self._static_items((0, row)) for row in range(len(self)))
         return {row.pop("id"): row for row in rows}
 
     @property
     def data_ids(self):
-        """List of all IDs, made anew."""
+        """All IDs, for methods of the parent class."""
         return list(self.utterances.ids())
 
     def _static_items(self, key):
-        """Input of the pipeline for one row, the last number of the key."""
+        """Static items of a row; its number is the last one of the key."""
         items = self.utterances.row(key[-1])
         return {**items, "id": items["ID"], "key": key, "index": key[-1]}
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """One order per epoch, dealt out to the processes batch by batch.
+    """A random order of the rows for each epoch, split over processes.
 
-    The batches that the processes train on together are the batches of one
-    process with ``world_size`` times the batch size, so that the number of
-    processes does not change what is learned. Rows that do not fill a batch
-    in all processes are left out of this epoch.
+    The processes together train on the batches that one process with
+    ``world_size`` times the batch size would use, so the number of processes
+    does not change the result of training. Rows that do not fill a batch of
+    all processes are left out of the epoch.
 
     Arguments
     ---------
     count : int
         Number of rows.
     seed : int
-        With the epoch it determines the order; at least 0.
+        Seed of the order, at least 0.
     rank : int
-        This process, from 0.
+        Number of this process, from 0.
     world_size : int
         Number of processes.
     shuffle : bool
         Whether to permute the rows.
     batch_size : int
-        Rows per batch and process, the loader's ``batch_size``.
+        Rows per batch of one process.
 
     Raises
     ------
@@ -413,20 +387,14 @@ class EpochSampler(torch.utils.data.Sampler):
                 yield self.epoch, row
 
     def set_epoch(self, epoch):
-        """Chooses the order of the next iteration.
-
-        Arguments
-        ---------
-        epoch : int
-            Also the first half of all keys yielded from now on.
-        """
+        """Sets the epoch, which seeds the order and is part of the keys."""
         self.epoch = epoch
 
     def _order(self):
-        """All rows in the order of this epoch."""
+        """Returns all rows in the order of this epoch."""
         if not self.shuffle:
             return torch.arange(self.count)
-        # A sum would give (seed 0, epoch 1) and (1, 0) the same order.
+        # the sum seed + epoch would give (0, 1) and (1, 0) the same order
         mixed = np.random.SeedSequence([self.seed, self.epoch])
         seed = int(mixed.generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(seed)
@@ -439,13 +407,13 @@ def _share(column):
         return column.share_memory_()
     except RuntimeError as error:
         raise RuntimeError(
-            f"No shared memory for {column.nbytes / 2**20:.0f} MiB of the "
-            "annotation. Enlarge /dev/shm (docker run --shm-size ...)."
+            f"The annotation needs {column.nbytes / 2**20:.0f} MiB of shared "
+            "memory. Enlarge /dev/shm (docker run --shm-size ...)."
         ) from error
 
 
 def _numbered_rows(file, csv_path):
-    """Rows that are not blank, with the number of their (last) line."""
+    """Yields rows that are not blank, with the number of their last line."""
     reader = csv.reader(file, skipinitialspace=True)
     try:
         for row in reader:
@@ -453,12 +421,13 @@ def _numbered_rows(file, csv_path):
                 yield row, reader.line_num
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{csv_path} is no UTF-8 CSV after line {reader.line_num}: {error}"
+            f"{csv_path} is not a UTF-8 CSV file after line "
+            f"{reader.line_num}: {error}"
         ) from error
 
 
 def _read_header(rows, csv_path, extra):
-    """Names of all columns, those we need being among them."""
+    """Returns the names of all columns; checks that none is missing."""
     header, _ = next(rows, (None, 0))
     if header is None:
         raise ValueError(f"{csv_path} is empty. Prepare the data again.")
@@ -472,11 +441,11 @@ def _read_header(rows, csv_path, extra):
 
 
 def _parse_chunk(chunk, header, extra, data_root, csv_path):
-    """``_parse``, with the file and the line in the error."""
+    """Calls ``_parse`` and adds file and line to its errors."""
     try:
         return _parse([row for row, _ in chunk], header, extra, data_root)
     except ValueError:
-        # Row by row, to find the line; the fast path knows only the chunk.
+        # parse row by row to find the line
         for row, line in chunk:
             try:
                 _parse([row], header, extra, data_root)
@@ -486,10 +455,8 @@ def _parse_chunk(chunk, header, extra, data_root, csv_path):
 
 
 def _parse(rows, header, extra, data_root):
-    """Some rows as arrays: text, lengths of its strings, hashes of the IDs,
-    durations, starts and stops.
-
-    The errors describe the first row: they are for rows parsed one by one.
+    """Converts rows to arrays: text, lengths of its strings, hashes of the
+    IDs, durations, starts and stops. Errors describe the first row.
     """
     if set(map(len, rows)) != {len(header)}:
         raise ValueError(
@@ -525,24 +492,24 @@ def _check_wavs(wavs, data_root):
     """Raises if a path is empty or its ``$name`` cannot be replaced."""
     if not all(wavs):
         raise ValueError("the path in column wav is empty.")
-    # A $ further on belongs to the name of a file or folder.
+    # a $ after the start belongs to the name of a file or folder
     for wav in wavs:
         if wav[0] != "$":
             continue
         if not wav.startswith(ROOT + "/"):
             raise ValueError(
-                f"wav is {wav!r}, but only {ROOT}/ can stand at the start of "
-                f"a path. Replace the name before the first slash by {ROOT}."
+                f"wav is {wav!r}, but a path may start with no other variable "
+                f"than {ROOT}/. Replace the name before the first slash."
             )
         if data_root is None:
             raise ValueError(
-                f"wav is {wav!r}, but no data_root was given. Pass the folder "
-                "of the audio as data_root."
+                f"wav is {wav!r}, but data_root was not given. Pass the "
+                "folder of the audio as data_root."
             )
 
 
 def _numbers(cells, name, convert, dtype):
-    """A column of strings as an array."""
+    """Converts a column of strings to an array."""
     values = cells[name]
     try:
         return np.fromiter(map(convert, values), dtype, len(values))
@@ -554,12 +521,12 @@ def _numbers(cells, name, convert, dtype):
 
 
 def _check_unique(hashes, csv_path):
-    """Raises if an ID stands in two rows; sorts the hashes in place."""
+    """Raises if two rows have the same ID; sorts the hashes in place."""
     hashes.sort()
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not suspects:
         return
-    # Equal hashes are almost surely equal IDs; the file is read again to tell.
+    # equal hashes are almost certainly equal IDs: compare the IDs themselves
     lines = {}
     with open(csv_path, newline="", encoding="utf-8-sig") as file:
         rows = _numbered_rows(file, csv_path)

@@ -1,9 +1,10 @@
-"""Audio files: one walker that finds them, one door that opens them.
+"""Finding, opening, reading and resampling of audio files.
 
-soundfile reads wav, flac, ogg, opus, mp3, aiff, au, caf, sph and w64; m4a,
+soundfile reads wav, flac, ogg, opus, mp3, aiff, au, caf, sph and w64. m4a,
 webm, wma and other containers need ``torchcodec``
-(``pip install speechbrain_ssl[m4a]``). ``shard.tar::name.flac`` names a member
-of an uncompressed tar file and can stand wherever a path of audio can.
+(``pip install speechbrain_ssl[m4a]``). Every function that takes the path of
+an audio file also takes a member of an uncompressed tar file,
+``shard.tar::name.flac``.
 """
 
 import collections
@@ -35,21 +36,21 @@ SOUNDFILE_EXTENSIONS = (
 )
 TORCHCODEC_EXTENSIONS = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr")
 EXTENSIONS = SOUNDFILE_EXTENSIONS + TORCHCODEC_EXTENSIONS
-# soundfile's subtypes that decode to the same samples from any start
+# Subtypes of soundfile that decode to the same samples from any start.
 EXACT = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
-# lossy codecs state lengths that differ from what they decode by a few frames
+# Files of lossy codecs may decode to fewer frames than their header states.
 SLACK_SECONDS = 0.1
-# several segments are read in one go if that takes at most so many times
-# their frames
+# Segments are read together if the range from the first to the last one has
+# at most this many times their frames.
 ONE_GO = 1.5
-# sample rates outside these (Hz) are errors of the header
+# Valid sample rates in Hz.
 RATES = (1_000, 768_000)
-# samples above this, in units of full scale, are errors of the file
+# Largest valid sample, relative to full scale.
 LOUDEST = 1e3
-# more frames than this (596 hours at 16 kHz) are errors of the header
+# Largest valid number of frames: 596 hours at 16 kHz.
 MOST_FRAMES = 2**35
-# filters that torchaudio's resampler may keep, and numbers to compute at once
-# where it would keep more
+# Largest number of filters in a resampler of torchaudio, and values that are
+# computed at once where it would need more.
 MOST_PHASES, BLOCK = 640, 2**21
 SHARD = ".tar::"
 
@@ -59,17 +60,7 @@ class AudioError(OSError):
 
 
 class AudioInfo(NamedTuple):
-    """What the header of an audio file says.
-
-    Arguments
-    ---------
-    frames : int
-        Length in samples per channel, at the file's own rate.
-    sample_rate : int
-        The file's own rate in Hz.
-    channels : int
-        Number of channels.
-    """
+    """Frames, sample rate in Hz and number of channels of an audio file."""
 
     frames: int
     sample_rate: int
@@ -77,31 +68,31 @@ class AudioInfo(NamedTuple):
 
 
 def find(folder: str) -> tuple[list[str], dict[str, str]]:
-    """Finds the audio files of a folder and all its subfolders.
+    """Finds the audio files of a folder and its subfolders.
 
-    Only regular files are taken, and nothing is opened. Links are followed;
-    a file or folder with several names is taken once, under the name that
-    needs no link, or else the first one. Names that start with a dot are
-    left out, as are names that a CSV or a list of paths cannot hold.
+    Files are not opened. Links are followed. A file or folder that has
+    several names is listed once, under a name without links if it has one.
+    Names that start with a dot, or that a CSV file cannot contain, are left
+    out.
 
     Arguments
     ---------
     folder : str
-        Where to look.
+        The folder to search.
 
     Returns
     -------
     paths : list of str
-        Files with one of ``EXTENSIONS``, in any case, sorted; ``folder`` is
-        part of them.
+        Sorted paths, including ``folder``, of regular files that have one of
+        ``EXTENSIONS`` in upper or lower case.
     left_out : dict of str to str
-        Why each of the other files, or a whole folder, was left out, by path.
-        The first words, up to a colon, are the kind of reason.
+        Path of each other file or folder -> reason. The text before the
+        colon is the kind of reason.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder, or no audio in it.
+        If the folder does not exist or has no audio files.
 
     Example
     -------
@@ -115,14 +106,14 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise FileNotFoundError(
-            f"There is no folder {folder}. Name the folder of the audio."
+            f"The folder {folder} does not exist. Give the folder of the audio."
         )
     if problem := _name_problem(os.path.abspath(folder)):
         raise ValueError(f"The folder {folder!r} cannot be used: {problem}.")
     paths, left_out, seen = [], {}, {}
     waiting, links = [folder], []
     while waiting or links:
-        # links come last: a file is known by the name that needs none
+        # links come last, so that a name without links is preferred
         is_link = not waiting
         path = heapq.heappop(links) if is_link else waiting.pop()
         try:
@@ -154,9 +145,9 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
             left_out[path] = f"{kind}: {error.strerror}"
     if not paths:
         raise FileNotFoundError(
-            f"{folder} has no audio files ({', '.join(EXTENSIONS)}), but "
-            f"{describe(left_out) or 'no files at all'}. Name the folder of "
-            "the audio."
+            f"{folder} has no audio files ({', '.join(EXTENSIONS)}). Left "
+            f"out: {describe(left_out) or 'nothing'}. Give the folder of the "
+            "audio."
         )
     if left_out:
         logger.info(
@@ -169,25 +160,14 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
 
 
 def count_reasons(left_out: dict[str, str]) -> collections.Counter:
-    """Number of files by the kind of reason, the text before the colon."""
+    """Counts files by kind of reason, the text before the colon."""
     return collections.Counter(
         reason.partition(":")[0] for reason in left_out.values()
     )
 
 
 def describe(left_out: dict[str, str]) -> str:
-    """Counts the kinds of reasons why files were left out.
-
-    Arguments
-    ---------
-    left_out : dict of str to str
-        Reasons by path, as from ``find``.
-
-    Returns
-    -------
-    str
-        Such as "2 too short, 1 silent"; empty if there is nothing.
-    """
+    """Summarizes reasons from ``find``, e.g. "2 too short, 1 silent"."""
     kinds = count_reasons(left_out).most_common(10)
     return ", ".join(f"{count} {kind}" for kind, count in kinds)
 
@@ -195,19 +175,19 @@ def describe(left_out: dict[str, str]) -> str:
 def write_left_out(
     csv_path: str | os.PathLike, left_out: dict[str, str], folder: str
 ) -> None:
-    """Lists files that are not used, with the columns ``wav,reason``.
+    """Writes a CSV file with the columns ``wav,reason``.
 
     Arguments
     ---------
     csv_path : str
         The file to write.
     left_out : dict of str to str
-        Reasons by path, as from ``find``.
+        Path -> reason, from ``find``.
     folder : str
-        The folder that was searched, ``$data_root`` in the list.
+        The folder that was searched; ``$data_root`` replaces it.
     """
     with write_whole(csv_path) as file:
-        # quoted: a name may hold a carriage return
+        # quoted, because a name may contain a carriage return
         writer = csv.writer(
             file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
         )
@@ -235,30 +215,26 @@ def is_file(path: str) -> bool:
 
 
 def needs_torchcodec(path: str) -> bool:
-    """Whether soundfile cannot read files of this name."""
+    """Whether torchcodec has to read a file with this extension."""
     return path.lower().endswith(TORCHCODEC_EXTENSIONS)
 
 
 def import_torchcodec():
-    """Imports ``torchcodec.decoders``, which loads FFmpeg's libraries.
-
-    Raises
-    ------
-    OSError
-        If one of the two is missing.
+    """Imports ``torchcodec.decoders``; raises OSError if it or FFmpeg is
+    missing.
     """
     try:
         from torchcodec import decoders
     except (ImportError, RuntimeError) as error:
         raise OSError(
-            "m4a and the like need torchcodec (pip install "
+            f"{', '.join(TORCHCODEC_EXTENSIONS)} need torchcodec (pip install "
             "speechbrain_ssl[m4a]) and FFmpeg's libraries"
         ) from error
     return decoders
 
 
 def open(path: str) -> "Reader":
-    """Opens an audio file, or a member of a tar file, for reading.
+    """Opens an audio file, or a member of a tar file.
 
     Arguments
     ---------
@@ -268,13 +244,13 @@ def open(path: str) -> "Reader":
     Returns
     -------
     Reader
-        To be used in a ``with`` block, or closed.
+        Use it in a ``with`` block, or close it.
 
     Raises
     ------
     AudioError
-        If it is missing, no regular file or no audio, or its header states an
-        impossible rate or length; the message names it.
+        If the file is missing, is not a regular file, cannot be decoded, or
+        states an invalid rate or length in its header.
 
     Example
     -------
@@ -288,21 +264,14 @@ def open(path: str) -> "Reader":
 
 
 class Reader:
-    """An open audio file; see ``open``.
-
-    All frames count at the file's own rate.
-
-    Arguments
-    ---------
-    path : str
-        The file, or ``shard.tar::name.flac``.
+    """An open audio file, made by ``open``.
 
     Attributes
     ----------
     rate : int
-        Sample rate in Hz.
+        Sample rate of the file in Hz. All frame numbers refer to it.
     frames : int
-        Length.
+        Length in samples per channel.
     channels : int
         Number of channels.
     """
@@ -317,7 +286,7 @@ class Reader:
                 self.decoder = decoders.AudioDecoder(source, num_channels=1)
                 meta = self.decoder.metadata
                 self.rate, self.channels = meta.sample_rate, meta.num_channels
-                # that of webm stands in the container only
+                # webm states the duration in the container only
                 seconds = getattr(meta, "duration_seconds", None)
                 seconds = seconds or meta.duration_seconds_from_header
                 self.frames = round(seconds * self.rate)
@@ -337,8 +306,8 @@ class Reader:
                 )
             if not 0 <= self.frames <= MOST_FRAMES:
                 raise ValueError(
-                    "its header does not state how long it is; write the "
-                    "file again, e.g. by sox"
+                    f"its header states {self.frames} frames, which is not a "
+                    "valid length; write the file again, e.g. with sox"
                 )
             self.slack = 0 if exact else round(SLACK_SECONDS * self.rate)
             self.close = stack.pop_all().close
@@ -350,7 +319,7 @@ class Reader:
         self.close()
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Reads a segment as mono, seeking to it.
+        """Reads a segment as mono, after seeking to it.
 
         Arguments
         ---------
@@ -362,14 +331,14 @@ class Reader:
         Returns
         -------
         np.ndarray
-            float32 [frames]; channels are averaged. Up to 0.1 s may be
-            missing where a lossy codec states its length too long.
+            Mean of the channels, float32 [frames]. With a lossy codec up to
+            0.1 s may be missing at the end of the file.
 
         Raises
         ------
         AudioError
-            If the segment cannot be decoded, is shorter than asked for, or
-            holds NaN, infinity or samples far above full scale.
+            If the segment cannot be decoded, is too short, or contains NaN,
+            infinity or samples far above full scale.
         """
         with _naming(self.path):
             stop = self.frames if stop is None else stop
@@ -380,59 +349,54 @@ class Reader:
                 samples = self.file.read(
                     stop - start, dtype="float32", always_2d=True
                 )
-                # a single column needs no mean
                 samples = (
                     samples.mean(1) if self.channels > 1 else samples[:, 0]
                 )
             if len(samples) < max(stop - start - self.slack, 1):
                 raise ValueError(
-                    f"it ends at frame {start + len(samples)}, but frames "
-                    f"{start} to {stop} were asked for (its header states "
+                    f"it ends at frame {start + len(samples)}; expected "
+                    f"frames {start} to {stop} (its header states "
                     f"{self.frames})"
                 )
-            # NaN stays NaN
             peak = max(samples.max(), -samples.min())
             if not peak <= LOUDEST:
                 raise ValueError(
-                    f"between frames {start} and {stop} are NaN, infinite or "
-                    f"absurd samples (peak {peak:.3g}; full scale is 1)"
+                    f"frames {start} to {stop} contain NaN, infinity or "
+                    f"samples above {LOUDEST:g} times full scale (peak "
+                    f"{peak:.3g})"
                 )
         return np.ascontiguousarray(samples)
 
     def read_spans(self, spans: list[tuple[int, int]]) -> list[np.ndarray]:
-        """Reads several segments as mono, in one go where that is cheaper.
+        """Reads several segments as mono, together where this is faster.
 
         Arguments
         ---------
         spans : list of tuple of int
-            First frame of each and the one after its last.
+            First frame, and one after the last frame, of each segment.
 
         Returns
         -------
         list of np.ndarray
-            float32 [frames] each; what ``read`` of a file opened anew gives,
-            save that m4a may differ by the noise that AAC fills in.
-
-        Raises
-        ------
-        AudioError
-            If a segment cannot be read.
+            The segments, float32 [frames] each, as ``read`` gives them after
+            opening the file again. (In m4a, the noise that AAC adds may
+            differ.)
         """
         starts, stops = zip(*spans)
         first, last = min(starts), max(stops)
         if self.decoder or not self.slack:
             if last - first > ONE_GO * (sum(stops) - sum(starts)):
                 return [self.read(*span) for span in spans]
-            # damage may lie between the segments
+            # a damaged part between the segments does not matter
             with contextlib.suppress(AudioError):
                 whole = self.read(first, last)
                 if len(whole) == last - first:
                     return [whole[a - first : b - first] for a, b in spans]
-        # mp3 and ogg depend on what was read before, even after a seek
+        # samples of mp3 and ogg depend on earlier reads, even after a seek
         return [read(self.path, *span)[0] for span in spans]
 
     def _decode(self, start, stop):
-        """A segment by torchcodec, with silence before a late first frame."""
+        """Decodes with torchcodec; pads with zeros if the first frame is late."""
         decode = self.decoder.get_samples_played_in_range
         found = decode(start / self.rate, stop / self.rate)
         late = round(found.pts_seconds * self.rate) - start
@@ -441,58 +405,28 @@ class Reader:
 
 
 def info(path: str) -> AudioInfo:
-    """Reads the header of a file.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-
-    Returns
-    -------
-    AudioInfo
-        Length, rate and channels.
-
-    Raises
-    ------
-    AudioError
-        As ``open``.
-    """
+    """Reads the header of a file; raises the errors of ``open``."""
     with open(path) as file:
         return AudioInfo(file.frames, file.rate, file.channels)
 
 
 @functools.lru_cache(maxsize=4096)
 def sample_rate(path: str) -> int:
-    """The rate of a file in Hz, remembered for files seen lately."""
+    """Sample rate of a file in Hz; recent results are cached."""
     return info(path).sample_rate
 
 
 def read(
     path: str, start: int = 0, stop: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """Reads a segment of a file as mono.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-    start : int
-        First frame, at the file's own rate.
-    stop : int
-        Frame after the last one; None reads to the end.
+    """Opens a file and reads a segment; see ``Reader.read``.
 
     Returns
     -------
     samples : np.ndarray
-        float32 [frames]; channels are averaged.
+        float32 [frames].
     sample_rate : int
-        The file's own rate in Hz.
-
-    Raises
-    ------
-    AudioError
-        If the file or the segment cannot be read.
+        Sample rate of the file in Hz.
     """
     with open(path) as file:
         return file.read(start, stop), file.rate
@@ -501,28 +435,21 @@ def read(
 def load(
     path: str, sample_rate: int, start: int = 0, stop: int | None = None
 ) -> torch.Tensor:
-    """Reads a file, or a segment of it, as mono at the given rate.
+    """Reads a segment and resamples it.
 
     Arguments
     ---------
     path : str
         The file.
     sample_rate : int
-        Wanted rate in Hz.
-    start : int
-        First frame, at the file's own rate.
-    stop : int
-        Frame after the last one; None reads to the end.
+        Sample rate of the result in Hz.
+    start, stop : int
+        See ``Reader.read``.
 
     Returns
     -------
     torch.Tensor
         Samples [time].
-
-    Raises
-    ------
-    AudioError
-        If the file or the segment cannot be read.
     """
     samples, rate = read(path, start, stop)
     return resample(torch.from_numpy(samples), rate, sample_rate)
@@ -531,19 +458,17 @@ def load(
 def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """Resamples along the last axis, on any device.
 
-    The cost does not depend on the common divisor of the rates: torchaudio
-    keeps a filter for each phase, of which there are 640 or fewer between
-    all common rates; for other rates the same filter is computed for each
-    output sample.
+    torchaudio stores one filter for each phase, at most 640 between common
+    sample rates. For rates that would need more filters, the same filter is
+    computed for each output sample, so the cost does not depend on the common
+    divisor of the rates.
 
     Arguments
     ---------
     samples : torch.Tensor
         Audio [..., time].
-    rate : int
-        Present rate in Hz.
-    new_rate : int
-        Wanted rate in Hz.
+    rate, new_rate : int
+        Sample rate of the input and of the output in Hz.
 
     Returns
     -------
@@ -564,12 +489,12 @@ def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _resampler(rate, new_rate, device):
-    """One filter bank per pair of rates and device."""
+    """Returns the resampler of torchaudio for two rates and a device."""
     return torchaudio.transforms.Resample(rate, new_rate).to(device)
 
 
 def _resample_directly(samples, rate, new_rate):
-    """Windowed sinc interpolation as torchaudio's, between any two rates."""
+    """Computes torchaudio's windowed sinc interpolation sample by sample."""
     cutoff = 0.99 * min(rate, new_rate)
     width = math.ceil(6 * rate / cutoff)
     taps = torch.arange(-width, width + 2, device=samples.device)
@@ -588,21 +513,21 @@ def _resample_directly(samples, rate, new_rate):
 
 
 def _entry_problem(path, is_folder):
-    """Why the name of a file or folder rules it out, or an empty string."""
+    """Returns why a file or folder is left out, or an empty string."""
     name = os.path.basename(path)
     extension = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return "hidden: its name starts with a dot"
     if not is_folder and extension not in EXTENSIONS:
         return (
-            f"unsupported {extension or 'name without extension'}: audio is "
-            "known by its extension"
+            f"unsupported {extension or 'name without extension'}: not an "
+            "extension of audio files"
         )
     return _name_problem(name)
 
 
 def _name_problem(name):
-    """Why a CSV or a list cannot hold a name, or an empty string."""
+    """Returns why a CSV file cannot contain a name, or an empty string."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -614,7 +539,7 @@ def _name_problem(name):
 
 @contextlib.contextmanager
 def _naming(path):
-    """Turns what decoders raise at damaged files into an AudioError."""
+    """Converts errors of decoders to AudioError."""
     try:
         yield
     except AudioError:
@@ -629,13 +554,13 @@ def _naming(path):
 
 @contextlib.contextmanager
 def _source(path):
-    """What soundfile and torchcodec open: a path, or a member of a tar."""
+    """Yields a path, or an open member of a tar file, for the decoders."""
     shard, mark, member = path.rpartition(SHARD)
     file = shard + SHARD[:-2] if mark else path
     status = os.stat(file)
-    # opening a pipe would wait for ever
+    # opening a pipe would wait forever
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
+        raise ValueError("not a regular file")
     if not mark:
         yield path
         return
@@ -648,7 +573,7 @@ def _source(path):
 
 @functools.lru_cache(maxsize=64)
 def _members(path, size, mtime):
-    """First byte and size of each file in a tar file, by name."""
+    """Returns first byte and size of each member of a tar file, by name."""
     with tarfile.open(path, "r:") as shard:
         return {
             member.name: (member.offset_data, member.size)
@@ -658,7 +583,7 @@ def _members(path, size, mtime):
 
 
 class _Member(io.RawIOBase):
-    """A part of a file as a file of its own, with a position of its own."""
+    """A part of a file as a file with its own position."""
 
     def __init__(self, path, first, size):
         self.descriptor = os.open(path, os.O_RDONLY)

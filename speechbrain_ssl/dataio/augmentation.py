@@ -1,19 +1,19 @@
-"""Augmentation: what makes two views of an utterance differ.
+"""Augmentation of views.
 
 An effect is any object with two methods::
 
-    draw(rng) -> dict[str, float]          the parameters of one view
-    apply(wavs, parameters) -> tensor      waveforms [rows, time], the same shape
+    draw(rng) -> dict[str, float]          parameters of one view
+    apply(wavs, parameters) -> tensor      augmented waveforms [rows, time]
 
-``draw`` is called in the loader with a generator that is seeded by
-(seed, epoch, row, view). ``apply`` is called with the parameters of all rows,
-float32 [rows] for each name, in a loader worker or on an accelerator, where it
+The loader calls ``draw`` with a generator that is seeded by (seed, epoch, row,
+view). ``apply`` is called with waveforms [rows, time] and a float32 tensor
+[rows] for each parameter, in a loader worker or on an accelerator. There it
 should not wait for the device (no ``.item()``, no ``.nonzero()``).
 
-An effect may have two more methods: ``prepare(sample_rate, utterances, rng)``
-is called once before the first draw, with the training set (or None) and a
-generator for what is made or chosen once; ``to(device)`` before ``apply`` gets
-waveforms of that device.
+Two more methods are optional. ``prepare(sample_rate, utterances, rng)`` is
+called once before the first draw, with the training set (or None) and a
+generator for everything that is generated or chosen once. ``to(device)`` is
+called before ``apply`` receives waveforms on that device.
 """
 
 import contextlib
@@ -37,30 +37,31 @@ Parameters = Mapping[str, torch.Tensor]
 
 
 class Augmentation:
-    """Effects in a fixed order, each applied to a view with some chance.
+    """Applies effects in a fixed order, each with a given probability.
 
-    It is an effect itself. Parameters of all effects are always drawn, so that
-    the chance of one effect does not change the parameters of another.
+    An Augmentation is itself an effect. Parameters of all effects are always
+    drawn, so that the probability of one effect does not change the
+    parameters of another.
 
     Arguments
     ---------
     effects : dict of str to object
-        Name -> effect, in the order in which they are applied. None instead
-        of an effect leaves it out.
+        Name -> effect, in the order of application. The value None removes
+        an effect.
     chances : list of dict
-        Each entry makes one choice for a view: it maps names of effects,
-        joined by ``+`` where effects are applied together, to the
-        probability of this alternative. What is left to one is the
-        probability that none of them is applied. An effect that no entry
-        names is applied to every view.
+        Each entry is one random choice between alternatives:
+        alternative -> probability. An alternative is the name of an effect,
+        or several names joined by ``+``. The remaining probability is that of
+        applying none of them. An effect that is in no entry is applied to
+        every view.
     seed : int
-        Seeds the choice of files and the simulated RIRs, not the draws.
+        Seed of simulated RIRs and of the choice of files, not of the draws.
 
     Raises
     ------
     ValueError
-        If chances are no probabilities, or name an effect that is not there
-        or that another entry names.
+        If ``chances`` contains an invalid probability, an unknown effect, or
+        an effect in two entries.
 
     Example
     -------
@@ -85,8 +86,8 @@ class Augmentation:
         twice = {name for name in named if named.count(name) > 1}
         if twice:
             raise ValueError(
-                f"chances name {', '.join(sorted(twice))} in two entries; an "
-                "effect may stand in one entry only"
+                f"chances name {', '.join(sorted(twice))} in two entries; "
+                "name each effect in one entry only"
             )
         self.effects = {
             name: effect
@@ -97,25 +98,23 @@ class Augmentation:
             if not (hasattr(effect, "draw") and hasattr(effect, "apply")):
                 raise ValueError(
                     f"The effect {name!r} is a {type(effect).__name__}, which "
-                    "has no draw and apply. (SpeechBrain's augmentations need "
-                    "the adapter SpeechBrainAugment.)"
+                    "has no methods draw and apply. (Wrap an augmentation of "
+                    "SpeechBrain in SpeechBrainAugment.)"
                 )
         self.seed = seed
         self.names = ()
 
     def prepare(self, sample_rate: int, utterances=None, rng=None) -> None:
-        """Lets the effects read or make what they need; call it once.
-
-        Afterwards ``names`` are the names of all parameters.
+        """Prepares the effects and sets ``names``, the names of all parameters.
 
         Arguments
         ---------
         sample_rate : int
-            Of the views, in Hz.
+            Sample rate of the views in Hz.
         utterances : Utterances
-            The training set, for babble; None for no babble.
+            The training set, for babble. None: no babble.
         rng : np.random.Generator
-            Not used: ``seed`` makes the choices.
+            Ignored; ``seed`` is used instead.
         """
         for effect in self.effects.values():
             if hasattr(effect, "prepare"):
@@ -124,41 +123,30 @@ class Augmentation:
         self.names = tuple(self.draw(np.random.default_rng(self.seed)))
 
     def to(self, device: torch.device | str) -> "Augmentation":
-        """Moves noise, RIRs and the like to the device of ``apply``.
-
-        Arguments
-        ---------
-        device : torch.device
-            Where ``apply`` will get its waveforms.
-
-        Returns
-        -------
-        Augmentation
-            This object.
-        """
+        """Moves noise and RIRs to a device; returns this object."""
         for effect in self.effects.values():
             if hasattr(effect, "to"):
                 effect.to(device)
         return self
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws which effects a view gets, and their parameters.
+        """Draws the effects of a view and their parameters.
 
         Arguments
         ---------
         rng : np.random.Generator
-            Seeded for this view.
+            Generator of this view.
 
         Returns
         -------
         dict of str to float
-            ``NAME.on`` (1 or 0) for each effect that has a chance, and
+            ``NAME.on`` (1 or 0) for each effect in ``chances``, and
             ``NAME.PARAMETER`` for each parameter of each effect.
 
         Raises
         ------
         ValueError
-            If the names are not those of the draw before.
+            If an effect draws other parameters than before.
         """
         drawn = {}
         for choice in self.choices:
@@ -171,34 +159,34 @@ class Augmentation:
                 drawn[f"{name}.{key}"] = float(value)
         if self.names and self.names != tuple(drawn):
             raise ValueError(
-                "Effects must draw the same parameters for each view; drawn "
-                f"were {self.names} before and {tuple(drawn)} now"
+                "Effects must draw the same parameters for each view, but "
+                f"drew {self.names} before and {tuple(drawn)} now"
             )
         return drawn
 
     @torch.no_grad()
     def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-        """Applies the effects to the rows that drew them.
+        """Applies each effect to the rows for which it was drawn.
 
-        On a CPU an effect sees only the rows that drew it. On an accelerator
-        it sees all rows: to count them would make the CPU wait.
+        On a CPU an effect receives only these rows. On an accelerator it
+        receives all rows, because selecting rows would wait for the device.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            Views [rows, time].
+            Views [rows, time]; they are not changed.
         parameters : dict of str to torch.Tensor
-            Draws of all rows, from ``stack_draws``, float32 [rows] each.
+            Parameters from ``stack_draws``, float32 [rows] each.
 
         Returns
         -------
         torch.Tensor
-            Augmented views [rows, time]; the input stays as it is.
+            Augmented views [rows, time].
 
         Raises
         ------
         ValueError
-            If an effect returns another shape.
+            If an effect changes the shape.
         """
         wavs = wavs.clone()
         for name, effect in self.effects.items():
@@ -230,17 +218,7 @@ class Augmentation:
 
 
 def stack_draws(draws: Sequence[Mapping[str, float]]) -> dict:
-    """Makes parameters for ``apply`` of the draws of several rows.
-
-    Arguments
-    ---------
-    draws : list of dict
-        One draw of the same effect for each row.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        float32 [rows] for each name.
+    """Stacks the draws of several rows into the parameters of ``apply``.
 
     Example
     -------
@@ -254,28 +232,29 @@ def stack_draws(draws: Sequence[Mapping[str, float]]) -> dict:
 
 
 class _Choice(NamedTuple):
-    """One entry of ``chances``: alternatives and cumulated probabilities."""
+    """One entry of ``chances``: alternatives and cumulative probabilities."""
 
-    names: set
+    names: tuple
     alternatives: list
     limits: np.ndarray
 
     def draw(self, rng):
-        """The names that are applied together, drawn once."""
+        """Draws one alternative, the names of the effects to apply."""
         place = np.searchsorted(self.limits, rng.random(), side="right")
         return ([*self.alternatives, ()])[place]
 
 
 def _read_choice(entry, effects):
-    """Checks one entry of ``chances``."""
+    """Converts one entry of ``chances`` and checks it."""
     if not isinstance(entry, Mapping):
         raise ValueError(
             "Each entry of chances must map names of effects to "
             f"probabilities, as in {{noise: 0.5}}; got {entry!r}"
         )
     alternatives = [str(names).split("+") for names in entry]
-    names = {name for names in alternatives for name in names}
-    unknown = names - set(effects)
+    # in the order of the entry, which is the same in all processes
+    names = tuple(dict.fromkeys(name for a in alternatives for name in a))
+    unknown = set(names) - set(effects)
     if unknown:
         raise ValueError(
             f"chances name {', '.join(sorted(unknown))}, but the effects are "
@@ -284,8 +263,8 @@ def _read_choice(entry, effects):
     values = np.array([float(value) for value in entry.values()])
     if not ((values >= 0).all() and values.sum() <= 1 + 1e-6):
         raise ValueError(
-            "The chances of one entry must not be negative and sum to 1 or "
-            f"less; got {dict(entry)}"
+            "The probabilities in an entry of chances must be 0 or more, and "
+            f"their sum 1 or less; got {dict(entry)}"
         )
     return _Choice(names, alternatives, values.cumsum())
 
@@ -293,23 +272,24 @@ def _read_choice(entry, effects):
 class Noise:
     """Adds noise, music or babble at a drawn signal-to-noise ratio.
 
-    Each view draws one of the sources that there are, all with the same
-    probability. Recordings are kept as 16-bit samples: of noise and of music
-    at most 2 bytes x ``max_hours`` x the sample rate (576 MB each for 5 hours
-    at 16 kHz), of babble 2 hours (230 MB); twice the sum while they are read.
+    Each view draws one of the available sources; all have the same
+    probability. Recordings are stored as 16-bit samples: for 5 hours at 16 kHz
+    576 MB of noise and of music each, and 230 MB (2 hours) of babble. Reading
+    them takes up to twice this memory.
 
     Arguments
     ---------
     noise_folder : str
-        Folder of noise; None: noise is made, of random color and level.
+        Folder of noise recordings. None: noise of random color and level is
+        generated.
     music_folder : str
-        Folder of music; None: no music.
+        Folder of music recordings. None: no music.
     noise_snr, music_snr, babble_snr : list of float
         Lowest and highest signal-to-noise ratio in dB.
     babble_voices : list of int
-        Smallest and largest number of training utterances that are mixed.
+        Smallest and largest number of training utterances in a mixture.
     max_hours : float
-        Hours to keep of each folder, taken from random files.
+        Hours of audio to use from each folder, from randomly chosen files.
 
     Raises
     ------
@@ -346,7 +326,7 @@ class Noise:
         self.bank = self.spans = None
 
     def prepare(self, sample_rate: int, utterances, rng) -> None:
-        """Reads the folders and mixes the babble."""
+        """Reads the recordings and mixes the babble."""
         clips = {}
         for kind, folder in self.folders.items():
             if folder:
@@ -370,18 +350,18 @@ class Noise:
         )
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the recordings to a device."""
+        """Moves recordings to a device."""
         self.bank = self.bank.to(device)
         self.spans = self.spans.to(device)
 
     def __getstate__(self):
-        """Leaves recordings on an accelerator out: workers only draw then."""
+        """Omits recordings on an accelerator: then workers only draw."""
         moved = self.spans is not None and self.spans.device.type != "cpu"
         gone = {"bank": None, "spans": None} if moved else {}
         return {**vars(self), **gone}
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws a source, a place in it (0 to 1) and a ratio in dB."""
+        """Draws a source, a position in it (0 to 1) and an SNR in dB."""
         source = int(rng.random() * len(self.sources))
         return {
             "source": source,
@@ -390,7 +370,7 @@ class Noise:
         }
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters):
-        """Adds the noise."""
+        """Adds noise."""
         first, size = self.spans[:, parameters["source"].long()]
         place = (parameters["position"] * size).long()
         place = first + torch.minimum(place, size - 1)
@@ -403,27 +383,26 @@ class Noise:
 class Reverberation:
     """Convolves views with room impulse responses (RIRs).
 
-    The convolution is circular: the reverberation at the start of a view is
-    that of its end, as if the speech had begun before. RIRs are kept as
-    float32 of half a second (32 kB each at 16 kHz): those that are simulated,
-    and at most ``max_hours`` of the folder (1.2 GB for 5 hours at 16 kHz, up
-    to twice as much while they are read).
+    The convolution is circular: the reverberation of the end of a view is
+    added to its start, as if speech preceded the view. RIRs are stored as
+    half a second of float32 (32 kB each at 16 kHz; 1.2 GB for 5 hours in
+    ``rir_folder``). Reading them takes up to twice this memory.
 
     Arguments
     ---------
     rir_folder : str
-        Folder of measured RIRs; None for none.
+        Folder of measured RIRs. None: only simulated RIRs.
     simulated : int
-        Number of RIRs that are simulated beside them.
+        Number of simulated RIRs.
     max_hours : float
-        Hours to keep of the folder, taken from random files.
+        Hours of measured RIRs to use, from randomly chosen files.
 
     Raises
     ------
     ArgumentError
         If a value is out of range.
     ValueError
-        If there would be no RIR.
+        If there is no RIR.
     """
 
     seconds = 0.5
@@ -437,8 +416,8 @@ class Reverberation:
     ):
         if not simulated and not rir_folder:
             raise ValueError(
-                f"simulated is {simulated} and rir_folder is {rir_folder}: "
-                "Reverberation needs RIRs of one kind or the other"
+                "Reverberation needs RIRs: set rir_folder, or simulated to 1 "
+                f"or more (they are {rir_folder} and {simulated})"
             )
         self.rir_folder = rir_folder
         self.simulated = simulated
@@ -463,42 +442,42 @@ class Reverberation:
         self.rirs = rirs.share_memory_()
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the RIRs to a device."""
+        """Moves RIRs to a device."""
         self.rirs = self.rirs.to(device)
 
     def __getstate__(self):
-        """Leaves RIRs on an accelerator out: workers only draw then."""
+        """Omits RIRs on an accelerator: then workers only draw."""
         moved = self.rirs is not None and self.rirs.device.type != "cpu"
         return {**vars(self), **({"rirs": None} if moved else {})}
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws the number of an RIR."""
+        """Draws the index of an RIR."""
         return {"rir": int(rng.random() * self.count)}
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters):
-        """Convolves."""
+        """Convolves waveforms with RIRs."""
         frames = wavs.shape[1]
         rirs = self.rirs[parameters["rir"].long(), :frames]
         return _filter(wavs, torch.fft.rfft(rirs, frames))
 
 
 class Channel:
-    """Gives views the frequency response of a microphone and a line.
+    """Applies a random frequency response, as of a microphone and a line.
 
-    The response has a lower and an upper band limit (18 dB per octave
-    beyond), a tilt, and a peak or dip about one octave wide, at 200 Hz to
-    4.5 kHz.
+    The response has a lower and an upper cutoff frequency (18 dB per octave
+    outside the band), a tilt, and a peak or dip about one octave wide, at
+    200 Hz to 4.5 kHz.
 
     Arguments
     ---------
     low_cut : list of float
-        Lowest and highest lower band limit in Hz; low ones are more frequent.
+        Range of the lower cutoff in Hz; low values are more frequent.
     high_cut : list of float
-        Lowest and highest upper band limit, relative to half the sample rate.
+        Range of the upper cutoff, relative to half the sample rate.
     tilt : list of float
-        Lowest and highest slope in dB per octave.
+        Range of the slope in dB per octave.
     peak : list of float
-        Lowest and highest gain of the peak in dB.
+        Range of the gain of the peak in dB.
 
     Raises
     ------
@@ -530,7 +509,7 @@ class Channel:
         self.nyquist = sample_rate / 2
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws limits and peak in Hz, tilt and gain of the peak in dB."""
+        """Draws cutoffs and peak in Hz, tilt and gain of the peak in dB."""
         lowest, highest = self.low_cut
         return {
             "low_cut": lowest + (highest - lowest) * rng.random() ** 2,
@@ -541,7 +520,7 @@ class Channel:
         }
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters):
-        """Filters."""
+        """Filters waveforms."""
         response = torch.nn.functional.interpolate(
             self._response(parameters)[:, None],
             wavs.shape[1] // 2 + 1,
@@ -551,7 +530,7 @@ class Channel:
         return _filter(wavs, response[:, 0])
 
     def _response(self, parameters, points=513):
-        """Amplitude response on a coarse grid of frequencies [rows, points]."""
+        """Returns amplitudes on a coarse frequency grid [rows, points]."""
         device = parameters["tilt"].device
         hertz = torch.linspace(0, self.nyquist, points, device=device)
         octave = hertz.clamp(min=20.0).log2()
@@ -568,12 +547,12 @@ class Channel:
 
 
 class Gain:
-    """Changes the level of views.
+    """Applies a random gain.
 
     Arguments
     ---------
     db : list of float
-        Lowest and highest change in dB.
+        Lowest and highest gain in dB.
 
     Raises
     ------
@@ -586,28 +565,27 @@ class Gain:
         self.db = db
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws a change in dB."""
+        """Draws a gain in dB."""
         return {"db": rng.uniform(*self.db)}
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters):
-        """Multiplies."""
+        """Applies the gain."""
         return wavs * _from_db(parameters["db"])[:, None]
 
 
 class Telephone:
-    """Sends views over a telephone line, and back to their sample rate.
+    """Simulates a telephone line: band-pass filter, 8 kHz, clipping, mu-law.
 
-    The line has a band limit, a sample rate of 8 kHz and a level; it clips
-    what is beyond full scale and codes samples in eight bits by the mu-law of
-    ITU-T G.711. Views keep their level.
+    Samples are clipped at full scale and coded in eight bits with the mu-law
+    of ITU-T G.711. The result has the sample rate and level of the input.
 
     Arguments
     ---------
     low_cut, high_cut : list of float
-        Lowest and highest band limits in Hz.
+        Ranges of the cutoff frequencies in Hz.
     level : list of float
-        Lowest and highest peak of a view in dB relative to full scale: low
-        ones are coded coarsely, those above 0 are clipped.
+        Range of the peak level on the line, in dB relative to full scale.
+        Low levels are coded coarsely, levels above 0 are clipped.
 
     Raises
     ------
@@ -638,7 +616,7 @@ class Telephone:
         self.sample_rate = sample_rate
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws band limits in Hz and a level in dB."""
+        """Draws cutoffs in Hz and a level in dB."""
         return {
             "low_cut": rng.uniform(*self.low_cut),
             "high_cut": rng.uniform(*self.high_cut),
@@ -646,7 +624,7 @@ class Telephone:
         }
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters):
-        """Limits the band, resamples, clips and codes."""
+        """Filters, resamples, clips and codes waveforms."""
         frames = wavs.shape[1]
         narrow = min(frames, round(frames * self.rate / self.sample_rate))
         bins = torch.arange(narrow // 2 + 1, device=wavs.device)
@@ -667,24 +645,24 @@ class Telephone:
 
 
 class SpeechBrainAugment:
-    """Makes an effect of a module of ``speechbrain.augment``.
+    """Uses a module of ``speechbrain.augment`` as an effect.
 
-    Any module that takes waveforms [rows, time] fits: ``DropFreq``,
-    ``AddNoise``, ``CodecAugment`` and so on, or an ``Augmenter`` of them.
+    Any module that takes waveforms [rows, time] can be used: ``DropFreq``,
+    ``AddNoise``, ``CodecAugment`` and others, or an ``Augmenter``.
 
-    Most of these modules draw once for a whole batch, from the global random
-    generators, and read noise in the same order on each pass. Therefore each
-    row goes through the module alone, under a seed that is the only parameter
-    drawn: a view depends on (seed, epoch, row, view) as with other effects.
-    That costs time for each row, and waits on an accelerator: use
-    ``augment_on: workers``. What else to know:
+    Most of these modules draw once for a whole batch, from global random
+    generators, and read noise files in the same order in each epoch.
+    Therefore each row is processed separately, with its own seed: a view
+    depends on (seed, epoch, row, view), as with other effects. This takes
+    time for each row, and waits for an accelerator: set ``augment_on:
+    workers``.
 
-    * A result of another length (``SpeedPerturb``) is cut, or repeated from
-      its start.
+    * If the output is longer than the input, it is cut; if it is shorter, it
+      is repeated (``SpeedPerturb``).
     * An ``Augmenter`` must not enlarge the batch: no ``concat_original``,
       ``parallel_augment`` or ``repeat_augment`` above 1.
-    * ``AddNoise`` reads whole files. Shorter ones than the view need
-      ``pad_noise: True``; without it the rest of the view stays clean.
+    * ``AddNoise`` reads whole files. With files shorter than a view, set
+      ``pad_noise: True``; otherwise the rest of the view gets no noise.
 
     Arguments
     ---------
@@ -706,32 +684,17 @@ class SpeechBrainAugment:
         self.readers = None
 
     def prepare(self, sample_rate: int, utterances, rng) -> None:
-        """Checks the module's sample rate, and tries it on noise.
-
-        Arguments
-        ---------
-        sample_rate : int
-            In Hz.
-        utterances : Utterances
-            Not needed.
-        rng : np.random.Generator
-            Not needed.
-
-        Raises
-        ------
-        ValueError
-            If the module was made for another rate.
-        """
+        """Runs the module once; raises ValueError if its sample rate differs."""
         for module in _parts(self.module):
             for name in ("sample_rate", "clean_sample_rate", "orig_freq"):
                 rate = getattr(module, name, sample_rate)
-                # resamplers inside belong to files of another rate
+                # a Resample inside converts files of another rate
                 if rate != sample_rate and not isinstance(module, Resample):
                     raise ValueError(
                         f"{type(module).__name__} has {name}={rate}, but the "
                         f"views have {sample_rate} Hz"
                     )
-        # a copy: what a module opens at its first call cannot be pickled
+        # a copy, because files that the first call opens cannot be pickled
         trial = SpeechBrainAugment(copy.deepcopy(self.module))
         trial.apply(torch.randn(1, sample_rate), {"seed": torch.zeros(1)})
 
@@ -741,18 +704,18 @@ class SpeechBrainAugment:
             module.to(device)
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Draws a seed that float32 holds exactly."""
+        """Draws a seed that float32 represents exactly."""
         return {"seed": int(rng.integers(2**24))}
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters):
-        """Sends each row through the module under its seed."""
+        """Applies the module to each row, with the seed of the row."""
         seeds = parameters["seed"].long().tolist()
         return torch.cat(
             [self._row(wavs[i : i + 1], seed) for i, seed in enumerate(seeds)]
         )
 
     def _row(self, wav, seed):
-        """One row [1, time] through the module."""
+        """Applies the module to one row [1, time]."""
         devices = [wav.device] if wav.device.type == "cuda" else []
         states = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices):
@@ -763,10 +726,10 @@ class SpeechBrainAugment:
             np.random.seed(seed)
             torch.manual_seed(seed)
             for reader, name in self.readers:
-                # a new pass over the files, in the order of this seed
+                # a new iterator, in the order of this seed
                 reader.data_loader.sampler.set_epoch(seed)
                 setattr(reader, name, iter(reader.data_loader))
-            # some modules remember what they drew
+            # some modules store what they drew: restore their attributes
             before = [(m, dict(vars(m))) for m in _parts(self.module)]
             out = self._call(wav)
             for module, attributes in before:
@@ -777,15 +740,15 @@ class SpeechBrainAugment:
         if out.dim() != 2 or len(out) != 1:
             raise ValueError(
                 f"{type(self.module).__name__} turned one waveform of shape "
-                f"{list(wav.shape)} into {list(out.shape)}; it must give one "
-                "waveform [1, time] (an Augmenter: without concat_original "
-                "and parallel_augment)"
+                f"{list(wav.shape)} into {list(out.shape)}; expected one "
+                "waveform [1, time] (in an Augmenter: no concat_original, no "
+                "parallel_augment)"
             )
         frames = wav.shape[1]
         return out.repeat(1, -(-frames // out.shape[1]))[:, :frames]
 
     def _call(self, wav):
-        """The module's waveforms."""
+        """Calls the module and returns its waveforms."""
         lengths = torch.ones(1, device=wav.device)
         arguments = (wav, lengths) if self.takes_lengths else (wav,)
         out = self.module(*arguments)
@@ -793,7 +756,7 @@ class SpeechBrainAugment:
 
 
 def _parts(module):
-    """A module and those inside; an Augmenter does not register its own."""
+    """Yields a module and its submodules; an Augmenter registers none."""
     for part in module.modules():
         yield part
         inside = getattr(part, "augmentations", None)
@@ -803,7 +766,7 @@ def _parts(module):
 
 
 def _readers(module):
-    """Modules that read files, and the attribute with their iterator."""
+    """Yields modules that read files, and the name of their iterator."""
     for part in _parts(module):
         for name, value in vars(part).items():
             if isinstance(value, _BaseDataLoaderIter):
@@ -812,7 +775,7 @@ def _readers(module):
 
 @contextlib.contextmanager
 def _naming(key):
-    """Puts the key of a folder in front of what is wrong with it."""
+    """Adds the YAML key of a folder to errors."""
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
@@ -825,5 +788,5 @@ def _filter(wavs, response):
 
 
 def _from_db(db):
-    """Decibels to amplitude."""
+    """Converts decibels to an amplitude ratio."""
     return 10 ** (db / 20)

@@ -1,4 +1,4 @@
-"""Recordings and RIRs that augmentation draws from, in memory."""
+"""Recordings and RIRs for augmentation, read or generated into memory."""
 
 import logging
 import math
@@ -14,27 +14,27 @@ from speechbrain_ssl.dataio import audio
 
 logger = logging.getLogger(__name__)
 
-# shorter clips are repeated to this length, so that a view fits into a clip
+# Shorter clips are repeated to this length; views must not be longer.
 CLIP_SECONDS = 10.0
-# hours of training audio for babble, and how many numbers of voices it has
+# Hours of training audio for babble, and number of mixtures of it.
 BABBLE_HOURS, BABBLE_CROWDS = 0.5, 4
-# a file of an RIR is read up to here
+# Part of an RIR file that is read.
 RIR_SECONDS = 10.0
-# smallest power that a ratio is computed with
+# Lower limit of a power, for ratios.
 SILENCE = 1e-10
-# a clip whose peak stays below, -120 dB, counts as silence
+# A clip with a lower peak (-120 dB) is silent.
 FAINTEST = 1e-6
-# files left out that a warning names one by one
+# Largest number of files that a warning names.
 NAMED_FILES = 20
 
 
 class AudioBank(NamedTuple):
-    """Many clips in one tensor, to be read by index on any device.
+    """Many clips in one tensor, which can be indexed on any device.
 
     Arguments
     ---------
     samples : torch.Tensor
-        All clips one after another, int16 [time].
+        Concatenated clips, int16 [time].
     starts : torch.Tensor
         First sample of each clip, int64 [clips].
     lengths : torch.Tensor
@@ -47,18 +47,7 @@ class AudioBank(NamedTuple):
 
     @classmethod
     def of_clips(cls, clips: Sequence[torch.Tensor]) -> "AudioBank":
-        """Joins clips in memory that loader workers share.
-
-        Arguments
-        ---------
-        clips : list of torch.Tensor
-            int16 [time] each.
-
-        Returns
-        -------
-        AudioBank
-            All of them.
-        """
+        """Joins clips, int16 [time] each, in memory that workers share."""
         lengths = torch.tensor([len(clip) for clip in clips])
         starts = lengths.cumsum(0) - lengths
         bank = cls(torch.cat(list(clips)), starts, lengths)
@@ -67,13 +56,13 @@ class AudioBank(NamedTuple):
         return bank
 
     def read(self, position: torch.Tensor, frames: int) -> torch.Tensor:
-        """Reads segments that start anywhere, each from one clip.
+        """Reads segments, each from one clip.
 
         Arguments
         ---------
         position : torch.Tensor
-            First sample of each segment, int64 [rows]; moved back where the
-            clip would end before the segment.
+            First sample of each segment, int64 [rows]. It is lowered if the
+            clip ends before the segment.
         frames : int
             Length of the segments; no clip may be shorter.
 
@@ -84,56 +73,45 @@ class AudioBank(NamedTuple):
         """
         clip = torch.searchsorted(self.starts, position, right=True) - 1
         last = self.starts[clip] + self.lengths[clip] - frames
-        # a view of all segments: indexing it copies whole segments
+        # indexing this view of all segments copies whole segments
         segments = self.samples.unfold(0, frames, 1)
         return segments[torch.minimum(position, last)].float() / 32768
 
     def to(self, device: torch.device | str) -> "AudioBank":
-        """Copies the bank to another device.
-
-        Arguments
-        ---------
-        device : torch.device
-            Where to read.
-
-        Returns
-        -------
-        AudioBank
-            The same clips.
-        """
+        """Returns a copy of the bank on a device."""
         return AudioBank(*(tensor.to(device) for tensor in self))
 
 
 def clips_of_folder(
     folder: str, sample_rate: int, max_hours: float, rng: np.random.Generator
 ) -> list[torch.Tensor]:
-    """Reads the audio files of a folder, in random order.
+    """Reads audio files of a folder and its subfolders, in random order.
 
-    Files that cannot be read, that hold samples that are not finite, or only
-    silence, are left out and named in a warning.
+    Files that cannot be read or are silent are left out; a warning names
+    them.
 
     Arguments
     ---------
     folder : str
-        Searched with all its subfolders.
+        The folder.
     sample_rate : int
-        Wanted rate in Hz.
+        Sample rate of the clips in Hz.
     max_hours : float
-        Stops reading after so much audio.
+        Hours of audio to read.
     rng : np.random.Generator
-        Chooses the order of the files.
+        Draws the order of the files.
 
     Returns
     -------
     list of torch.Tensor
-        Clips of ``CLIP_SECONDS`` or more, scaled to a peak of one, int16.
+        Clips of ``CLIP_SECONDS`` or more, with a peak of one, int16 [time].
 
     Raises
     ------
     FileNotFoundError
-        If there is no audio in the folder.
+        If the folder has no audio.
     ValueError
-        If no file of it can be used.
+        If no file can be used.
     """
     paths, _ = audio.find(folder)
     rows = [(paths[choice], 0, None) for choice in rng.permutation(len(paths))]
@@ -158,17 +136,17 @@ def clips_of_babble(
     utterances : Utterances
         Rows with ``wav``, ``start`` and ``stop``.
     sample_rate : int
-        Wanted rate in Hz.
+        Sample rate of the clips in Hz.
     voices : list of int
-        Smallest and largest number of utterances that are mixed.
+        Smallest and largest number of utterances in a mixture.
     rng : np.random.Generator
-        Chooses the utterances.
+        Draws the utterances.
 
     Returns
     -------
     list of torch.Tensor
         ``BABBLE_CROWDS`` clips of at most ``BABBLE_HOURS``, with different
-        numbers of voices between the two, int16 [time].
+        numbers of voices, int16 [time].
 
     Raises
     ------
@@ -197,25 +175,25 @@ def clips_of_babble(
 def colored_noise(
     count: int, sample_rate: int, rng: np.random.Generator
 ) -> list[torch.Tensor]:
-    """Makes noise whose power falls with frequency and whose level varies.
+    """Generates white to brown noise of varying level.
 
     Arguments
     ---------
     count : int
         Number of clips.
     sample_rate : int
-        In Hz.
+        Sample rate in Hz.
     rng : np.random.Generator
-        Source of randomness.
+        Random generator.
 
     Returns
     -------
     list of torch.Tensor
-        Clips of ``CLIP_SECONDS``, from white to brown noise, int16 [time].
+        Clips of ``CLIP_SECONDS``, int16 [time].
     """
     frames = int(CLIP_SECONDS * sample_rate)
     hertz = np.arange(1, frames // 2 + 1) * sample_rate / frames
-    # flat below 50 Hz: else most of the power would be inaudible
+    # flat below 50 Hz; otherwise most of the power would be inaudible
     frequency = np.maximum(hertz, 50.0)
     clips = []
     for slope in rng.uniform(0.0, 2.0, count):
@@ -237,18 +215,18 @@ def simulate_rirs(
 ) -> torch.Tensor:
     """Simulates room impulse responses.
 
-    Polack's statistical model: a direct sound, some early reflections, and
-    noise that decays exponentially, faster at high frequencies (J.-D. Polack,
-    "La transmission de l'énergie sonore dans les salles", 1988).
+    Polack's statistical model: direct sound, early reflections, and noise that
+    decays exponentially, faster at high frequencies (J.-D. Polack, "La
+    transmission de l'énergie sonore dans les salles", 1988).
 
     Arguments
     ---------
     count : int
         Number of RIRs.
     sample_rate : int
-        In Hz.
+        Sample rate in Hz.
     rng : np.random.Generator
-        Source of randomness.
+        Random generator.
     seconds : float
         Length of the RIRs.
 
@@ -284,23 +262,23 @@ def read_rirs(
     max_hours: float,
     rng: np.random.Generator,
 ) -> list[torch.Tensor]:
-    """Reads measured RIRs.
+    """Reads measured RIRs from a folder and its subfolders.
 
-    Files that cannot be read, that hold samples that are not finite, or only
-    silence, are left out and named in a warning.
+    Files that cannot be read or are silent are left out; a warning names
+    them.
 
     Arguments
     ---------
     folder : str
-        Searched with all its subfolders.
+        The folder.
     sample_rate : int
-        Wanted rate in Hz.
+        Sample rate of the RIRs in Hz.
     seconds : float
-        RIRs are cut or padded to this length, from the direct sound on.
+        Length of the RIRs, from the direct sound on; they are cut or padded.
     max_hours : float
-        Of RIRs to keep, taken from random files.
+        Hours of RIRs to keep, from randomly chosen files.
     rng : np.random.Generator
-        Chooses the files when there are too many.
+        Draws the files.
 
     Returns
     -------
@@ -310,9 +288,9 @@ def read_rirs(
     Raises
     ------
     FileNotFoundError
-        If there is no audio in the folder.
+        If the folder has no audio.
     ValueError
-        If no file of it can be used.
+        If no file can be used.
     """
     frames = int(seconds * sample_rate)
     paths, _ = audio.find(folder)
@@ -330,10 +308,10 @@ def read_rirs(
 
 
 def _read_clips(rows, sample_rate, frames, what):
-    """Reads usable clips, names the others in a warning.
+    """Yields usable clips of ``rows`` (path, start, stop); warns of others.
 
-    ``rows`` are (path, start, stop). At most ``frames`` are read of all clips
-    together or, if None, ``RIR_SECONDS`` of each.
+    It reads ``frames`` of all clips together or, if this is None, at most
+    ``RIR_SECONDS`` of each.
     """
     left, bad, count = frames, {}, 0
     for row in tqdm(rows, f"Reading {what}", unit=" clips", disable=None):
@@ -355,11 +333,11 @@ def _read_clips(rows, sample_rate, frames, what):
     if not count:
         raise ValueError(
             f"none of the {len(bad)} audio files of {what} can be used: "
-            f"{reasons}. Name readable audio."
+            f"{reasons}. Give readable audio."
         )
     if bad and distributed.rank() == 0:
         logger.warning(
-            "Augmentation leaves out %d audio files of %s: %s",
+            "Augmentation cannot use %d audio files of %s: %s",
             len(bad),
             what,
             reasons,
@@ -367,35 +345,24 @@ def _read_clips(rows, sample_rate, frames, what):
 
 
 def _read_clip(path, start, stop, sample_rate, seconds):
-    """One clip, if it can be used; else an error that names it."""
+    """Reads one clip; raises AudioError if it is silent."""
     with audio.open(path) as file:
         stop = file.frames if stop is None else stop
         most = start + math.ceil(seconds * file.rate)
         samples = torch.from_numpy(file.read(start, min(stop, most)))
     clip = audio.resample(samples, file.rate, sample_rate)
     if clip.abs().max() < FAINTEST:
-        raise audio.AudioError(f"{path} holds only silence")
+        raise audio.AudioError(f"{path} is silent")
     return clip
 
 
 def power(wavs: torch.Tensor) -> torch.Tensor:
-    """Mean square of waveforms, at least ``SILENCE``.
-
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        Waveforms [..., time].
-
-    Returns
-    -------
-    torch.Tensor
-        Their power [...].
-    """
+    """Mean square of waveforms [..., time], at least ``SILENCE`` [...]."""
     return wavs.square().mean(-1).clamp(min=SILENCE)
 
 
 def _repeat(clip, min_frames):
-    """Repeats a clip until it has the length."""
+    """Repeats a clip until it has at least ``min_frames``."""
     return clip.repeat(max(1, -(-min_frames // len(clip))))
 
 

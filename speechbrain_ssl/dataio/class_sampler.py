@@ -1,41 +1,42 @@
-"""An order of utterances in which no class fills an epoch or a batch."""
+"""A sampler that limits the utterances of a class in an epoch and a batch."""
 
 import numpy as np
 import torch
 
 
 class ClassSampler(torch.utils.data.Sampler):
-    """At most so many utterances of a class per epoch, one in each batch.
+    """Draws at most ``max_per_class`` utterances of a class in an epoch, and
+    at most one in a batch.
 
-    As in the public code of WavLM SSL SV (https://arxiv.org/abs/2406.02285),
-    where utterances that meet another one of their class are dropped; here
-    they come in another batch. "Batch" is that of all processes together,
-    which is the same for any number of them, as with EpochSampler.
+    The public code of WavLM SSL SV (https://arxiv.org/abs/2406.02285) drops an
+    utterance if its class is in the batch already; this sampler moves it to
+    another batch. A batch here is that of all processes together, so the
+    number of processes does not change it, as with EpochSampler.
 
-    Every epoch draws other utterances of large classes, and has the same
-    number of batches: as many as can be filled with different classes. What
-    does not fill another one is left out of this epoch.
+    Each epoch draws new utterances of the large classes. All epochs have the
+    same number of batches, the largest one for which each batch can be filled
+    with different classes. The remaining utterances are left out.
 
     Arguments
     ---------
     classes : np.ndarray
         int64 class of each row [rows].
     seed : int
-        With the epoch it determines the order; at least 0.
+        Seed of the order, at least 0.
     rank : int
-        This process, from 0.
+        Number of this process, from 0.
     world_size : int
         Number of processes.
     batch_size : int
-        Rows per batch and process, the loader's ``batch_size``.
+        Rows per batch of one process.
     max_per_class : int
-        Utterances of a class in an epoch.
+        Largest number of utterances of a class in an epoch.
 
     Raises
     ------
     ValueError
-        If a setting is impossible, or there are fewer classes than a batch of
-        all processes has utterances.
+        If a setting is invalid, or there are fewer classes than utterances in
+        a batch of all processes.
 
     Example
     -------
@@ -66,13 +67,13 @@ class ClassSampler(torch.utils.data.Sampler):
         if len(sizes) < self.together:
             raise ValueError(
                 f"A batch of {self.together} utterances ({world_size} "
-                f"processes x batch_size {batch_size}) needs as many classes, "
-                f"but there are {len(sizes)}. Lower batch_size, or train "
-                "without this sampler."
+                f"processes x batch_size {batch_size}) needs {self.together} "
+                f"classes, but there are {len(sizes)}. Lower batch_size, or "
+                "train without this sampler."
             )
         sizes = np.minimum(sizes, max_per_class)
         self.batches = _most_batches(sizes, self.together)
-        # a class cannot be in more batches than there are
+        # a class is in each batch at most once
         self.sizes = np.minimum(sizes, self.batches)
         self.seed, self.rank, self.batch_size = seed, rank, batch_size
         self.epoch = 0
@@ -87,23 +88,17 @@ class ClassSampler(torch.utils.data.Sampler):
             yield self.epoch, row
 
     def set_epoch(self, epoch):
-        """Chooses the order of the next iteration.
-
-        Arguments
-        ---------
-        epoch : int
-            Also the first half of all keys yielded from now on.
-        """
+        """Sets the epoch, which seeds the order and is part of the keys."""
         self.epoch = epoch
 
     def _order(self):
         """Rows of all batches of this epoch [batches, rows of a batch].
 
-        Utterances, class after class, fill the columns of a table with one
-        column per batch, line by line: those of a class are in different
-        columns then, as it has at most as many as there are columns. Each
-        line is shuffled, save that a class which goes on in the next line
-        must not come into the same columns again.
+        A table has a column for each batch. Utterances, sorted by class, fill
+        it line by line. A class has at most as many utterances as the table
+        has columns, so they are in different columns. Then the columns of
+        each line are permuted. If a class continues in the next line, it must
+        not enter the same columns again.
         """
         generator = np.random.default_rng([self.seed, self.epoch])
         rows = self._draw(generator)
@@ -113,18 +108,18 @@ class ClassSampler(torch.utils.data.Sampler):
         for line, entries in enumerate(classes):
             columns = generator.permutation(self.batches)
             if line:
-                # argmin: how many entries go on with the class of the last
+                # argmin counts the entries that continue the last class
                 goes_on = entries == classes[line - 1, -1]
                 taken = above == classes[line - 1, -1]
                 columns = _avoid(columns, int(goes_on.argmin()), taken)
             above = np.empty_like(entries)
             above[columns] = entries
             table[line, columns] = table[line].copy()
-        # lines are neighbors in the order of classes: deal them out anew
+        # neighboring lines have neighboring classes: shuffle within batches
         return generator.permuted(table, axis=0).T
 
     def _draw(self, generator):
-        """Rows of this epoch, those of a class next to one another."""
+        """Draws the rows of this epoch, sorted by class."""
         count = len(self.classes)
         rows = generator.permutation(count)
         place = generator.permutation(len(self.sizes))[self.classes]
@@ -140,7 +135,7 @@ class ClassSampler(torch.utils.data.Sampler):
 
 
 def _most_batches(sizes, together):
-    """The largest number of batches of ``together`` different classes."""
+    """Largest number of batches with ``together`` different classes each."""
     low, high = 1, int(sizes.sum()) // together
     while low < high:
         middle = (low + high + 1) // 2
@@ -152,6 +147,6 @@ def _most_batches(sizes, together):
 
 
 def _avoid(columns, head, taken):
-    """Moves columns that are taken behind the first ``head`` of them."""
+    """Puts ``head`` columns that are not taken first."""
     first = np.flatnonzero(~taken[columns])[:head]
     return np.concatenate([columns[first], np.delete(columns, first)])

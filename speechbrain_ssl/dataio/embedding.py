@@ -1,17 +1,16 @@
 """Embeddings of audio files, in batches of equal length.
 
-Three rules make the embedding of a file depend on that file alone, and bound
-the memory:
+Three rules bound the memory and make the embedding of a file independent of
+all other files:
 
 * Files share a batch only if padding cannot change their embeddings: they have
-  the same number of samples or, where the encoder begins with SpeechBrain's
-  STFT, of frames.
-* A file longer than ``WINDOW_SECONDS`` is embedded in equal windows. Its
-  embedding is the mean of theirs, weighted by duration. The encoder's output
-  is averaged without normalization, so that the length of the mean stays
-  comparable with that of other files.
-* Digital silence is left out first: segments of at least ``SILENCE_SECONDS``
-  that stay below ``SILENCE_DBFS``.
+  the same number of samples or, if the encoder begins with SpeechBrain's STFT,
+  the same number of frames.
+* A file longer than ``WINDOW_SECONDS`` is split into equal windows. Its
+  embedding is the mean of their embeddings, weighted by duration and without
+  normalization: its norm stays comparable with that of other files.
+* Digital silence is removed first: segments of at least ``SILENCE_SECONDS``
+  below ``SILENCE_DBFS``.
 """
 
 import collections
@@ -31,15 +30,15 @@ from speechbrain_ssl.dataio import audio
 
 logger = logging.getLogger(__name__)
 
-# longest audio in one forward: the memory of attention grows with its square
+# Longest input of the encoder; memory of attention grows quadratically.
 WINDOW_SECONDS = 60.0
-# shorter files are repeated: ECAPA-TDNN needs a few frames to reflect borders
+# Shorter files are repeated: ECAPA-TDNN needs some frames for its padding.
 MIN_SECONDS = 0.1
-# Digital silence stays within -80 dBFS around a constant of at most -60 dBFS
-# (the code for silence of A-law is not zero). It is sought in blocks.
+# In digital silence, samples differ by less than -80 dBFS from a constant of
+# at most -60 dBFS (A-law has no code for zero). Blocks of 10 ms are tested.
 SILENCE_DBFS, SILENCE_OFFSET = -80.0, 1e-3
 SILENCE_BLOCK, SILENCE_SECONDS = 0.01, 0.2
-# threads that read audio, and batches that they read ahead of the encoder
+# Threads that read audio, and batches that they read ahead of the encoder.
 READERS = 4
 BATCHES_AHEAD = 4
 
@@ -49,19 +48,18 @@ class EncoderError(RuntimeError):
 
 
 class FileEmbeddings(NamedTuple):
-    """Embeddings of files, and what happened to single files.
+    """Embeddings of files.
 
     Arguments
     ---------
     rows : torch.Tensor
-        float32 embeddings on the CPU, NaN for a file that failed
-        [files, emb_dim].
+        float32 embeddings on the CPU; NaN if a file failed [files, emb_dim].
     failed : dict of int to Exception
-        Why a file has no embedding, by index of the file.
+        Index of a file without embedding -> error.
     windowed : list of int
-        Indices of files that were embedded in windows.
+        Indices of files that were split into windows.
     silence : dict of int to float
-        Seconds of digital silence that were left out, by index of the file.
+        Index of a file -> seconds of digital silence that were removed.
     """
 
     rows: torch.Tensor
@@ -71,7 +69,7 @@ class FileEmbeddings(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """A file or a window of it, in frames at the file's own rate."""
+    """A file or a window of it, in frames at the file's sample rate."""
 
     file: int
     path: str
@@ -81,7 +79,7 @@ class _Segment(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """Audio of a segment; empty if all of it is digital silence."""
+    """Audio of a segment, empty if it is digital silence."""
 
     segment: _Segment
     wav: torch.Tensor
@@ -97,31 +95,30 @@ def embed_files(
     progress: bool = True,
     spans: Sequence[tuple[int, int | None]] | None = None,
 ) -> torch.Tensor:
-    """Embeds whole audio files, or a segment of each.
+    """Embeds audio files, or a segment of each.
 
-    The module's docstring has the rules for batches, long files and silence.
-    Files shorter than 0.1 s are repeated up to that length. Threads read ahead
-    of the encoder.
+    See the docstring of the module for batches, long files and silence. Files
+    shorter than 0.1 s are repeated to this length.
 
     Arguments
     ---------
     embed : Callable
-        Waveforms [batch, time] and relative lengths [batch] to embeddings
-        [batch, emb_dim] or [batch, 1, emb_dim]; in evaluation mode.
+        The encoder in evaluation mode: waveforms [batch, time] and relative
+        lengths [batch] -> embeddings [batch, emb_dim] or [batch, 1, emb_dim].
     paths : list of str
-        The audio files, of any rate and number of channels.
+        Audio files of any sample rate and number of channels.
     sample_rate : int
-        The encoder's sample rate in Hz.
+        Sample rate of the encoder in Hz.
     batch_seconds : float
-        Upper bound of the audio in a batch, in seconds; a longer segment is a
-        batch of its own.
+        Largest sum of durations in a batch, in seconds. A longer segment is
+        a batch of its own.
     device : str | torch.device
-        Where the encoder is.
+        Device of the encoder.
     progress : bool
         Whether to show a progress bar.
     spans : list of tuple of int
-        First frame of each file and the one after the last, at the file's
-        own rate; None embeds whole files.
+        First frame, and one after the last frame, of each segment, at the
+        file's sample rate. None: whole files.
 
     Returns
     -------
@@ -134,8 +131,7 @@ def embed_files(
     OSError
         If a file cannot be read.
     ValueError
-        If a file is empty or silent, or the audio or embedding of a file is
-        NaN or infinite; the message names the file.
+        If a file is empty or silent, or its embedding is NaN or infinite.
     EncoderError
         If the encoder fails on a file.
     """
@@ -157,14 +153,14 @@ def try_files(
     spans: Sequence[tuple[int, int | None]] | None = None,
     strict: bool = False,
 ) -> FileEmbeddings:
-    """Embeds the files that can be embedded, and notes why others cannot.
+    """Embeds audio files, and collects the errors of single files.
 
     Arguments
     ---------
     embed, paths, sample_rate, batch_seconds, device, progress, spans
         See ``embed_files``.
     strict : bool
-        Whether to raise the first error of a file instead of noting it.
+        Whether to raise the first error of a file.
 
     Returns
     -------
@@ -174,7 +170,7 @@ def try_files(
     Raises
     ------
     ValueError
-        If there is no file at all, or the encoder gives a wrong number of
+        If ``paths`` is empty, or the encoder returns a wrong number of
         embeddings.
     """
     paths = list(paths)
@@ -222,7 +218,7 @@ def try_files(
                     error = ValueError(
                         f"{paths[file]} is digital silence: all of its "
                         f"{silence[file]:.1f} s are below "
-                        f"{SILENCE_DBFS:g} dBFS. It has no speaker."
+                        f"{SILENCE_DBFS:g} dBFS. Leave the file out."
                     )
                     note(file, error)
     finally:
@@ -230,7 +226,7 @@ def try_files(
         bar.close()
     if sums is None:
         sums = torch.zeros(len(paths), 0).double()
-    # a long file may have failed after some of its windows
+    # a long file may fail after some of its windows
     weights[list(failed)] = 0
     rows = torch.where(weights > 0, sums / weights, torch.nan).float()
     silence = {file: seconds for file, seconds in silence.items() if seconds}
@@ -238,55 +234,55 @@ def try_files(
 
 
 def describe(windowed: int, with_silence: int, seconds: float) -> list[str]:
-    """Sentences about long files and digital silence, for a log.
+    """Returns log lines about long files and digital silence.
 
     Arguments
     ---------
     windowed : int
-        Number of files that were embedded in windows.
+        Number of files that were split into windows.
     with_silence : int
-        Number of files from which digital silence was left out.
+        Number of files with digital silence.
     seconds : float
-        Sum of that silence.
+        Total digital silence in seconds.
 
     Returns
     -------
     list of str
-        Up to two sentences.
+        Up to two lines.
 
     Example
     -------
     >>> describe(0, 2, 6.5)
-    ['Files with digital silence, which was left out: 2 (6.5 s).']
+    ['Removed 6.5 s of digital silence from 2 files.']
     """
     lines = []
     if windowed:
         lines.append(
-            f"Files longer than {WINDOW_SECONDS:g} s, which were embedded in "
-            f"windows: {windowed}."
+            f"Split {windowed} files longer than {WINDOW_SECONDS:g} s into "
+            "windows."
         )
     if with_silence:
         lines.append(
-            "Files with digital silence, which was left out: "
-            f"{with_silence} ({seconds:.1f} s)."
+            f"Removed {seconds:.1f} s of digital silence from "
+            f"{with_silence} files."
         )
     return lines
 
 
 def remove_silence(wav: torch.Tensor, sample_rate: int) -> torch.Tensor:
-    """Leaves out digital silence.
+    """Removes digital silence of at least ``SILENCE_SECONDS``.
 
     Arguments
     ---------
     wav : torch.Tensor
         Samples [time].
     sample_rate : int
-        Their rate in Hz.
+        Sample rate in Hz.
 
     Returns
     -------
     torch.Tensor
-        The other samples; ``wav`` itself if no segment of 0.2 s is silent.
+        The remaining samples [time].
 
     Example
     -------
@@ -304,7 +300,7 @@ def remove_silence(wav: torch.Tensor, sample_rate: int) -> torch.Tensor:
     )
     edges = np.diff(np.r_[0, silent.numpy().astype(np.int8), 0])
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    # of less audio than that, all may be silent
+    # shorter audio may be silent as a whole
     shortest = min(round(SILENCE_SECONDS / SILENCE_BLOCK), count)
     heard = np.ones(len(wav), dtype=bool)
     for start, end in zip(starts, ends):
@@ -314,10 +310,9 @@ def remove_silence(wav: torch.Tensor, sample_rate: int) -> torch.Tensor:
 
 
 def _hop(embed):
-    """Samples that do not change the number of frames of an encoder.
+    """Hop length of an encoder that begins with SpeechBrain's STFT, else 1.
 
-    SpeechBrain's STFT itself puts zeros after a waveform, so that zeros up to
-    the next frame change nothing. Other encoders may use each sample.
+    This STFT pads with zeros, so zeros up to the next frame change nothing.
     """
     encoder = getattr(embed, "__self__", embed)
     if isinstance(encoder, torch.nn.Module):
@@ -329,7 +324,7 @@ def _hop(embed):
 
 
 def _attempt(function, *arguments):
-    """The value of a function, or its error if a file may be the cause."""
+    """Returns the value of a function, or its error if a file may cause it."""
     try:
         return function(*arguments)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
@@ -337,20 +332,20 @@ def _attempt(function, *arguments):
 
 
 def _map(pool, function, *columns):
-    """Values or errors of a function for each row, in order."""
+    """Applies ``_attempt`` to each row in threads; keeps the order."""
     return pool.map(functools.partial(_attempt, function), *columns)
 
 
 def _segments(file, path, span, sample_rate):
-    """A file as one segment, or a long one as equal windows."""
+    """Splits a file into one segment, or into equal windows if it is long."""
     start, stop = span
     if stop is None:
         end, rate, _ = audio.info(path)
     else:
-        # the rate is remembered: choosing a span often takes it, too
+        # this rate is cached, and often known from choosing the span
         end, rate = stop, audio.sample_rate(path)
     if end <= start:
-        raise ValueError(f"{path} holds no audio samples.")
+        raise ValueError(f"{path} has no audio samples.")
     windows = -(-(end - start) // round(WINDOW_SECONDS * rate))
     step = -(-(end - start) // windows)
     starts = [start + number * step for number in range(windows)]
@@ -365,9 +360,8 @@ def _segments(file, path, span, sample_rate):
 
 
 def _batches(segments, budget, hop):
-    """Splits segments into batches of equal length.
-
-    Longest first, so that memory runs out at once or never.
+    """Yields batches of segments of equal length, the longest ones first, so
+    that a lack of memory shows in the first batch.
     """
     batch = []
     for segment in sorted(segments, key=lambda segment: -segment.length):
@@ -383,7 +377,7 @@ def _batches(segments, budget, hop):
 
 
 def _read_ahead(pool, batches, sample_rate):
-    """Yields batches, and the audio or error of each segment."""
+    """Yields batches of segments with the audio or error of each segment."""
     load = functools.partial(_load, sample_rate=sample_rate)
     pending = collections.deque()
     for batch in batches:
@@ -394,7 +388,7 @@ def _read_ahead(pool, batches, sample_rate):
 
 
 def _load(segment, sample_rate):
-    """Audio of a segment without digital silence, long enough to embed."""
+    """Reads a segment, removes digital silence, repeats it if it is short."""
     span = segment.start, segment.stop
     whole = audio.load(segment.path, sample_rate, *span)
     wav = remove_silence(whole, sample_rate)
@@ -406,9 +400,11 @@ def _load(segment, sample_rate):
 
 
 def _embed_batches(embed, batches, hop, device):
-    """Yields loaded segments with an embedding, an error, or None."""
+    """Yields loaded segments with an embedding, an error or, for silence,
+    None.
+    """
     for batch, found in batches:
-        # silence that was left out makes segments shorter than planned
+        # removing silence makes segments shorter than planned
         groups = collections.defaultdict(list)
         for segment, part in zip(batch, found):
             if isinstance(part, Exception):
@@ -422,10 +418,7 @@ def _embed_batches(embed, batches, hop, device):
 
 
 def _embed_group(embed, group, device):
-    """``_embed_batches`` for segments of equal length.
-
-    After an error the segments are embedded one by one.
-    """
+    """Embeds segments of equal length together or, after an error, one by one."""
     wavs = pad_sequence([part.wav for part in group], batch_first=True)
     try:
         with torch.no_grad():
@@ -433,7 +426,7 @@ def _embed_group(embed, group, device):
             rows = embed(wavs.to(device), lengths).flatten(1).float().cpu()
     except (MemoryError, RuntimeError, ValueError) as error:
         if isinstance(error, torch.AcceleratorError):
-            raise  # a device in this state fails on every file
+            raise  # after this error the device fails on every file
         if len(group) > 1:
             for part in group:
                 yield from _embed_group(embed, [part], device)
@@ -447,8 +440,8 @@ def _embed_group(embed, group, device):
         return
     if len(rows) != len(group):
         raise ValueError(
-            f"Expected embeddings [batch, emb_dim] of {len(group)} files, "
-            f"found shape {list(rows.shape)}."
+            f"The encoder returned embeddings of shape {list(rows.shape)} for "
+            f"{len(group)} files; expected [files, emb_dim]."
         )
     for part, row in zip(group, rows):
         if torch.isfinite(row).all():
@@ -458,7 +451,7 @@ def _embed_group(embed, group, device):
             part,
             ValueError(
                 f"The embedding of {part.segment.path} is NaN or infinite. "
-                "Check the weights of the encoder (did training diverge?) and "
-                "this file."
+                "Check this file and the weights of the encoder (training "
+                "may have diverged)."
             ),
         )

@@ -9,54 +9,53 @@ import torch
 from speechbrain_ssl.checks import check, checked, each, number, whole
 from speechbrain_ssl.dataio import audio
 
-# streams of random numbers that belong to an utterance, not to one view
+# number of the random stream that draws speed and positions of an utterance
 POSITIONS = 1000
 
 
 class ViewSampler:
-    """Reads the views of an utterance, and only these segments of its file.
+    """Reads views of an utterance from its file, and augments them.
 
-    All randomness comes from (seed, epoch, row, view), so that a view does
-    not depend on workers, processes or earlier views. An utterance shorter
-    than a crop is repeated until it fills the crop.
+    Only the segments are read, not the whole file. All random numbers come
+    from (seed, epoch, row, view), so a view does not depend on workers,
+    processes or earlier views. An utterance shorter than a crop is repeated.
 
     Arguments
     ---------
     sample_rate : int
-        Rate of the views in Hz; files are resampled to it.
+        Sample rate of the views in Hz; files are resampled.
     global_crops : int
-        Number of long views.
+        Number of global crops.
     global_seconds : float
-        Length of a long view.
+        Length of a global crop.
     local_crops : int
-        Number of short views.
+        Number of local crops.
     local_seconds : float
-        Length of a short view.
+        Length of a local crop.
     augmentation : Augmentation
-        Applied to each view with its own draw; None leaves views clean.
+        Augmentation of each view. None: all views are clean.
     clean_global : bool
-        Whether global views stay clean.
+        Whether global crops are not augmented.
     clean_views : bool
-        Whether the global views are followed by the same segments without
-        augmentation.
+        Whether to add the segments of the global crops without augmentation.
     min_gap : float
-        Smallest distance in seconds of two global or two local crops (0
-        forbids overlaps); None allows any position. In an utterance that is
-        too short, the crops are spread from its start to its end.
+        Smallest gap in seconds between two global or two local crops; 0
+        forbids overlaps. None: crops may overlap. If the utterance is too
+        short, the crops are spread evenly from its start to its end.
     speeds : list of float
-        Factors of speed perturbation. One is drawn for each utterance and
-        epoch, for all of its views. Speeds other than 1 are rounded to
-        multiples of 100 Hz of the file's rate.
+        Factors of speed perturbation. One of them is drawn for all views of
+        an utterance in an epoch. Speeds other than 1 are rounded to multiples
+        of 100 Hz of the file's sample rate.
     augment_on : str
-        ``workers`` augments in the loader, ``device`` where the encoder is.
+        ``workers`` augments in the loader, ``device`` on the encoder's device.
     partners : ClusterPartners
-        Draws the utterances that the views of a sample are cut from; None
-        cuts all views from one utterance.
+        Draws the utterances from which the views of a sample are cut. None:
+        all views come from one utterance.
     seed : int
         Seed of all draws.
     max_unreadable : float
-        Largest share of the utterances of an epoch that may be replaced by
-        others because their audio cannot be read. Above it, training ends.
+        Largest share of unreadable utterances, which are replaced by others,
+        in an epoch. Training stops above it.
 
     Raises
     ------
@@ -99,9 +98,11 @@ class ViewSampler:
         max_unreadable: float = 0.25,
     ):
         if global_crops + local_crops < 1:
-            raise ValueError("At least one global or local crop is needed")
+            raise ValueError(
+                "global_crops and local_crops are 0; set one of them to 1 or more"
+            )
         if not speeds:
-            raise ValueError("speeds must name at least one speed, such as 1.0")
+            raise ValueError("speeds is empty; expected e.g. [1.0]")
         if min_gap is not None:
             check("min_gap", min_gap, number(0))
         if augment_on not in ("workers", "device"):
@@ -125,13 +126,7 @@ class ViewSampler:
         self.max_unreadable = max_unreadable
 
     def prepare(self, utterances):
-        """Prepares augmentation and partners for a training set.
-
-        Arguments
-        ---------
-        utterances : Utterances
-            The rows of the training CSV.
-        """
+        """Prepares augmentation and partners for the training set."""
         if self.augmentation is not None:
             self.augmentation.prepare(self.sample_rate, utterances)
         if self.partners is not None:
@@ -147,16 +142,15 @@ class ViewSampler:
         wav : str
             The file of the utterance.
         start, stop : int
-            First frame of the utterance in the file, and the one after its
-            last.
+            First frame of the utterance in the file, and one after the last.
 
         Returns
         -------
         views : torch.Tensor
-            All views one after another, global crops first [time].
+            Concatenated views, global crops first [time].
         draws : torch.Tensor
             Parameters of the augmentation of each view, float32 [views,
-            parameters]; already applied unless ``augment_on`` is ``device``.
+            parameters]. With ``augment_on: device`` they are not applied yet.
 
         Raises
         ------
@@ -168,44 +162,32 @@ class ViewSampler:
         try:
             views = self._cut_views(key, sources)
         except audio.AudioError:
-            # a partner that cannot be read is replaced by the anchor
-            alone = [anchor] * len(sources)
-            if sources == alone:
+            # replace an unreadable partner by the utterance itself
+            if set(sources) == {anchor}:
                 raise
-            views = self._cut_views(key, alone)
+            views = self._cut_views(key, [anchor] * len(sources))
         draws = self._draws(key)
         if self.augment_on == "workers":
             views = self._augment(views, draws[None])
         return torch.cat([view.flatten() for view in views]), draws
 
     def speed_of(self, key):
-        """Draws the speed of an utterance, as ``__call__`` does.
-
-        Arguments
-        ---------
-        key : tuple of int
-            Epoch and row of the utterance.
-
-        Returns
-        -------
-        int
-            Index of the speed in ``speeds``.
-        """
+        """Index in ``speeds`` of the speed that ``__call__`` draws for a key."""
         return self._speed(np.random.default_rng((self.seed, *key, POSITIONS)))
 
     def split(self, batch):
-        """Undoes the packing of a batch.
+        """Splits a batch into views.
 
         Arguments
         ---------
         batch : torch.Tensor
-            What the sampler made of each utterance [batch, time].
+            Concatenated views of each utterance [batch, time].
 
         Returns
         -------
         global_crops, local_crops : list of torch.Tensor
-            Each view [batch, time of the view]; clean views are the last
-            global crops.
+            The views [batch, time of a view]. Clean views follow the global
+            crops.
         """
         counts = (self.counts[0] * (1 + self.clean_views), self.counts[1])
         sizes = [n * frames for n, frames in zip(counts, self.frames)]
@@ -216,25 +198,19 @@ class ViewSampler:
         )
 
     def to(self, device: torch.device | str) -> None:
-        """Moves what augments a batch to the device where it is applied.
-
-        Arguments
-        ---------
-        device : torch.device
-            Device of the encoder.
-        """
+        """Moves the augmentation to the encoder's device, if it is used there."""
         if self.augment_on == "device" and self.augmentation is not None:
             self.augmentation.to(device)
 
     def augment(self, batch: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Augments a batch on its device, unless the workers did so.
+        """Augments a batch on its device, unless workers have done it.
 
         Arguments
         ---------
         batch : torch.Tensor
-            What the sampler made of each utterance [batch, time].
+            Concatenated views of each utterance [batch, time].
         draws : torch.Tensor
-            Its draws [batch, views, parameters].
+            Parameters of their augmentation [batch, views, parameters].
 
         Returns
         -------
@@ -253,10 +229,8 @@ class ViewSampler:
         return torch.cat([view.reshape(len(batch), -1) for view in views], 1)
 
     def _augment(self, views, draws):
-        """Augments clean views.
-
-        ``views`` are global and local ones, [batch * count, time] each, the
-        views of an utterance together; clean views make more global ones.
+        """Augments global and local views, [batch * count, time] each, and
+        adds the clean views to the global ones.
         """
         augmented, done = [], 0
         kinds = [bool(n) for n in self.counts]
@@ -276,7 +250,7 @@ class ViewSampler:
         return augmented
 
     def _cut_views(self, key, sources):
-        """Global and local segments, [count, frames] each."""
+        """Reads global and local segments, [count, frames] each."""
         rng = np.random.default_rng((self.seed, *key, POSITIONS))
         speed = self.speeds[self._speed(rng)]
         views, done = [], 0
@@ -294,11 +268,11 @@ class ViewSampler:
         return views
 
     def _speed(self, rng):
-        """Draws a speed: the first number of an utterance's stream."""
+        """Draws a speed: the first number of the stream of an utterance."""
         return int(rng.random() * len(self.speeds))
 
     def _draws(self, key):
-        """Parameters of each view, float32 [views, parameters]."""
+        """Draws parameters of each view, float32 [views, parameters]."""
         count = sum(self.counts)
         if self.augmentation is None:
             return torch.zeros(count, 1)
@@ -308,11 +282,11 @@ class ViewSampler:
             )
             for view in range(count)
         ]
-        # SpeechBrain's batches need a column at least
+        # SpeechBrain's batches need at least one column
         return torch.tensor([list(draw.values()) or [0.0] for draw in draws])
 
     def _sources(self, key, anchor):
-        """File, start and stop of what each view is cut from."""
+        """Returns file, start and stop of the utterance of each view."""
         if self.partners is None:
             return [anchor] * sum(self.counts)
         rows = self.partners((self.seed, *key), self.counts)
@@ -323,7 +297,7 @@ class ViewSampler:
         return [found[row] for row in rows]
 
     def _segments(self, sources, frames, speed, rng):
-        """Clean segments of one length, one from each source [count, frames]."""
+        """Reads one segment of each source [count, frames]."""
         played = [None] * len(sources)
         for source in dict.fromkeys(sources):
             mine = [i for i, other in enumerate(sources) if other == source]
@@ -333,12 +307,12 @@ class ViewSampler:
         return torch.stack(played)
 
     def _cut(self, file, start, stop, count, frames, speed, rng):
-        """Segments of one utterance [count, frames]."""
+        """Reads segments of one utterance [count, frames]."""
         rate = file.rate
         if speed != 1:
             # rates with a small common divisor are slow to resample
             speed = round(rate * speed, -2) / rate
-        # played faster, a second of view takes more of the file
+        # a higher speed needs more frames of the file
         needed = int(np.ceil(frames * rate * speed / self.sample_rate))
         gap = None if self.min_gap is None else round(self.min_gap * rate)
         begins = start + positions(stop - start, needed, count, gap, rng)
@@ -353,7 +327,7 @@ class ViewSampler:
 
 
 def positions(length, needed, count, gap, rng):
-    """Draws where segments start.
+    """Draws the positions of segments.
 
     Arguments
     ---------
@@ -364,15 +338,15 @@ def positions(length, needed, count, gap, rng):
     count : int
         Number of segments.
     gap : int
-        Frames to leave between segments; None lets them overlap.
+        Smallest number of frames between segments. None: they may overlap.
     rng : np.random.Generator
-        Source of randomness.
+        Random generator.
 
     Returns
     -------
     np.ndarray
-        First frame of each segment [count], in random order. All zero if
-        the utterance is shorter than a segment.
+        First frame of each segment, in random order; 0 if the utterance is
+        shorter than a segment [count].
 
     Example
     -------
@@ -383,7 +357,7 @@ def positions(length, needed, count, gap, rng):
     free = max(length - needed, 0)
     if gap is None or count == 1:
         return rng.integers(0, free + 1, count)
-    # sorted draws from what is left once all segments and gaps are placed
+    # sorted draws of the space that segments and gaps leave free
     step = min(needed + gap, free // (count - 1))
     slack = free - step * (count - 1)
     starts = np.sort(rng.integers(0, slack + 1, count))

@@ -71,7 +71,9 @@ def test_settings_of_k_means_below_one_are_refused(name):
 
 
 def test_more_clusters_than_points_are_refused():
-    with pytest.raises(ValueError, match="5 clusters of 3 points"):
+    with pytest.raises(
+        ValueError, match="n_clusters is 5 and there are 3 points"
+    ):
         KMeans(5).fit_predict(np.zeros((3, 2)))
 
 
@@ -198,7 +200,7 @@ def test_as_many_clusters_as_points_leave_each_alone():
 
 
 def test_two_stage_refuses_more_clusters_than_points():
-    with pytest.raises(ValueError, match="4 clusters of 3 points"):
+    with pytest.raises(ValueError, match="is 4 and there are 3 points"):
         TwoStage(4, None).fit_predict(np.eye(3))
 
 

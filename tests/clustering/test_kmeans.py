@@ -166,7 +166,7 @@ def test_moved_centroids_leave_a_bad_start(move):
         centroids, _ = algorithm._iterate(
             points, np.arange(200), centroids, rng(2), move
         )
-    labels = algorithm.predict(points, centroids)
+    labels = algorithm.nearest(points.X.astype(np.float32), centroids, True)
     assert (adjusted_rand_score(truth, labels) == 1.0) == move
 
 
@@ -181,7 +181,7 @@ def test_an_empty_cluster_gets_a_half_of_the_one_that_gains_most(spherical):
     centroids, worth = algorithm._iterate(
         points, np.arange(40), start.astype(np.float32), rng(0), False
     )
-    labels = algorithm.predict(points, centroids)
+    labels = algorithm.nearest(X.astype(np.float32), centroids, spherical)
     assert labels[::10].tolist() in ([0, 1, 2, 3], [0, 1, 3, 2])
 
 

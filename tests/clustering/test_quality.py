@@ -77,7 +77,7 @@ def test_a_giant_cluster_and_loners_are_warned_of():
     labels = np.concatenate([np.zeros(60, int), np.arange(1, 41)])
     found = quality.describe(np.ones((100, 2)), labels)["warnings"]
     assert len(found) == 2
-    assert "41 clusters holds 60 %" in found[0]
+    assert "41 clusters has 60 %" in found[0]
     assert found[1].startswith("40 %")
     fine = np.repeat(np.arange(10), 10)
     assert quality.describe(np.ones((100, 2)), fine)["warnings"] == []

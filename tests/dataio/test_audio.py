@@ -365,7 +365,7 @@ def test_a_flac_that_states_no_length_is_named(tmp_path):
     data[21] &= 0xF0  # 36 bits of STREAMINFO: number of samples
     data[22:26] = bytes(4)
     path.write_bytes(data)
-    with pytest.raises(audio.AudioError, match="a.flac: its header does not"):
+    with pytest.raises(audio.AudioError, match="a.flac: its header states"):
         audio.open(str(path))
 
 
@@ -377,9 +377,7 @@ def test_samples_that_are_no_sound_are_refused_where_they_are(tmp_path, value):
     soundfile.write(path, samples, 16000, subtype="FLOAT")
     with audio.open(path) as file:
         assert np.array_equal(file.read(0, 5000), samples[:5000])
-        with pytest.raises(
-            audio.AudioError, match="a.wav: between frames 4000"
-        ):
+        with pytest.raises(audio.AudioError, match="a.wav: frames 4000"):
             file.read(4000, 6000)
 
 
@@ -463,9 +461,9 @@ def test_find_takes_a_file_with_several_names_once(tmp_path):
 
 
 def test_a_folder_without_audio_says_what_it_has(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         audio.find(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no files at all"):
+    with pytest.raises(FileNotFoundError, match="Left out: nothing"):
         audio.find(tmp_path)
     touch(tmp_path, "a.txt", "b.txt", "README")
     wanted = "2 unsupported .txt, 1 unsupported name without extension"
