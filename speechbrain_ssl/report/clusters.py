@@ -1,9 +1,9 @@
 """A page to listen to clusters, before training on them.
 
-``clusters.html`` lies beside ``pseudo_labels.csv``. It shows the clusters that
-seem most worth listening to, with a few utterances of each, played from their
-files: audio is linked, never copied. Its size depends on how many clusters are
-shown, not on how many there are. What one hears goes into ``edits.csv`` (see
+``clusters.html`` lies beside ``pseudo_labels.csv``. It shows the most doubtful
+clusters, with a few utterances of each, played from their files: audio is
+linked, never copied. The size of the page depends on the number of clusters
+shown, not on their total. Corrections go into ``edits.csv`` (see
 ``pseudo_labels.edits``).
 """
 
@@ -12,77 +12,52 @@ import io
 import os
 import pathlib
 import urllib.parse
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.files import write_whole
-from speechbrain_ssl.report import html
+from speechbrain_ssl.report.render import duration, render
 
 PAGE_NAME = "clusters.html"
 DOUBTFUL, TYPICAL = 6, 2
 
 
 class Shown(NamedTuple):
-    """What the page says of a cluster.
-
-    Arguments
-    ---------
-    number : int
-        Its number.
-    size : int
-        Its utterances.
-    cohesion : float
-        Their mean cosine to the centroid.
-    margin : float
-        How much lower it is to the centroid of the next cluster.
-    next : int
-        The next cluster; None if there is no other.
-    typical : list of (int, float, int)
-        Row, margin and nearest other cluster of the utterances nearest to
-        the centroid.
-    doubtful : list of (int, float, int)
-        The same of those of least margin.
-    """
+    """A cluster on the page; utterances are (row, margin, nearest other)."""
 
     number: int
     size: int
-    cohesion: float
-    margin: float
-    next: int
-    typical: list
-    doubtful: list
+    cohesion: float  # mean cosine of its utterances to the centroid
+    margin: float  # by how much the one to the next centroid is lower
+    next: int | None  # the next cluster, if there is another
+    typical: list[tuple[int, float, int]]  # nearest to the centroid
+    doubtful: list[tuple[int, float, int]]  # of least margin
 
 
 class Overview(NamedTuple):
-    """What is known of all clusters.
+    """Measures of all clusters."""
 
-    Arguments
-    ---------
-    sizes : np.ndarray
-        Utterances of each [clusters].
-    centers : np.ndarray
-        Their centroids, unit vectors [clusters, emb_dim].
-    cohesion : np.ndarray
-        Mean cosine of their utterances to them [clusters].
-    next : np.ndarray
-        The cluster to whose centroid these are nearest, else [clusters].
-    margin : np.ndarray
-        How much less near they are to that one, on average [clusters].
-    """
-
-    sizes: np.ndarray
-    centers: np.ndarray
-    cohesion: np.ndarray
-    next: np.ndarray
-    margin: np.ndarray
+    sizes: np.ndarray  # number of utterances [clusters]
+    centers: np.ndarray  # centroids, unit vectors [clusters, emb_dim]
+    cohesion: np.ndarray  # mean cosine of utterances to it [clusters]
+    next: np.ndarray  # cluster of the nearest other centroid [clusters]
+    margin: np.ndarray  # by how much the cosine to that is lower [clusters]
 
 
 def write_clusters(
-    folder, utterances, ids, labels, matrix, clusters=50, chunk_size=65536
-):
+    folder: str,
+    utterances: Utterances,
+    ids: Sequence[str],
+    labels: np.ndarray,
+    matrix: np.ndarray,
+    clusters: int = 50,
+    chunk_size: int = 65536,
+) -> str:
     """Writes ``clusters.html``.
 
     Arguments
@@ -90,7 +65,7 @@ def write_clusters(
     folder : str
         Where ``pseudo_labels.csv`` is.
     utterances : Utterances
-        The training set, or what of it is labelled.
+        The training set, or the labelled part of it.
     ids : list of str
         IDs of the utterances that were clustered [n].
     labels : np.ndarray
@@ -112,8 +87,15 @@ def write_clusters(
     chosen = most_doubtful(overview, clusters)
     shown = listen_to(matrix, labels, overview, chosen, chunk_size)
     voices = _voices(folder, utterances, ids, _rows(chosen, shown))
-    text = html.document(
-        "Clusters to listen to", _body(overview, chosen, shown, voices)
+    text = render(
+        "clusters.html",
+        title="Clusters to listen to",
+        typical=TYPICAL,
+        doubtful=DOUBTFUL,
+        overview=overview,
+        clusters=list(_sections(chosen, shown, voices)),
+        median_cohesion=np.median(overview.cohesion),
+        median_margin=np.median(overview.margin),
     )
     path = os.path.join(folder, PAGE_NAME)
     with write_whole(path) as file:
@@ -121,22 +103,12 @@ def write_clusters(
     return path
 
 
-def look_over(matrix, labels, chunk_size=65536):
-    """Measures all clusters.
+def look_over(
+    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
+) -> Overview:
+    """Measures all clusters, of labels from 0 without gaps, -1 for none.
 
-    Arguments
-    ---------
-    matrix : np.ndarray
-        Embeddings, of any length; may be memory-mapped [n, emb_dim].
-    labels : np.ndarray
-        Cluster of each, from 0 without gaps, -1 for none [n].
-    chunk_size : int
-        Embeddings that are read at a time.
-
-    Returns
-    -------
-    Overview
-        Of a single cluster, ``next`` is -1 and ``margin`` the cohesion.
+    Of a single cluster, ``next`` is -1 and ``margin`` the cohesion.
 
     Example
     -------
@@ -158,48 +130,25 @@ def look_over(matrix, labels, chunk_size=65536):
     return Overview(sizes, centers, cohesion, after, margin)
 
 
-def most_doubtful(overview, most):
-    """Chooses the clusters that are most worth listening to.
+def most_doubtful(overview: Overview, most: int) -> np.ndarray:
+    """The clusters most worth listening to, the most doubtful one first.
 
-    Arguments
-    ---------
-    overview : Overview
-        Of all clusters.
-    most : int
-        How many to choose.
-
-    Returns
-    -------
-    np.ndarray
-        Their numbers, the most doubtful one first: by their size times what
-        their margin lacks to that of the median cluster, then by margin.
+    They are sorted by size times the distance of their margin below the median
+    margin, then by margin.
     """
     lacking = np.median(overview.margin) - overview.margin
     stake = overview.sizes * np.maximum(lacking, 0)
     return np.lexsort((overview.margin, -stake))[:most]
 
 
-def listen_to(matrix, labels, overview, chosen, chunk_size=65536):
-    """Finds typical and doubtful utterances of some clusters.
-
-    Arguments
-    ---------
-    matrix : np.ndarray
-        Embeddings [n, emb_dim].
-    labels : np.ndarray
-        Cluster of each, -1 for none [n].
-    overview : Overview
-        Of all clusters.
-    chosen : np.ndarray
-        Numbers of the clusters.
-    chunk_size : int
-        Embeddings that are read at a time.
-
-    Returns
-    -------
-    dict of int to Shown
-        Of these clusters and of the next one of each.
-    """
+def listen_to(
+    matrix: np.ndarray,
+    labels: np.ndarray,
+    overview: Overview,
+    chosen: np.ndarray,
+    chunk_size: int = 65536,
+) -> dict[int, Shown]:
+    """Typical and doubtful utterances of clusters and of their next ones."""
     wanted = np.zeros(len(overview.sizes) + 1, dtype=bool)
     wanted[chosen] = wanted[overview.next[chosen]] = True
     # the last entry is that of label -1, and of no next cluster
@@ -233,39 +182,40 @@ def listen_to(matrix, labels, overview, chosen, chunk_size=65536):
     return shown
 
 
-def audio_source(row, folder):
-    """Address of an utterance's audio, seen from a page.
+def audio_source(row: dict, folder: str) -> tuple[str | None, float | None]:
+    """Address of an utterance's audio from a page in ``folder``, and seconds.
 
-    Arguments
-    ---------
-    row : dict
-        Of an annotation: wav, start and stop.
-    folder : str
-        Folder of the page.
-
-    Returns
-    -------
-    address : str
-        Relative, or ``file://`` where there is no relative one; a stretch of
-        a file ends with ``#t=start,stop`` in seconds.
-    is_readable : bool
-        Whether there is such a file of audio.
+    The address is relative, or ``file://`` where there is no relative one; a
+    segment of a file ends with ``#t=start,stop`` in seconds. It is None if the
+    audio cannot be read, or is a member of a tar file.
     """
+    start, stop = row["start"], row["stop"]
+    try:
+        info = audio.info(row["wav"])
+    except (OSError, RuntimeError):
+        return None, None
+    seconds = (stop - start) / info.sample_rate
+    if audio.SHARD in row["wav"]:  # no player opens it
+        return None, seconds
     path = os.path.abspath(row["wav"])
     try:
         address = pathlib.Path(os.path.relpath(path, folder)).as_posix()
         address = urllib.parse.quote(address)
     except ValueError:  # on another drive
         address = pathlib.Path(path).as_uri()
-    try:
-        info = audio.info(path)
-    except (OSError, RuntimeError):
-        return address, False
-    start, stop = row["start"], row["stop"]
     if start > 0 or stop < info.frames:
         times = (f"{x / info.sample_rate:.3f}" for x in (start, stop))
         address += f"#t={','.join(times)}"
-    return address, True
+    return address, seconds
+
+
+def _rows(chosen, shown):
+    """Rows of the utterances that are on the page."""
+    clusters = [shown[number] for number in chosen.tolist()]
+    after = [shown[c.next] for c in clusters if c.next is not None]
+    groups = [c.typical for c in clusters + after]
+    groups += [c.doubtful for c in clusters]
+    return {row for group in groups for row, *_ in group}
 
 
 def _near(rows, unit, mine, centers):
@@ -277,167 +227,50 @@ def _near(rows, unit, mine, centers):
     return rows, own, own - cosine, other
 
 
-def _rows(chosen, shown):
-    """Rows of the utterances that stand on the page."""
-    groups = [
-        group
-        for number in chosen.tolist()
-        for group in (shown[number].typical, shown[number].doubtful)
-    ]
-    groups += [
-        shown[shown[number].next].typical
-        for number in chosen.tolist()
-        if shown[number].next is not None
-    ]
-    return {row for group in groups for row, *_ in group}
-
-
 def _voices(folder, utterances, ids, rows):
-    """ID, audio address and whether it can be read, by row."""
+    """What a player needs of these utterances, by row."""
     wanted = {ids[row]: row for row in rows}
-    return {
-        wanted[name]: (name, *audio_source(utterances.row(place), folder))
-        for place, name in enumerate(utterances.ids())
-        if name in wanted
-    }
+    found = {}
+    for place, name in enumerate(utterances.ids()):
+        if name in wanted:
+            row = utterances.row(place)
+            address, seconds = audio_source(row, folder)
+            found[wanted[name]] = {
+                "name": name,
+                "address": address,
+                "duration": seconds and duration(seconds),
+                "drop": _line("drop", "", name),
+            }
+    return found
 
 
-def _body(overview, chosen, shown, voices):
-    """All below the title."""
-    total = len(overview.sizes)
-    median = {
-        "cohesion": np.median(overview.cohesion),
-        "margin": np.median(overview.margin),
-    }
-    cards = [
-        html.card(
-            "Clusters",
-            f"{total:,}",
-            f"{len(chosen):,} of them are on this page",
-        ),
-        html.card(
-            "Labelled utterances",
-            f"{overview.sizes.sum():,}",
-            f"{overview.sizes.min():,} to {overview.sizes.max():,} in a "
-            "cluster",
-        ),
-        *(
-            html.card(f"{name.capitalize()} of the median cluster", f"{x:.3f}")
-            for name, x in median.items()
-        ),
-    ]
-    sections = [
-        _section(shown[number], shown, voices) for number in chosen.tolist()
-    ]
-    return "\n".join(
-        [_what(), html.cards(cards), _how(), _table(chosen, shown), *sections]
-    )
+def _sections(chosen, shown, voices):
+    """What the page shows of each chosen cluster."""
 
-
-def _what():
-    """What is on the page."""
-    return f"""<p>No speaker label was used for this page: it shows what the
-encoder takes for one voice. <b>Cohesion</b> is the mean cosine of a cluster's
-utterances to its centroid; <b>margin</b> is how much less near they are to the
-next cluster. First come the clusters whose margin falls furthest below that of
-the median cluster, times their size: there a correction changes most. Of each
-there are the {TYPICAL} most typical utterances, up to {DOUBTFUL} doubtful ones
-(of least margin), and the {TYPICAL} most typical ones of the next cluster.</p>
-<p class="soft">Audio is played from its files, so open this page on a machine
-that has them where they were. From a server: <code>python -m http.server</code>
-in a folder that holds both the audio and this page.</p>"""
-
-
-def _how():
-    """What to do with what one hears."""
-    lines = {
-        "merge,12,57": "cluster 57 joins cluster 12",
-        "split,12,3": "cluster 12 is parted into 3, by k-means",
-        "drop,12,": "no utterance of cluster 12 gets a label",
-        "drop,,ID": "the utterance ID gets no label",
-    }
-    lines = [f"<code>{line}</code>: {text}" for line, text in lines.items()]
-    return f"""<h2>How to correct</h2>
-<p>Write what you hear into <code>edits.csv</code>, beside this page and
-<code>pseudo_labels.csv</code>, whose <code>spk_id</code> are the numbers here.
-Its first line is <code>action,cluster,value</code>; those below count in their
-order:</p>
-{html.items(lines)}
-<p>Then run the command that made the labels once more, with
-<code>--edits</code> and this folder's <code>edits.csv</code>, and with another
-<code>--output_folder</code>. Nothing is clustered anew; that folder gets the
-corrected labels, and a page like this one with new numbers.</p>"""
-
-
-def _table(chosen, shown):
-    """All clusters of the page in one table."""
-    rows = []
-    for number in chosen.tolist():
-        cluster = shown[number]
-        cells = [
-            f'<a href="#c{number}">{number}</a>',
-            f"{cluster.size:,}",
-            f"{cluster.cohesion:.3f}",
-            f"{cluster.margin:.3f}",
-            "–" if cluster.next is None else str(cluster.next),
+    def players(group):
+        return [
+            {**voices[row], "margin": margin, "other": other}
+            for row, margin, other in group
+            if row in voices
         ]
-        cells = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        rows.append(f"<tr>{cells}</tr>")
-    heads = ["cluster", "utterances", "cohesion", "margin", "next cluster"]
-    return html.details(
-        f"{html.count(len(rows), 'cluster')} in one table",
-        html.table(heads, rows),
-    )
 
-
-def _section(cluster, shown, voices):
-    """One cluster: numbers, what to write, what to hear."""
-    number, after = cluster.number, cluster.next
-    facts = [
-        html.count(cluster.size, "utterance"),
-        f"cohesion {cluster.cohesion:.3f}",
-    ]
-    lines = [_line("split", number, 2), _line("drop", number, "")]
-    known = [("Typical", cluster.typical)]
-    if after is not None:
-        size = html.count(shown[after].size, "utterance")
-        facts.append(f"margin {cluster.margin:.3f} to cluster {after} ({size})")
-        lines.insert(0, _line("merge", number, after))
-        known.append((f"Typical of cluster {after}", shown[after].typical))
-    lines = " or ".join(f"<code>{line}</code>" for line in lines)
-    tables = [_group(known, voices)]
-    if cluster.doubtful:
-        tables.append(_group([("Doubtful", cluster.doubtful)], voices))
-    return f"""<h2 id="c{number}">Cluster {number}</h2>
-<p>{" · ".join(facts)}<br><span class="soft">{lines}</span></p>
-{html.grid(tables)}"""
-
-
-def _group(groups, voices):
-    """Named groups of utterances, one below the other."""
-    rows = [
-        row
-        for name, group in groups
-        for row in (
-            f'<tr><th colspan="3" class="soft">{name}</th></tr>',
-            *(_voice(*voices[row], *rest) for row, *rest in group),
-        )
-    ]
-    return html.table(["utterance", "margin", "to cluster"], rows)
-
-
-def _voice(name, address, is_readable, margin, other):
-    """One utterance as a row of a table."""
-    line = html.escape(_line("drop", "", name))
-    player = '<span class="bad">cannot be read</span><br>'
-    if is_readable:
-        source = html.escape(address)
-        player = f'<audio controls preload="none" src="{source}"></audio>'
-    return (
-        f'<tr><td>{player}<code class="soft">{line}</code></td>'
-        f'<td class="number">{margin:.3f}</td>'
-        f'<td class="number">{other if other >= 0 else "–"}</td></tr>'
-    )
+    for number in chosen.tolist():
+        cluster, after = shown[number], shown.get(shown[number].next)
+        lines = [_line("split", number, 2), _line("drop", number, "")]
+        groups = [
+            ("Typical", players(cluster.typical)),
+            ("Doubtful", players(cluster.doubtful)),
+        ]
+        if after is not None:
+            lines.insert(0, _line("merge", number, after.number))
+            title = f"Typical of cluster {after.number}"
+            groups.append((title, players(after.typical)))
+        yield {
+            "cluster": cluster,
+            "after": after,
+            "lines": lines,
+            "groups": [group for group in groups if group[1]],
+        }
 
 
 def _line(*cells):

@@ -1,8 +1,8 @@
 """Figures of a run: curves, scores, DET curve, embedding map, gate.
 
-Each function returns a ``matplotlib.figure.Figure`` and touches no global
-state of matplotlib; ``save`` writes one to a file, ``svg`` makes it part of
-an HTML page. matplotlib is an extra: ``pip install speechbrain_ssl[report]``.
+Each function returns a ``matplotlib.figure.Figure`` and changes no global
+state of matplotlib. ``save`` writes a figure to a file, ``svg`` makes it part
+of an HTML page. matplotlib is an extra: ``pip install speechbrain_ssl[report]``.
 """
 
 import functools
@@ -12,20 +12,33 @@ import math
 import os
 import re
 import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
-from scipy.stats import norm
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from speechbrain_ssl.files import write_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Okabe and Ito's colors, which color-blind readers can tell apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GRAY = "#B8B8B8"
+INK, GRAY, GRID, PAPER, ALARM = (
+    *("#000000", "#B8B8B8", "#E4E4E4", "#FFFFFF", "#B00020"),
+)
+# a page gives these colors other values in dark mode
+VARIABLES = {
+    **{color.lower(): f"var(--c{n})" for n, color in enumerate(COLORS)},
+    INK: "var(--text)",
+    GRAY.lower(): "var(--gray)",
+    GRID.lower(): "var(--line)",
+    PAPER.lower(): "var(--page)",
+    ALARM.lower(): "var(--bad)",
+}
 COLORED_GROUPS = 12
 TSNE_LIMIT = 2000
 RASTER_LIMIT = 300
@@ -40,8 +53,11 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": GRID,
     "axes.axisbelow": True,
+    # what lies below is the page's business
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
     "legend.frameon": False,
     "legend.fontsize": 10.5,
     "legend.title_fontsize": 10.5,
@@ -51,7 +67,7 @@ STYLE = {
 
 
 def _matplotlib():
-    """The extra, or how to get it."""
+    """matplotlib, or an error that says how to get it."""
     try:
         import matplotlib
         import matplotlib.figure
@@ -64,7 +80,7 @@ def _matplotlib():
 
 
 def _in_style(draw):
-    """Runs a function in our style and leaves the user's as it was."""
+    """Runs a function in our style and leaves the user's style unchanged."""
 
     @functools.wraps(draw)
     def styled(*args, **kwargs):
@@ -74,72 +90,13 @@ def _in_style(draw):
     return styled
 
 
-@_in_style
-def curves(records, *keys, ylabel=None, title=None, path=None):
-    """Draws statistics of the training log against the epoch.
-
-    Values that are not finite are left out of the line and marked by a red
-    cross at the foot of the figure.
-
-    Arguments
-    ---------
-    records : list of dict
-        One per epoch, with ``"epoch"`` and dicts such as ``"train"``.
-    *keys : str
-        Part and name of each curve, such as ``"train.loss"``.
-    ylabel : str
-        Label of the vertical axis; None names the only curve.
-    title : str
-        Title of the figure.
-    path : str
-        Also saves the figure there.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The figure.
-
-    Raises
-    ------
-    ValueError
-        If no record has any of the keys.
-    """
-    series = {key: values(records, key) for key in keys}
-    series = {key: found for key, found in series.items() if len(found[0])}
-    if not series:
-        raise ValueError(
-            f"None of the {len(records)} records of the training log has "
-            f"{' or '.join(keys)}. Name statistics that the log contains."
-        )
-    figure, axes = _figure(title=title)
-    for color, (key, (epochs, y)) in zip(
-        itertools.cycle(COLORS), series.items()
-    ):
-        _line(axes, epochs, y, color, _plain(key))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(_plain(ylabel or " / ".join(series)))
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    if len(axes.lines) > 1:
-        axes.legend()
-    return _finish(figure, path)
+def is_number(value: Any) -> bool:
+    """Whether a log's value can be drawn: int or float, also NaN; not bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def values(records, key):
-    """Reads one statistic out of the records of a training log.
-
-    Arguments
-    ---------
-    records : list of dict
-        One per epoch.
-    key : str
-        Part and name, such as ``"train.loss"``.
-
-    Returns
-    -------
-    epochs : np.ndarray
-        The epochs whose record has the statistic, float64 [epochs].
-    found : np.ndarray
-        Its values, finite or not, float64 [epochs].
+def values(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs that have a statistic (such as ``"train.loss"``), and its values.
 
     Example
     -------
@@ -158,24 +115,33 @@ def values(records, key):
     return epochs, found
 
 
-def is_number(value):
-    """Whether a value of a log can be drawn; bool is no number.
+@_in_style
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    ylabel: str,
+    xlabel: str = "epoch",
+) -> "Figure":
+    """Draws statistics, given as x and y by name, against the epoch.
 
-    Arguments
-    ---------
-    value : Any
-        The value.
-
-    Returns
-    -------
-    bool
-        True for int and float, also NaN and infinity.
+    Values that are not finite are left out of the line and marked by a red
+    cross at the bottom of the figure.
     """
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    figure, axes = _figure()
+    for color, (name, (x, y)) in zip(itertools.cycle(COLORS), series.items()):
+        _line(axes, np.asarray(x), np.asarray(y), color, _plain(name))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(_plain(ylabel))
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    if len(axes.lines) > 1:
+        axes.legend()
+    return figure
 
 
 @_in_style
-def det_plot(curves, path=None, title=None):
+def det_plot(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    path: str | None = None,
+) -> "Figure":
     """Draws DET curves on probit axes, with the equal error rates marked.
 
     Arguments
@@ -185,15 +151,13 @@ def det_plot(curves, path=None, title=None):
         ``evaluation.metrics.error_rates`` gives them.
     path : str
         Also saves the figure there.
-    title : str
-        Title of the figure.
 
     Returns
     -------
     matplotlib.figure.Figure
         The figure.
     """
-    figure, axes = _figure(TALL, title)
+    figure, axes = _figure(TALL)
     low, high = _det_limits(curves)
     axes.plot(ndtri([low, high]), ndtri([low, high]), ":", color=GRAY, lw=1)
     for color, (name, (false_alarm, miss)) in zip(
@@ -203,33 +167,19 @@ def det_plot(curves, path=None, title=None):
         label = f"{_plain(name)} (EER {100 * eer:.2f} %)"
         axes.plot(*thin(false_alarm, miss, low), color=color, label=label)
         mark = ndtri(np.clip(eer, low, high))
-        axes.plot(mark, mark, "o", color=color, ms=6, mec="white")
+        axes.plot(mark, mark, "o", color=color, ms=6, mec=PAPER)
     _probit_axes(axes, low, high)
     figure.legend(loc="outside lower center")
     return _finish(figure, path)
 
 
-def thin(false_alarm, miss, low=1e-4, points=DET_POINTS):
-    """Probit coordinates of a DET curve, thinned evenly along the curve.
-
-    Arguments
-    ---------
-    false_alarm : np.ndarray
-        False alarm rates [points].
-    miss : np.ndarray
-        Miss rates [points].
-    low : float
-        Rates are clipped to [low, 1 - low], whose probit is finite.
-    points : int
-        Most points to keep.
-
-    Returns
-    -------
-    x : np.ndarray
-        Probit of the false alarm rates [at most points].
-    y : np.ndarray
-        Probit of the miss rates [at most points].
-    """
+def thin(
+    false_alarm: np.ndarray,
+    miss: np.ndarray,
+    low: float = 1e-4,
+    points: int = DET_POINTS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probit coordinates of a DET curve, thinned evenly along it."""
     x = ndtri(np.clip(false_alarm, low, 1 - low))
     y = ndtri(np.clip(miss, low, 1 - low))
     if len(x) <= points:
@@ -242,33 +192,16 @@ def thin(false_alarm, miss, low=1e-4, points=DET_POINTS):
 
 
 @_in_style
-def score_histogram(targets, scores, threshold=None, path=None, title=None):
-    """Draws how the scores of target and non-target trials spread.
-
-    Arguments
-    ---------
-    targets : np.ndarray
-        Whether each trial is a target trial, bool [trials].
-    scores : np.ndarray
-        Scores [trials].
-    threshold : float
-        Marked by a line, such as the threshold of the EER.
-    path : str
-        Also saves the figure there.
-    title : str
-        Title of the figure.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The figure; scores that are not finite are left out.
-    """
+def score_histogram(
+    targets: np.ndarray, scores: np.ndarray, threshold: float | None = None
+) -> "Figure":
+    """Draws the distributions of the finite target and non-target scores."""
     targets, scores = np.asarray(targets, bool), np.asarray(scores, float)
     finite = np.isfinite(scores)
     targets, scores = targets[finite], scores[finite]
     bins = int(np.clip(math.sqrt(len(scores)), 10, 60))
     edges = np.histogram_bin_edges(scores, bins)
-    figure, axes = _figure(TALL, title)
+    figure, axes = _figure(TALL)
     for name, color, chosen in (
         ("non-target", COLORS[1], ~targets),
         ("target", COLORS[0], targets),
@@ -278,31 +211,17 @@ def score_histogram(targets, scores, threshold=None, path=None, title=None):
         label = f"{name} ({counts.sum():,})"
         axes.stairs(share, edges, fill=True, color=color, alpha=0.35)
         axes.stairs(share, edges, color=color, lw=1.5, label=label)
-    if is_number(threshold) and math.isfinite(threshold):
-        label = f"threshold {threshold:.3f}"
-        axes.axvline(threshold, color="#333333", ls="--", lw=1.2, label=label)
+    _mark_threshold(axes, threshold)
     axes.set_xlabel("score")
     axes.set_ylabel("share of its trials (%)")
     figure.legend(loc="outside lower center", ncols=2)
-    return _finish(figure, path)
+    return figure
 
 
-def target_groups(ids, target_trials):
-    """Groups of files that target trials connect, the largest first.
-
-    Arguments
-    ---------
-    ids : list of str
-        The files [files].
-    target_trials : list of (str, str)
-        Enrol and test file of each target trial; those with a file that is
-        not in ``ids`` are passed over.
-
-    Returns
-    -------
-    np.ndarray
-        Group of each file, int64 [files]; 0 is the largest group, -1 a file
-        that no target trial connects to another one.
+def target_groups(
+    ids: Sequence[str], target_trials: Sequence[tuple[str, str]]
+) -> np.ndarray:
+    """Groups of files that target trials connect, 0 the largest, -1 for none.
 
     Example
     -------
@@ -328,25 +247,12 @@ def target_groups(ids, target_trials):
     return np.where(sizes[component] > 1, rank[component], -1)
 
 
-def project(embeddings):
-    """Brings embeddings to the plane.
+def project(embeddings: np.ndarray) -> tuple[np.ndarray, str]:
+    """Projects embeddings [files, emb_dim] to [files, 2]; also says how.
 
-    Rows get unit length, as cosine scoring sees them. Up to 2,000 files go
-    through PCA to 50 dimensions and t-SNE, more through PCA alone, which is
-    also the way of embeddings that t-SNE cannot spread: fewer than 5 files,
-    or all the same (collapsed).
-
-    Arguments
-    ---------
-    embeddings : np.ndarray
-        Finite embeddings [files, emb_dim].
-
-    Returns
-    -------
-    points : np.ndarray
-        Places in the plane [files, 2].
-    method : str
-        ``"t-SNE"`` or ``"PCA"``.
+    Rows are scaled to unit length, as cosine scoring sees them. Up to 2,000
+    files go through PCA to 50 dimensions and t-SNE. More files, fewer than 5,
+    or equal rows (collapse) go through PCA alone.
     """
     rows = np.array(embeddings, dtype=np.float64)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -356,11 +262,12 @@ def project(embeddings):
 
 
 @_in_style
-def embedding_map(embeddings, ids, target_trials, path=None, title=None):
+def embedding_map(
+    embeddings: np.ndarray,
+    ids: Sequence[str],
+    target_trials: Sequence[tuple[str, str]],
+) -> tuple["Figure", str]:
     """Draws a map of test embeddings, colored by the trial list's labels.
-
-    Files that target trials connect are one group, which is one speaker or
-    a part of one. The largest groups are colored, the others gray.
 
     Arguments
     ---------
@@ -369,92 +276,108 @@ def embedding_map(embeddings, ids, target_trials, path=None, title=None):
     ids : list of str
         The files [files].
     target_trials : list of (str, str)
-        Enrol and test file of each target trial.
-    path : str
-        Also saves the figure there.
-    title : str
-        Title of the figure.
+        Enrol and test file of each target trial. Files that these connect are
+        one group, which is one speaker or a part of one.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    figure : matplotlib.figure.Figure
         The figure.
+    caption : str
+        How the points were found, and what their colors are.
 
     Raises
     ------
     ValueError
-        If there are not as many ids as embeddings, or none is finite.
+        If the numbers of ids and embeddings differ, or no row is finite.
     """
-    embeddings = np.asarray(embeddings)
-    if embeddings.ndim != 2 or len(embeddings) != len(ids):
+    finite = np.isfinite(embeddings).all(axis=-1)
+    if np.shape(finite) != (len(ids),) or not finite.any():
         raise ValueError(
-            "The embedding map needs one row of embeddings per file, found "
-            f"embeddings of shape {embeddings.shape} for {len(ids)} files."
-        )
-    finite = np.isfinite(embeddings).all(axis=1)
-    if not finite.any():
-        raise ValueError(
-            f"None of the {len(ids)} embeddings is finite: there is nothing "
-            "to draw a map of. Check the model that made them."
+            "The embedding map needs one row of embeddings for each file, and "
+            f"finite ones; found {int(finite.sum())} finite rows in an array "
+            f"of shape {np.shape(embeddings)} for {len(ids)} files. Check the "
+            "model that made them."
         )
     groups = target_groups(ids, target_trials)[finite]
-    dropped = int((~finite).sum())
-    points, method = project(embeddings[finite])
-    figure, axes = _figure((5.0, 5.2), title)
-    axes.spines[:].set(visible=True, color="#D0D0D0")
+    points, method = project(np.asarray(embeddings)[finite])
+    figure, axes = _figure((5.0, 4.6))
+    axes.spines[:].set(visible=True, color=GRAY)
     _scatter(axes, points, groups)
     axes.set(xticks=[], yticks=[])
-    remark = f", {dropped:,} not finite" if dropped else ""
-    remark += "" if points.any() else ", all the same"
-    axes.set_xlabel(f"{method} of {len(points):,} embeddings{remark}")
     axes.margins(0.04)
-    _map_legend(figure, groups)
-    return _finish(figure, path)
+    parts = [f"{method} of {len(points):,} embeddings"]
+    if dropped := int((~finite).sum()):
+        parts.append(f"{dropped:,} are not finite and left out")
+    if not points.any():
+        parts.append("all are the same")
+    count = int(groups.max(initial=-1)) + 1
+    if colored := min(count, COLORED_GROUPS):
+        parts.append(
+            f"colors come from the labels of the trial list: the {colored} "
+            f"largest of {count} groups of files that target trials connect, "
+            "all others are gray"
+        )
+    if single := int((groups < 0).sum()):
+        parts.append(f"{single:,} files have no target trial")
+    return figure, "; ".join(parts)
 
 
 @_in_style
-def gate_plot(record, path=None):
-    """Draws how the log-losses of an epoch spread, and where the gate is.
+def gate_plot(record: Mapping[str, Any], path: str | None = None) -> "Figure":
+    """Draws the distribution of the losses of an epoch, and the gate.
 
     Arguments
     ---------
     record : dict
         One line of ``gate.jsonl``: ``epoch``; ``histogram`` (``edges``
-        [bins + 1] and ``counts`` [bins] of log-losses); ``mixture`` (weights,
-        means and deviations of two Gaussians) or None; ``accepted`` (whether
-        the gate took it); ``threshold`` or None; ``reason``; ``trusted`` (a
-        share) or None.
+        [bins + 1] and ``counts`` [bins] of the losses' logarithms);
+        ``mixture`` (weights, means and deviations of two Gaussians) or None;
+        ``accepted`` (whether the gate uses it); ``threshold`` or None;
+        ``reason``; ``trusted`` (share of selected utterances) or None.
     path : str
         Also saves the figure there.
 
     Returns
     -------
     matplotlib.figure.Figure
-        The figure; of no losses at all, it says so.
+        The figure; without losses, a sentence says so.
 
     Raises
     ------
     ValueError
-        If histogram or mixture are not what is described above.
+        If the record is not as described above.
     """
-    edges, density = _density(record)
-    figure, axes = _figure(TALL, _gate_title(record))
-    if len(density):
-        axes.stairs(density, edges, fill=True, color=GRAY, alpha=0.7)
-        axes.set_ylim(0, 1.1 * density.max())
-        _draw_mixture(axes, record, edges)
-    else:
-        middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
-        axes.text(0.5, 0.5, "no finite loss", **middle)
-    threshold = record.get("threshold")
-    if is_number(threshold) and math.isfinite(threshold):
-        label = f"threshold {threshold:.3f}"
-        axes.axvline(threshold, color="#333333", ls="--", lw=1.4, label=label)
-    axes.set_xlabel("log-loss")
+    share = record.get("trusted")
+    title = f"epoch {record.get('epoch')}"
+    if is_number(share) and math.isfinite(share):
+        title += f": {100 * share:.1f} % selected"
+    figure, axes = _figure(TALL, title)
+    try:
+        edges, counts = (record["histogram"][k] for k in ("edges", "counts"))
+        if (np.diff(edges) <= 0).any():
+            raise ValueError("edges do not ascend")
+        if np.sum(counts):
+            density = np.divide(counts, np.sum(counts) * np.diff(edges))
+            axes.stairs(density, edges, fill=True, color=GRAY, alpha=0.7)
+            axes.set_ylim(0, 1.1 * density.max())
+            if record.get("mixture") is not None:
+                _draw_mixture(axes, record, edges)
+        else:
+            axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Gate of epoch {record.get('epoch')}: expected a histogram with n "
+            "counts and n + 1 ascending edges, and a mixture of [two weights, "
+            f"two means, two positive deviations] or null ({error!r})"
+        ) from error
+    _mark_threshold(axes, record.get("threshold"))
+    axes.set_xlabel("logarithm of the loss")
     axes.set_ylabel("density")
+    reason = textwrap.fill(str(record.get("reason") or ""), 60)
     figure.legend(
         *axes.get_legend_handles_labels(),
-        title=_wrapped(record.get("reason")),
+        title=reason.replace("$", r"\$"),
         title_fontsize=9.5,
         fontsize=9.5,
         handlelength=1.5,
@@ -466,39 +389,23 @@ def gate_plot(record, path=None):
 
 
 @_in_style
-def save(figure, path):
-    """Saves a figure; the file appears whole or not at all.
-
-    Arguments
-    ---------
-    figure : matplotlib.figure.Figure
-        The figure.
-    path : str
-        Where to; the extension (.png, .svg, .pdf) is the format.
-    """
+def save(figure: "Figure", path: str | os.PathLike) -> None:
+    """Saves a figure, whole or not at all; the extension is the format."""
     suffix = os.path.splitext(path)[1]
     with write_whole(path, "wb") as file:
-        figure.savefig(file, format=suffix[1:] or "png", dpi=160)
+        figure.savefig(
+            file, format=suffix[1:] or "png", dpi=160, facecolor=PAPER
+        )
 
 
 @_in_style
-def svg(figure, prefix, label=""):
-    """Turns a figure into an SVG element for the inside of an HTML page.
+def svg(figure: "Figure", prefix: str, label: str = "") -> str:
+    """Turns a figure into an SVG element of an HTML page; text stays text.
 
-    Arguments
-    ---------
-    figure : matplotlib.figure.Figure
-        The figure.
-    prefix : str
-        Put before all ids, since a page has one space for the ids of all
-        its figures: letters, digits and ``-``.
-    label : str
-        What a screen reader says; must be escaped for HTML.
-
-    Returns
-    -------
-    str
-        ``<svg ...>...</svg>``, without XML header, with text as text.
+    Colors become CSS variables (``VARIABLES``), which the page sets for light
+    and dark mode. ``prefix`` (letters, digits, ``-``) is put before all ids,
+    which must be unique on a page. ``label`` is for screen readers, and must be
+    escaped for HTML.
     """
     buffer = io.StringIO()
     # a fixed salt: the same figure gives the same bytes
@@ -506,13 +413,20 @@ def svg(figure, prefix, label=""):
         figure.savefig(buffer, format="svg", dpi=160)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
-    text = re.sub(r"<style[^>]*>.*?</style>", "", text, count=1, flags=re.S)
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text)
-    text = re.sub(r"\n\s*", "\n", text)
+    for pattern, instead in (
+        (r"<metadata>.*?</metadata>\s*", ""),
+        (r"<style[^>]*>.*?</style>", ""),
+        (r"<!--.*?-->\s*", ""),
+        (r'\bid="', f'id="{prefix}-'),
+        (r"url\(#", f"url(#{prefix}-"),
+        (r'href="#', f'href="#{prefix}-'),
+        (r"\n\s*", "\n"),
+        (
+            r"(?<=: )#[0-9a-f]{6}\b",
+            lambda m: VARIABLES.get(m.group(), m.group()),
+        ),
+    ):
+        text = re.sub(pattern, instead, text, flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]*"', text).group()
     opening = f'<svg {view_box} role="img" aria-label="{label}">'
     return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
@@ -553,11 +467,18 @@ def _line(axes, x, y, color, label):
             broken,
             np.full(len(broken), 0.03),
             "x",
-            color="#B00020",
+            color=ALARM,
             mew=2,
             transform=axes.get_xaxis_transform(),
             label=f"{label}: no finite value",
         )
+
+
+def _mark_threshold(axes, threshold):
+    """A dashed line, if there is a threshold."""
+    if is_number(threshold) and math.isfinite(threshold):
+        label = f"threshold {threshold:.3f}"
+        axes.axvline(threshold, color=INK, ls="--", lw=1.3, label=label)
 
 
 def _equal_error_rate(false_alarm, miss):
@@ -588,65 +509,18 @@ def _probit_axes(axes, low, high):
     axes.set_ylabel("misses (%)")
 
 
-def _gate_title(record):
-    """The epoch, and how much was trusted in it."""
-    trusted = record.get("trusted")
-    share = ""
-    if is_number(trusted) and math.isfinite(trusted):
-        share = f": {100 * trusted:.1f} % trusted"
-    return f"epoch {record.get('epoch')}{share}"
-
-
-def _wrapped(reason):
-    """A reason in lines of the figure's width."""
-    text = textwrap.fill(str(reason or ""), 60)
-    return text.replace("$", r"\$")
-
-
-def _density(record):
-    """Edges and heights of the histogram, both empty without losses."""
-    found = record.get("histogram")
-    try:
-        edges, counts = (
-            np.asarray(found[name], dtype=float) for name in ("edges", "counts")
-        )
-        good = len(edges) == len(counts) + 1 or len(edges) == len(counts) == 0
-        good = good and np.isfinite([*edges, *counts]).all()
-        good = good and (np.diff(edges) > 0).all() and (counts >= 0).all()
-    except (KeyError, TypeError, ValueError):
-        good = False
-    if not good:
-        raise ValueError(
-            f"Gate of epoch {record.get('epoch')}: expected a histogram with "
-            "n counts and n + 1 ascending edges, found "
-            f"{str(found)[:100]}."
-        )
-    if not counts.sum():
-        return np.empty(0), np.empty(0)
-    return edges, counts / (counts.sum() * np.diff(edges))
-
-
 def _draw_mixture(axes, record, edges):
-    """Two weighted Gaussians over the histogram; dotted if refused."""
-    mixture = record.get("mixture")
-    if mixture is None:
-        return
-    try:
-        mixture = np.asarray(mixture, dtype=float)
-        good = mixture.shape == (3, 2) and np.isfinite(mixture).all()
-    except (TypeError, ValueError):
-        good = False
-    if not good or not (mixture[2] > 0).all():
-        raise ValueError(
-            f"Gate of epoch {record.get('epoch')}: expected a mixture of "
-            "[two weights, two means, two positive deviations], found "
-            f"{str(record['mixture'])[:100]}."
-        )
+    """Two weighted Gaussians over the histogram; dotted if rejected."""
+    if min(record["mixture"][2]) <= 0:
+        raise ValueError("a deviation is not positive")
     x = np.linspace(edges[0], edges[-1], 300)
-    for color, (weight, mean, deviation) in zip(COLORS, mixture.T):
+    for color, (weight, mean, deviation) in zip(
+        COLORS, np.transpose(record["mixture"])
+    ):
+        bell = np.exp(-0.5 * ((x - mean) / deviation) ** 2)
         axes.plot(
             x,
-            weight * norm.pdf(x, mean, deviation),
+            weight * bell / (deviation * math.sqrt(2 * math.pi)),
             color=color,
             ls="-" if record.get("accepted") else ":",
             label=f"{100 * weight:.0f} % at {mean:.2f}",
@@ -660,6 +534,8 @@ def _collapsed(rows):
 
 def _pca(rows, dim):
     """Principal components [files, dim], zeros where there are fewer."""
+    from sklearn.decomposition import PCA
+
     keep = min(dim, *rows.shape)
     if not keep or _collapsed(rows):
         return np.zeros((len(rows), dim))
@@ -669,6 +545,8 @@ def _pca(rows, dim):
 
 def _tsne(rows):
     """t-SNE to the plane; the perplexity must be below the file count."""
+    from sklearn.manifold import TSNE  # takes a second to import
+
     perplexity = min(30.0, (len(rows) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
     return tsne.fit_transform(rows.astype(np.float32))
@@ -689,39 +567,3 @@ def _scatter(axes, points, groups):
         chosen = points[groups == group]
         if len(chosen):
             axes.scatter(*chosen.T, alpha=0.85, **look, **_group_style(group))
-
-
-def _map_legend(figure, groups):
-    """Says what is colored, and that the colors are labels."""
-    from matplotlib.legend_handler import HandlerTuple
-    from matplotlib.lines import Line2D
-
-    def mark(**look):
-        return Line2D([], [], ls="", ms=5, **look)
-
-    count = int(groups.max(initial=-1)) + 1
-    colored = min(count, COLORED_GROUPS)
-    handles, labels = [], []
-    if colored:
-        shown = range(0, colored, max(1, colored // 4))
-        handles.append(tuple(mark(**_group_style(group)) for group in shown))
-        labels.append(f"the {colored} largest of {count} groups")
-    if colored < count or (groups < 0).any():
-        handles.append(mark(color=GRAY, marker="o"))
-        single = int((groups < 0).sum())
-        labels.append(_rest_label(count - colored, single))
-    figure.legend(
-        handles,
-        labels,
-        title="Colors come from the labels of the trial list:\n"
-        "a group is what its target trials connect",
-        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.3)},
-        loc="outside lower center",
-    )
-
-
-def _rest_label(groups, files):
-    """What is gray."""
-    parts = [f"the other {groups} groups"] if groups else []
-    parts += [f"{files:,} files without a target trial"] if files else []
-    return ", ".join(parts)

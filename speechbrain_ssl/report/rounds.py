@@ -1,13 +1,15 @@
-"""Rounds of pseudo-labels: what each stage came to, as tables and one page.
+"""Rounds of pseudo-labels: results of each stage, as tables and one page.
 
-``recipes/*/SSL/run_rounds.py`` calls this after every stage. What needs labels
-to be known stands apart, under headings that say so.
+``recipes/*/SSL/run_rounds.py`` calls this after every stage. Results that need
+labels are apart, below headings that say so.
 """
 
 import functools
 import importlib.util
-import json
+import logging
 import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.files import write_json, write_whole
@@ -18,11 +20,17 @@ from speechbrain_ssl.pseudo_labels.labels import (
     read_labels,
     read_truth,
 )
-from speechbrain_ssl.report import html, plots
+from speechbrain_ssl.report import plots
+from speechbrain_ssl.report.clusters import PAGE_NAME
+from speechbrain_ssl.report.page import write_report
+from speechbrain_ssl.report.render import Row, figure, fixed, render
 from speechbrain_ssl.report.run import read_log, read_object
 from speechbrain_ssl.stages import MARK
 
+logger = logging.getLogger(__name__)
+
 DECISIONS = "decisions.csv"
+REPORT = "report.html"
 LABEL_USE = (
     "Labels decided nothing: neither training nor when to stop. True speakers "
     "and the labels of trials, where given, are read for the tables that say "
@@ -41,7 +49,7 @@ LABEL_FREE = [
     ("stability", "ARI other seed", 3, 1),
     ("agreement", "ARI round before", 3, 1),
     ("epochs", "epochs", 0, 1),
-    ("trusted", "trusted %", 1, 100),
+    ("trusted", "selected %", 1, 100),
     ("corrected", "corrected %", 1, 100),
 ]
 ORACLE = [
@@ -50,45 +58,69 @@ ORACLE = [
     ("inverse_purity", "inverse purity", 3, 1),
     ("ARI", "ARI", 3, 1),
     ("speakers", "speakers", 0, 1),
-    ("trusted_right", "trusted right %", 1, 100),
+    ("trusted_right", "selected right %", 1, 100),
     ("corrected_right", "corrected right %", 1, 100),
 ]
 COLUMN_WORDS = (
-    "Own cosine: of an utterance to the centroid of its cluster. Margin: how "
-    "much that is above the cosine to the next centroid. Misplaced: nearer to "
-    "another centroid. ARI, the adjusted Rand index, is 1 for the same labels "
-    "and 0 for chance: against the same embeddings clustered from another "
-    "seed, and against the labels of the round before. Trusted, corrected: "
-    "shares of the utterances that the last epoch learnt with their own label "
-    "and with another one."
+    "Intra-cluster cosine: of an utterance to the centroid of its cluster. "
+    "Margin: the difference to its cosine to the next centroid. Misplaced: "
+    "nearer to another centroid. ARI, the adjusted Rand index, is 1 for equal "
+    "labels and 0 for chance: against a clustering of the same embeddings from "
+    "another seed, and against the labels of the round before. Selected, "
+    "corrected: shares of the utterances that the last epoch learned with "
+    "their own label and with another one."
 )
+ORACLE_WORDS = (
+    "Agreement of the pseudo-labels with true speakers, and the share of the "
+    "selected or corrected utterances of the last epoch that learned the class "
+    "in which their speaker is most frequent."
+)
+CURVES = {
+    "agreement": "ARI with the round before",
+    "stability": "ARI with another seed",
+    "selected": "share that is learned",
+}
 
 
-def read_stage(folder, number, name, truth=None, data_folder=None):
-    """What a stage that is done came to.
+class Table(NamedTuple):
+    """A table of stages: heading, explanation, heads of columns, rows."""
+
+    heading: str
+    words: str
+    heads: list[str]
+    rows: list[Row]
+
+
+def read_stage(
+    folder: str,
+    number: int,
+    name: str,
+    truth: str | None = None,
+    data_folder: str | None = None,
+) -> dict[str, Any]:
+    """Results of a stage that is done.
 
     Arguments
     ---------
     folder : str
         Its folder.
     number : int
-        Its round, from 1; 0 is what comes before them.
+        Its round, from 1; 0 is before the rounds.
     name : str
         ``labels``, ``train``, ``verify`` or any other name.
     truth : str
         CSV file of true speakers, or None.
     data_folder : str
-        What ``$data_root`` in label files stands for.
+        The value of ``$data_root`` in label files.
 
     Returns
     -------
     dict
-        ``round``, ``stage``, ``seconds``, ``attempts``, ``warnings``. Of
-        labels also ``clusters``, ``labelled``, ``intra_cluster_cosine``, ``margin``,
-        ``misplaced``, ``stability``, ``agreement`` and, with true speakers,
-        ``oracle``; of training ``epochs``, ``trusted``, ``corrected``,
-        ``selected``, their sum, and ``oracle``; of verification ``lists``, by name. What is
-        not known is None.
+        ``round``, ``stage``, ``seconds``, ``attempts``, ``warnings``; of
+        labels also the keys of ``LABEL_FREE`` and, with true speakers,
+        ``oracle``; of training ``epochs``, ``trusted``, ``corrected``, their
+        sum ``selected``, and ``oracle``; of verification ``lists``, by name.
+        Unknown values are None.
     """
     mark = read_object(os.path.join(folder, MARK))
     row = {
@@ -115,24 +147,27 @@ def read_stage(folder, number, name, truth=None, data_folder=None):
     return row
 
 
-def why_stop(rows, stop_agreement, stop_growth):
-    """Says why the rounds should end here; no speaker label has a say.
+def why_stop(
+    rows: Sequence[dict],
+    stop_agreement: float | None,
+    stop_growth: float | None,
+) -> str | None:
+    """Says why the rounds should end here; no speaker label decides it.
 
     Arguments
     ---------
     rows : list of dict
-        What ``read_stage`` gave of the stages that are done.
+        Results of ``read_stage`` for the stages that are done.
     stop_agreement : float
-        ARI of the labels with those of the round before beyond which training
-        on them is the same again; None if none is.
+        ARI of the labels with those of the round before above which the
+        rounds end; None: they do not.
     stop_growth : float
-        By how much the share of utterances that is learnt must grow in a
-        round; None if it need not.
+        Least growth of the share of learned utterances in a round; None: any.
 
     Returns
     -------
     str
-        The reason with its figures; None to go on.
+        The reason with its figures; None to continue.
 
     Example
     -------
@@ -147,8 +182,8 @@ def why_stop(rows, stop_agreement, stop_growth):
     ari = rows[-1].get("agreement")
     if None not in (ari, stop_agreement) and ari > stop_agreement:
         return (
-            f"Stopped before training in {place}, as its labels are those of "
-            f"the round before: ARI {ari:.3f} is more than stop_agreement "
+            f"Stopped before training in {place}, because its labels are those "
+            f"of the round before: ARI {ari:.3f} is more than stop_agreement "
             f"{stop_agreement:g}."
         )
     shares = [row["selected"] for row in rows if row["stage"] == "train"][-2:]
@@ -157,125 +192,111 @@ def why_stop(rows, stop_agreement, stop_growth):
     if None in (*shares, stop_growth) or shares[1] - shares[0] >= stop_growth:
         return None
     return (
-        f"Stopped after {place}: the share of utterances that is learnt went "
-        f"from {shares[0]:.3f} to {shares[1]:.3f}, which is less growth than "
-        f"stop_growth {stop_growth:g}."
+        f"Stopped after {place}: the share of learned utterances went from "
+        f"{shares[0]:.3f} to {shares[1]:.3f}, less growth than stop_growth "
+        f"{stop_growth:g}."
     )
 
 
-def write_rounds(folder, summary):
-    """Writes ``summary.json`` and ``rounds.html``.
+def write_rounds(folder: str, summary: dict[str, Any]) -> str:
+    """Writes ``summary.json``, ``rounds.html`` and pages of the stages.
 
     Arguments
     ---------
     folder : str
-        Where to.
+        Where to; stages are in folders below it.
     summary : dict
-        ``title``, ``outcome``, ``stages`` (what ``read_stage`` gave, in
-        order) and whatever else is to be kept.
+        ``title``, ``outcome``, ``model``, ``settings``, ``stages`` (results of
+        ``read_stage``, in order) and other things to keep.
 
     Returns
     -------
     str
-        The path of the page.
+        The path of ``rounds.html``.
     """
     summary = {**summary, "label_use": LABEL_USE}
     write_json(os.path.join(folder, "summary.json"), summary)
     path = os.path.join(folder, "rounds.html")
+    text = page(summary, folder)
     with write_whole(path) as file:
-        file.write(page(summary))
+        file.write(text)
     return path
 
 
-def tables(rows):
-    """The stages as tables of text: without labels first, then with them.
-
-    Arguments
-    ---------
-    rows : list of dict
-        What ``read_stage`` gave.
-
-    Returns
-    -------
-    list of (str, str, list of str, list of list of str)
-        Heading, words, heads and lines of each table that has something to
-        say.
-    """
-    found = [(STAGES, COLUMN_WORDS, *_columns(rows, LABEL_FREE))]
+def tables(rows: Sequence[dict]) -> list[Table]:
+    """The stages as tables of text: without labels first, then with them."""
+    found = [Table(STAGES, COLUMN_WORDS, *_columns(rows, LABEL_FREE))]
     known = [{**row, **row["oracle"]} for row in rows if row.get("oracle")]
     if known:
-        words = (
-            "How well the pseudo-labels agree with true speakers, and how many "
-            "of the utterances that the last epoch trusted or corrected learnt "
-            "the class in which their speaker is most frequent."
-        )
-        found.append((SPEAKERS, words, *_columns(known, ORACLE)))
+        found.append(Table(SPEAKERS, ORACLE_WORDS, *_columns(known, ORACLE)))
     verified = [row for row in rows if row.get("lists")]
     if verified:
         words = "EER in %, with its 95 % interval, and minDCF at p=0.01."
-        found.append((TRIALS, words, *_error_rates(verified)))
+        found.append(Table(TRIALS, words, *_error_rates(verified)))
     return found
 
 
-def text(rows):
+def text(rows: Sequence[dict]) -> str:
     """The tables for a console.
-
-    Arguments
-    ---------
-    rows : list of dict
-        What ``read_stage`` gave.
-
-    Returns
-    -------
-    str
-        Lines of text.
 
     Example
     -------
     >>> print(text([{"round": 1, "stage": "train", "seconds": 90}]))
     Stages
-    stage         minutes
-    round1/train      1.5
+    stage           minutes
+    round 1, train      1.5
     """
     parts = []
-    for heading, _, heads, lines in tables(rows):
-        grid = [heads, *lines]
+    for table in tables(rows):
+        grid = [table.heads, *([row.label, *row.cells] for row in table.rows)]
         widths = [max(map(len, column)) for column in zip(*grid)]
-        parts.append(heading)
+        parts.append(table.heading)
         for first, *cells in grid:
             cells = [c.rjust(w) for c, w in zip(cells, widths[1:])]
             parts.append("  ".join([first.ljust(widths[0]), *cells]))
     return "\n".join(parts)
 
 
-def page(summary):
-    """Composes the page.
-
-    Arguments
-    ---------
-    summary : dict
-        What was written to summary.json.
-
-    Returns
-    -------
-    str
-        An HTML document; with figures if matplotlib is installed.
-    """
+def page(summary: dict[str, Any], folder: str) -> str:
+    """The page, as HTML; with figures if matplotlib is installed."""
     rows = summary["stages"]
     can_draw = importlib.util.find_spec("matplotlib") is not None
-    figures = {STAGES: _agreement, TRIALS: _eers} if can_draw else {}
-    parts = [f"<p>{html.escape(summary['outcome'])}</p>", _warnings(rows)]
-    for heading, words, heads, lines in tables(rows):
-        body = [html.row(first, cells) for first, *cells in lines]
-        parts += [f"<h2>{heading}</h2>", html.table(heads, body)]
-        parts.append(f'<p class="soft">{words}</p>')
-        if heading in figures:
-            parts.append(figures[heading](rows))
-    parts.append(f"<h2>The run</h2>\n<p>{html.escape(LABEL_USE)}</p>")
-    facts = {k: v for k, v in summary.items() if k in ("model", "settings")}
-    facts = html.escape(json.dumps(facts, indent=2, ensure_ascii=False))
-    parts.append(f"<pre>{facts}</pre>")
-    return html.document(summary["title"], "\n".join(filter(None, parts)))
+    links = [_link(folder, row, can_draw) for row in rows]
+    return render(
+        "rounds.html",
+        title=summary["title"],
+        outcome=summary["outcome"],
+        warnings=[
+            f"{_label(row)}: {warning}"
+            for row in rows
+            for warning in row.get("warnings", [])
+        ],
+        links=[link for link in links if link],
+        tables=tables(rows),
+        shown=_figures(rows) if can_draw else {},
+        label_use=LABEL_USE,
+        facts=list(_facts(summary, folder)),
+    )
+
+
+def _link(folder, row, can_draw):
+    """Label and relative address of the page of a stage, which is written."""
+    place = os.path.join(_place(row), row["stage"])
+    stage = os.path.join(folder, place)
+    name = PAGE_NAME if row["stage"] == "labels" else REPORT
+    path = os.path.join(stage, name)
+    done = os.path.join(stage, MARK)
+    if name == REPORT and can_draw and os.path.isfile(done):
+        try:
+            if not os.path.isfile(path) or (
+                os.path.getmtime(path) < os.path.getmtime(done)
+            ):
+                write_report(stage)
+        except (OSError, ValueError) as error:
+            logger.warning("%s: no page of this stage (%s)", stage, error)
+    if not os.path.isfile(path):
+        return None
+    return _label(row), "/".join([*place.split(os.sep), name])
 
 
 def _read_quality(folder):
@@ -332,99 +353,108 @@ def _oracle(csv_path, truth, data_folder):
     return quality.oracle(labels.classes, read_truth(truth, ids))
 
 
+def _place(row):
+    """The folder of a round."""
+    return f"round{row['round']}" if row["round"] else "start"
+
+
 def _label(row):
-    """A stage for readers, as its folder is called."""
-    place = f"round{row['round']}" if row["round"] else "start"
-    return f"{place}/{row['stage']}"
+    """A stage for readers."""
+    place = f"round {row['round']}" if row["round"] else "start"
+    return f"{place}, {row['stage']}"
 
 
 def _columns(rows, columns):
-    """Heads and lines of those columns that any row knows."""
+    """Heads and rows of those columns that any stage has."""
     known = [c for c in columns if any(r.get(c[0]) is not None for r in rows)]
-    lines = []
-    for row in rows:
-        line = [_label(row)]
-        for key, _, digits, factor in known:
-            value = row.get(key)
-            value = None if value is None else value * factor
-            line.append("" if value is None else html.fixed(value, digits))
-        lines.append(line)
+    lines = [
+        Row(
+            _label(row),
+            [
+                "" if row.get(key) is None else fixed(row[key], digits, factor)
+                for key, _, digits, factor in known
+            ],
+        )
+        for row in rows
+    ]
     return ["stage", *(head for _, head, *_ in known)], lines
 
 
 def _error_rates(rows):
-    """Heads and lines: two columns for each list."""
+    """Heads and rows: two columns for each list."""
     names = list(dict.fromkeys(name for row in rows for name in row["lists"]))
     heads = ["model of"]
     for name in names:
         heads += [f"EER {name}", f"minDCF {name}"]
     lines = []
     for row in rows:
-        place = f"round{row['round']}" if row["round"] else "start"
-        lines.append([place])
+        cells = []
         for name in names:
             rates = row["lists"].get(name, {})
             low, high = (
-                html.fixed(rates.get(key), 2) for key in ("EER_low", "EER_high")
+                fixed(rates.get("EER_low")),
+                fixed(rates.get("EER_high")),
             )
-            lines[-1].append(
-                f"{html.fixed(rates.get('EER'), 2)} [{low}, {high}]"
-            )
-            lines[-1].append(html.fixed(rates.get("minDCF_0.01"), 3))
+            cells += [
+                f"{fixed(rates.get('EER'))} [{low}, {high}]",
+                fixed(rates.get("minDCF_0.01"), 3),
+            ]
+        lines.append(Row(_label(row).split(",")[0], cells))
     return heads, lines
 
 
-def _warnings(rows):
-    """What any stage warns of."""
-    lines = [
-        html.escape(f"{_label(row)}: {warning}")
-        for row in rows
-        for warning in row.get("warnings", [])
-    ]
-    return f'<div class="note">{html.items(lines)}</div>' if lines else ""
-
-
-def _agreement(rows):
-    """How labels, and what is learnt of them, change over the rounds."""
-    names = {
-        "agreement": "ARI.round before",
-        "stability": "ARI.other seed",
-        "selected": "share.learnt",
+def _figures(rows):
+    """Figures over the rounds, by heading of the table above them."""
+    labels, rates = {}, {}
+    for row in rows:
+        for key, name in CURVES.items():
+            if row.get(key) is not None:
+                labels.setdefault(name, []).append((row["round"], row[key]))
+        for name, found in row.get("lists", {}).items():
+            rates.setdefault(name, []).append((row["round"], found["EER"]))
+    title = "Agreement of the labels, and share of them that is learned"
+    wanted = {
+        STAGES: (labels, title, "ARI, share"),
+        TRIALS: (rates, "EER (%) after each round", "EER (%)"),
     }
-    found = [
-        (row["round"], name, row[key])
-        for row in rows
-        for key, name in names.items()
-        if row.get(key) is not None
-    ]
-    title = "Agreement of the labels, and share of them that is learnt"
-    return _curves(found, title, "ARI, share")
+    found = {}
+    for heading, (series, title, ylabel) in wanted.items():
+        if len({x for pairs in series.values() for x, _ in pairs}) > 1:
+            series = {k: list(zip(*pairs)) for k, pairs in series.items()}
+            if len(series) == 1:  # which has no legend
+                ylabel = f"{ylabel}, {next(iter(series))}"
+            drawn = plots.curves(series, ylabel, "round")
+            found[heading] = [figure(drawn, title)]
+    return found
 
 
-def _eers(rows):
-    """Error rates over the rounds."""
-    found = [
-        (row["round"], f"EER.{name}", rates["EER"])
-        for row in rows
-        for name, rates in row.get("lists", {}).items()
-    ]
-    title = "EER (%) after each round, from the labels of trials"
-    return _curves(found, title, "EER (%)")
+def _facts(summary, folder) -> Iterator[Row]:
+    """The settings in words, without paths of the machine."""
+    if summary.get("model"):
+        model = os.path.abspath(summary["model"])
+        model = os.path.relpath(model, os.path.abspath(folder))
+        model = os.path.basename(model) if model.startswith("..") else model
+        yield Row("last model", [model])
+    for key, value in summary.get("settings", {}).items():
+        if isinstance(value, dict):  # a stage: script, hparams, changes
+            changes = _words_of(value.get("changes", {}))
+            value = os.path.basename(str(value.get("hparams", "")))
+            value += f" with {changes}" if changes else ""
+        elif key.endswith("folder"):
+            value = os.path.basename(os.path.normpath(str(value)))
+        value = "not set" if value is None else value
+        yield Row(key.replace("_", " "), [str(value)])
 
 
-def _curves(points, title, ylabel):
-    """A figure of (round, part.name, value); empty for less than two rounds."""
-    records = {}
-    for number, key, value in points:
-        # what plots.curves calls an epoch is a round here
-        record = records.setdefault(number, {"epoch": number})
-        part, name = key.split(".", 1)
-        record.setdefault(part, {})[name] = value
-    if len(records) < 2:
-        return ""
-    keys = list(dict.fromkeys(key for _, key, _ in points))
-    if len(keys) == 1:  # which has no legend
-        ylabel = keys[0].replace(".", " ", 1)
-    drawn = plots.curves(list(records.values()), *keys, ylabel=ylabel)
-    drawn.axes[0].set_xlabel("round")
-    return html.grid([html.figure(drawn, title)])
+def _words_of(changes, prefix=""):
+    """Changed keys with their values, in one line."""
+    parts = []
+    for key, value in changes.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            parts.append(_words_of(value, f"{name}: "))
+        elif isinstance(value, list):
+            parts.append(f"{name} {', '.join(map(str, value))}")
+        else:
+            parts.append(f"{name} {value}")
+    return "; ".join(filter(None, parts))

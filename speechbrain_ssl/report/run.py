@@ -1,129 +1,103 @@
-"""Reads the files of a run folder; what cannot be read becomes a note.
+"""Reads the files of a run folder; a file that cannot be read becomes a note.
 
-A run folder may hold ``summary.json`` (what was run), ``hyperparams.yaml``
-(settings), ``train_log.jsonl`` (one JSON object per epoch), ``gate.jsonl`` (of
-pseudo-labels: what the gate decided, one per epoch) and
-``verification/<tag>/<trial list>/`` with ``metrics.json``, ``scores.txt``,
-``embeddings.npy`` and ``embeddings_ids.txt``. Tags say when: ``before``
-training, ``after`` it, or any other name.
+A training leaves ``hyperparams.yaml`` (settings), ``train_log.jsonl`` (one
+JSON object for each epoch), ``save/train.csv`` and ``save/statistics.json``
+(what each statistic of the log means); on pseudo-labels also ``gate.jsonl``.
+The demo adds ``summary.json`` and ``verification/<tag>/<trial list>/``, where
+the tag is ``before`` or ``after`` training, or any other name. Each trial list
+is a folder as verify.py writes it: ``metrics.json``, ``scores.txt``,
+``embeddings.npy`` and ``embeddings_ids.txt``. A folder that verify.py wrote is
+read, too.
 """
 
+import csv
 import json
 import math
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from speechbrain_ssl.report.plots import is_number
 
 TEXT_LIMIT = 200_000
+CSV_LIMIT = 100_000_000  # bytes; a larger list of utterances is not summed up
+VERIFIED = "verified"  # the tag of a folder of verify.py
 
 
 class Trials(NamedTuple):
-    """The scored trials of one list.
+    """The scored trials of one list."""
 
-    Arguments
-    ---------
-    targets : np.ndarray
-        Whether each trial is a target trial, bool [trials].
-    enrol : list of str
-        Enrol file of each trial.
-    test : list of str
-        Test file of each trial.
-    scores : np.ndarray
-        Scores, float64 [trials].
-    dropped : int
-        Number of trials that were left out, as their score is not finite.
-    """
+    targets: np.ndarray  # whether each trial is a target trial, bool [trials]
+    enrol: list[str]  # enrol file of each trial
+    test: list[str]  # test file of each trial
+    scores: np.ndarray  # finite scores, float64 [trials]
+    dropped: int  # trials that were left out, as their score is not finite
 
-    targets: np.ndarray
-    enrol: list
-    test: list
-    scores: np.ndarray
-    dropped: int
+
+class Verified(NamedTuple):
+    """Results of one model on one trial list."""
+
+    folder: str
+    metrics: dict[str, dict]  # by kind of score: raw, as_norm ...
 
 
 class Run(NamedTuple):
-    """What the page knows about a run.
-
-    Arguments
-    ---------
-    folder : str
-        The run folder.
-    summary : dict
-        What was run; empty if unknown.
-    settings : str
-        Text of the settings file; empty if unknown.
-    records : list of dict
-        One per epoch.
-    gate : list of dict
-        What the gate decided, one per epoch; empty if there is none.
-    lists : dict of str to (dict of str to dict)
-        Metrics by trial list and tag, tags in order of time.
-    notes : list of str
-        What is missing or broken; sections add to it.
-    """
+    """What the page knows about a run."""
 
     folder: str
-    summary: dict
-    settings: str
-    records: list
-    gate: list
-    lists: dict
-    notes: list
+    summary: dict  # summary.json
+    settings: str  # text of hyperparams.yaml
+    records: list[dict]  # train_log.jsonl, one for each epoch
+    meanings: dict[str, str]  # what a statistic of the log means
+    gate: list[dict]  # gate.jsonl, one for each epoch
+    lists: dict[str, dict[str, Verified]]  # by trial list and tag, in order
+    data: dict  # utterances, hours, unreadable: as far as they are known
+    notes: list[str]  # what is missing or broken; sections add to it
 
 
-def read_run(folder):
-    """Reads a run folder; what cannot be read becomes a note.
-
-    Arguments
-    ---------
-    folder : str
-        The run folder.
-
-    Returns
-    -------
-    Run
-        What is known about the run.
-    """
+def read_run(folder: str) -> Run:
+    """Reads a run folder."""
     notes = []
 
     def read(reader, name, default):
         path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            return default
         return attempt(notes, reader, path, default=default)
 
     records, broken = read(read_log, "train_log.jsonl", ([], []))
-    notes += broken
-    gate, broken = [], []
-    if os.path.isfile(os.path.join(folder, "gate.jsonl")):
-        gate, broken = read(read_log, "gate.jsonl", ([], []))
-    notes += broken
+    gate, broken_gate = read(read_log, "gate.jsonl", ([], []))
+    notes += [*broken, *broken_gate]
+    lists = _read_verification(folder, notes)
+    if not records and not lists:
+        notes.append(
+            "train_log.jsonl: missing, and there is no metrics.json of a trial "
+            "list either; expected the output folder of a training or of "
+            "verify.py"
+        )
+    unreadable = read(_rows_of_csv, "save/unreadable.csv", [])
     return Run(
         folder=folder,
         summary=read(read_object, "summary.json", {}),
-        settings=read(read_text, "hyperparams.yaml", ""),
+        settings=read(_read_text, "hyperparams.yaml", ""),
         records=records,
+        meanings=read(read_object, "save/statistics.json", {}),
         gate=gate,
-        lists=read_verification(folder, notes),
+        lists=lists,
+        data={
+            **read(_size_of_data, "save/train.csv", {}),
+            **({"unreadable": len(unreadable)} if unreadable else {}),
+        },
         notes=notes,
     )
 
 
-def read_text(path):
-    """Reads a text file, at most 200,000 characters of it.
-
-    Arguments
-    ---------
-    path : str
-        The file, UTF-8.
-
-    Returns
-    -------
-    str
-        Its text.
-    """
+def _read_text(path):
+    """At most 200,000 characters of a text file."""
     with open(path, encoding="utf-8", errors="replace") as file:
         text = file.read(TEXT_LIMIT + 1)
     if len(text) > TEXT_LIMIT:
@@ -131,41 +105,44 @@ def read_text(path):
     return text
 
 
-def read_object(path):
-    """Reads a JSON file that holds one object.
+def read_settings(text: str) -> dict[str, Any]:
+    """Top-level keys of a hparams file; nothing is built, whatever its tags.
 
-    Arguments
-    ---------
-    path : str
-        The file.
-
-    Returns
+    Example
     -------
-    dict
-        Its content.
-
-    Raises
-    ------
-    ValueError
-        If it is no JSON or no object.
+    >>> read_settings("seed: 1\\nobjective: !new:a.MoCo {size: 2}")
+    {'seed': 1, 'objective': '!new:a.MoCo'}
     """
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("!", lambda _, suffix, node: f"!{suffix}")
+    try:
+        found = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_object(path: str) -> dict:
+    """Reads a JSON file that holds one object."""
     with open(path, encoding="utf-8") as file:
         return _parse_object(file.read(), path)
 
 
-def read_log(path):
-    """Reads a training log; a line that is cut off spoils only itself.
+def read_log(path: str) -> tuple[list[dict], list[str]]:
+    """Reads a training log; a damaged line damages only itself.
 
     Arguments
     ---------
     path : str
-        The file, one JSON object per line with ``"epoch"``.
+        The file, one JSON object in each line, with ``"epoch"``.
 
     Returns
     -------
     records : list of dict
-        One per epoch, in order; of an epoch that was run twice, because
-        training was resumed, the later one.
+        In order; of an epoch that was trained twice, the later one.
     broken : list of str
         What is wrong with the lines that were left out.
     """
@@ -174,64 +151,57 @@ def read_log(path):
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            place = f"{path}, line {number}"
             try:
-                record = _parse_object(line, f"{path}, line {number}")
-                records[_epoch(record, path, number)] = record
+                record = _parse_object(line, place)
+                epoch = record.get("epoch")
+                if not is_number(epoch) or not math.isfinite(epoch):
+                    raise ValueError(
+                        f'{place}: expected a number as "epoch", found '
+                        f"{epoch!r}"
+                    )
+                records[epoch] = record
             except ValueError as error:
                 broken.append(str(error))
     return [records[epoch] for epoch in sorted(records)], broken
 
 
-def read_verification(folder, notes):
-    """Reads all metrics below ``verification``.
-
-    Arguments
-    ---------
-    folder : str
-        The run folder.
-    notes : list of str
-        Gets a line for all that is missing or broken.
-
-    Returns
-    -------
-    dict of str to (dict of str to dict)
-        Metrics by trial list and tag; ``before`` is the first tag, then
-        others by name, ``after`` is the last one.
-    """
+def _read_verification(folder, notes):
+    """Results by trial list and tag, ``before`` first and ``after`` last."""
     root = os.path.join(folder, "verification")
+    places = [
+        (tag, os.path.join(root, tag))
+        for tag in sorted(_folders(root), key=_tag_order)
+    ]
     lists = {}
-    for tag in sorted(_folders(root), key=_tag_order):
-        for name in sorted(_folders(os.path.join(root, tag))):
-            path = os.path.join(root, tag, name, "metrics.json")
+    for tag, place in [(VERIFIED, folder), *places]:
+        for name in sorted(_folders(place)):
+            path = os.path.join(place, name, "metrics.json")
+            if not os.path.isfile(path):
+                continue
             found = attempt(notes, read_object, path)
             if found is not None:
                 # without AS-norm there is one kind of scores, and no name
-                kinds = found.keys() & {"raw", "as_norm"}
-                found = found if kinds else {"raw": found}
-                lists.setdefault(name, {})[tag] = found
-    if not lists:
-        notes.append("verification: no metrics.json of any trial list")
+                kinds = {k: v for k, v in found.items() if isinstance(v, dict)}
+                kinds = {"raw": found} if "EER" in found else kinds
+                verified = Verified(os.path.join(place, name), kinds)
+                lists.setdefault(name, {})[tag] = verified
     return lists
 
 
-def read_scores(path):
-    """Reads scored trials.
+def read_scores(path: str) -> Trials:
+    """Reads scored trials; those that are not finite are dropped.
 
     Arguments
     ---------
     path : str
-        One ``label enrol test score`` per line, separated by tabs or, if
+        One ``label enrol test score`` in each line, separated by tabs or, if
         the names have none, by spaces; label 1 is a target trial.
 
     Returns
     -------
     Trials
         The trials whose scores are finite.
-
-    Raises
-    ------
-    ValueError
-        If a line is something else.
     """
     with open(path, encoding="utf-8") as file:
         rows = [
@@ -250,51 +220,22 @@ def read_scores(path):
     )
 
 
-def read_embeddings(folder):
-    """Reads the embeddings of a trial list.
-
-    Arguments
-    ---------
-    folder : str
-        Where ``embeddings.npy`` and ``embeddings_ids.txt`` are.
-
-    Returns
-    -------
-    matrix : np.ndarray
-        Embeddings [files, emb_dim].
-    ids : list of str
-        The files [files].
-    """
+def read_embeddings(folder: str) -> tuple[np.ndarray, list[str]]:
+    """Reads embeddings [files, emb_dim] of a trial list and their files."""
     path = os.path.join(folder, "embeddings.npy")
     try:
         matrix = np.load(path, mmap_mode="r")
     except EOFError as error:
         raise ValueError(f"{path}: the file is empty") from error
-    with open(
-        os.path.join(folder, "embeddings_ids.txt"), encoding="utf-8"
-    ) as file:
+    names = os.path.join(folder, "embeddings_ids.txt")
+    with open(names, encoding="utf-8") as file:
         return matrix, file.read().splitlines()
 
 
-def attempt(notes, function, *arguments, default=None):
-    """Calls a function; what cannot be read becomes a note.
-
-    Arguments
-    ---------
-    notes : list of str
-        Gets what went wrong.
-    function : Callable
-        What to call.
-    *arguments
-        What to call it with.
-    default : Any
-        What is returned if that fails.
-
-    Returns
-    -------
-    Any
-        What the function returned.
-    """
+def attempt(
+    notes: list[str], function: Callable, *arguments: Any, default: Any = None
+) -> Any:
+    """Calls a function; an error about a file becomes a note, not an end."""
     try:
         return function(*arguments)
     except FileNotFoundError as error:
@@ -317,15 +258,26 @@ def _parse_object(text, place):
     return found
 
 
-def _epoch(record, path, number):
-    """The epoch of a record."""
-    epoch = record.get("epoch")
-    if not is_number(epoch) or not math.isfinite(epoch):
-        raise ValueError(
-            f'{path}, line {number}: expected a number as "epoch", '
-            f"found {epoch!r}"
-        )
-    return epoch
+def _rows_of_csv(path):
+    """Rows of a CSV file."""
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        return list(csv.DictReader(file, skipinitialspace=True))
+
+
+def _size_of_data(path):
+    """Number of utterances and hours of a training CSV."""
+    if os.path.getsize(path) > CSV_LIMIT:
+        return {}
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = csv.DictReader(file, skipinitialspace=True)
+        try:
+            seconds = [float(row["duration"]) for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: expected a column of numbers 'duration', found "
+                f"something else in line {rows.line_num}"
+            ) from error
+    return {"utterances": len(seconds), "hours": math.fsum(seconds) / 3600}
 
 
 def _trial(line, path, number):

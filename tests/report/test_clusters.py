@@ -7,7 +7,6 @@ import urllib.parse
 
 import numpy as np
 import pytest
-import soundfile
 
 from speechbrain_ssl.dataio.annotations import (
     read_annotation,
@@ -22,39 +21,13 @@ from speechbrain_ssl.report.clusters import (
     most_doubtful,
     write_clusters,
 )
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def voices(sizes, dim=32, noise=0.5, seed=0):
-    """Embeddings of any length around as many directions, and labels."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(len(sizes)), sizes)
-    points = rng.normal(size=(len(sizes), dim))[labels]
-    points = points + noise * rng.normal(size=points.shape)
-    points *= rng.uniform(1, 5, size=(len(points), 1))
-    order = rng.permutation(len(points))
-    return points[order].astype(np.float32), labels[order]
+from tests.report.pages import unit, voices, write_corpus
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A folder of labels and another one of audio: 24 stretches of files."""
-    (tmp_path / "my audio").mkdir()
-    rows = []
-    for number in range(6):
-        name = f"ä #{number}.wav"
-        path = tmp_path / "my audio" / name
-        soundfile.write(path, np.full(8000, 0.1), 8000)
-        for take in range(4):
-            first = 2000 * take
-            row = (f"{name},{take}", 0.25, f"$data_root/{name}")
-            rows.append((*row, first, first + 2000))
-    write_annotation(tmp_path / "train.csv", rows)
-    (tmp_path / "labels").mkdir()
-    return read_annotation(tmp_path / "train.csv", tmp_path / "my audio")
+    """A folder of labels and another one of audio: 24 segments of files."""
+    return write_corpus(tmp_path)
 
 
 def test_overview_is_what_loops_over_utterances_give():
@@ -181,7 +154,7 @@ def test_audio_that_is_gone_is_said_to_be(corpus, tmp_path):
     path = write_clusters(tmp_path / "labels", corpus, ids, labels, points)
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    assert text.count("cannot be read") == 8 and "<audio" not in text
+    assert text.count("cannot be played") == 8 and "<audio" not in text
 
 
 def test_the_page_grows_with_what_it_shows_only(tmp_path, monkeypatch):

@@ -1,125 +1,25 @@
 """The page shows what the run folder holds, and says what it does not."""
 
-import html.parser
 import json
+import os
 import re
+import shutil
 
-import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 from speechbrain_ssl.report import page, plots  # noqa: E402
-
-
-class Outline(html.parser.HTMLParser):
-    """Tags, ids, text and addresses; fails where tags do not match."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.links = [], [], [], []
-        self.words = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(value)
-            if key in ("href", "src", "xlink:href"):
-                self.links.append(value)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in ("meta", "br"):
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words += data
-
-
-def record(epoch, **train):
-    return {
-        "epoch": epoch,
-        "step": 12 * epoch,
-        "seconds": 34.5 * epoch,
-        "train": {
-            "loss": 4.0 / epoch,
-            "lr": 0.001,
-            "views_per_second": 95.0,
-            "embedding_spread": 0.9,
-            **train,
-        },
-        "valid": {"EER": 33.1},
-        "warnings": [],
-    }
-
-
-def metrics(eer, **more):
-    return {
-        "EER": eer,
-        "EER_low": eer - 1,
-        "EER_high": eer + 1,
-        "minDCF_0.01": 0.9,
-        "minDCF_0.05": 0.5,
-        "threshold": 0.2,
-        "trials": 400,
-        "targets": 200,
-        "files": 40,
-        "bootstrap_over": "speakers",
-        **more,
-    }
-
-
-def write_log(folder, records):
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "train_log.jsonl").write_text(lines)
-
-
-def write_list(folder, tag, name, eer, files=40, trials=400, prefix=""):
-    """A verified list of 4 speakers with a few files each."""
-    place = folder / "verification" / tag / name
-    place.mkdir(parents=True)
-    # as ``verify`` writes it without a cohort
-    (place / "metrics.json").write_text(json.dumps(metrics(eer)))
-    rng = np.random.default_rng(0)
-    ids = [f"{prefix}{n}.wav" for n in range(files)]
-    enrol, test = rng.integers(files, size=(2, trials))
-    labels = (enrol % 4 == test % 4).astype(int)
-    scores = labels + rng.normal(size=trials)
-    rows = zip(labels, enrol, test, scores)
-    (place / "scores.txt").write_text(
-        "".join(f"{b} {ids[e]} {ids[t]} {s:.5f}\n" for b, e, t, s in rows)
-    )
-    matrix = rng.normal(size=(4, 16))[np.arange(files) % 4]
-    matrix = matrix + 0.3 * rng.normal(size=(files, 16))
-    np.save(place / "embeddings.npy", matrix.astype(np.float32))
-    (place / "embeddings_ids.txt").write_text("\n".join(ids) + "\n")
-    return place
-
-
-def gate(epoch, threshold=0.5, accepted=True):
-    """A line of gate.jsonl."""
-    return {
-        "epoch": epoch,
-        "threshold": threshold,
-        "accepted": accepted,
-        "reason": f"reason <{epoch}>",
-        "mixture": [[0.7, 0.3], [-3.0, 2.0], [1.0, 0.5]],
-        "histogram": {"edges": [-6.0 - epoch, 0.0, 4.0], "counts": [7, 3]},
-        "trusted": 0.625,
-        "corrected": None,
-    }
-
-
-def write_gate(folder, records):
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "gate.jsonl").write_text(lines)
+from speechbrain_ssl.report.render import Figure  # noqa: E402
+from tests.report.pages import (  # noqa: E402
+    Outline,
+    gate,
+    metrics,
+    record,
+    write_gate,
+    write_list,
+    write_log,
+    write_run,
+)
 
 
 def render(folder):
@@ -177,19 +77,20 @@ def test_page_has_headline_curves_figures_settings_and_command(full):
         "minDCF\u00a0p=0.01 0.900 → 0.900",
         "1 h 2 min",
         "95 views/s",
-        "Nothing warns in 3 epochs.",
+        "No warning in 3 epochs.",
         "t-SNE of 40 embeddings",
         "before (EER",
         "after (EER",
         "data: corpus: name",
         "drawing speakers",
+        "seed: 7",
         "python demo.py --name 'two words'",
     ):
         assert words in outline.words, words
-    # loss, lr, EER, spread; DET, histogram, two maps
-    assert outline.tags.count("svg") == 8
+    # loss, lr, EER, spread, speed; DET, histogram, two maps
+    assert outline.tags.count("svg") == 9
     assert "details" in outline.tags
-    assert "Not on this page" not in outline.words
+    assert "Missing or broken" not in outline.words
 
 
 def test_text_of_the_run_is_escaped(full):
@@ -200,12 +101,86 @@ def test_text_of_the_run_is_escaped(full):
     assert "seed: 7 # <&>" in outline.words
 
 
-def test_page_of_an_empty_folder_says_what_is_missing(tmp_path):
+def test_page_of_an_empty_folder_says_what_is_expected(tmp_path):
     _, outline = render(tmp_path)
-    for name in ("train_log.jsonl", "summary.json", "hyperparams.yaml"):
-        assert f"{name}: missing" in outline.words
-    assert "verification: no metrics.json" in outline.words
+    assert "train_log.jsonl: missing" in outline.words
+    assert "output folder of a training or of verify.py" in outline.words
     assert str(tmp_path) not in outline.words
+
+
+def test_a_plain_training_has_a_title_and_nothing_to_complain_of(tmp_path):
+    write_run(tmp_path)
+    shutil.rmtree(tmp_path / "verification")
+    (tmp_path / "save/train.csv").write_text("ID,duration\na,5400\n")
+    _, outline = render(tmp_path)
+    assert "MoCo · speech · 7 November 2026" in outline.words
+    assert "1 utterance, 1 h 30 min" in outline.words
+    assert "Missing" not in outline.words
+    assert "No speaker label was used in training." in outline.words
+    assert "loss: what <training> minimizes" in outline.words.replace(
+        "Loss", "loss"
+    )
+
+
+def test_a_training_without_the_comment_of_a_recipe_is_named_by_its_objective(
+    tmp_path,
+):
+    text = "objective: !new:mine.Triplet {}\ndata_folder: /x/vox/\n"
+    (tmp_path / "hyperparams.yaml").write_text(text)
+    write_log(tmp_path, [record(1)])
+    assert "Triplet · vox" in render(tmp_path)[1].words
+
+
+@pytest.mark.parametrize(
+    "losses, stats, words",
+    [
+        ((4.0, 2.0), {}, "Learning, no collapse; effective rank 37 of 192"),
+        ((4.0, 4.5), {}, "No collapse, but the loss did not fall"),
+        ((4.0, float("nan")), {}, "The loss is not finite: do not use"),
+        ((4.0, 2.0), {"warnings": ["x"]}, "The last epoch gave warnings"),
+        ((4.0, 2.0), {"trusted": 0.0}, "The gate selects nothing"),
+        ((4.0, 2.0), {"effective_rank": None}, "No warning in the last epoch"),
+    ],
+)
+def test_the_page_begins_with_a_verdict(losses, stats, words, tmp_path):
+    warnings = stats.pop("warnings", [])
+    rank = {"effective_rank": 37.2, "rank_share": 37.2 / 192, **stats}
+    log = [record(n, **rank, loss=x) for n, x in enumerate(losses, start=1)]
+    log[-1]["warnings"] = warnings
+    write_log(tmp_path, log)
+    _, outline = render(tmp_path)
+    assert words in outline.words
+    assert outline.words.index(words) < outline.words.index("Training time")
+
+
+def test_accuracy_is_of_views_unless_there_are_pseudo_labels(tmp_path):
+    write_log(tmp_path, [record(n, accuracy=0.5) for n in (1, 2)])
+    words = render(tmp_path)[1].words
+    assert "Contrastive accuracy" in words and "pseudo-label" not in words
+    log = [record(n, accuracy=0.5, label_loss=1.0) for n in (1, 2)]
+    write_log(tmp_path, log)
+    words = render(tmp_path)[1].words
+    assert "Accuracy on pseudo-labels" in words
+    assert "ontrastive" not in words
+
+
+def test_statistics_have_the_meanings_that_the_run_stored(tmp_path):
+    (tmp_path / "save").mkdir()
+    help_of = {"of_a_plugin": "what <my> loss counts"}
+    (tmp_path / "save/statistics.json").write_text(json.dumps(help_of))
+    write_log(tmp_path, [record(n, of_a_plugin=0.5 * n) for n in (1, 2)])
+    text, outline = render(tmp_path)
+    # at the curve and in the table
+    assert outline.words.count("what <my> loss counts") == 2
+    assert "Of a plugin" in outline.words and "<my>" not in text
+
+
+def test_the_page_of_a_folder_of_verify_has_its_lists(tmp_path):
+    write_list(tmp_path, "after", "test", 12.5)
+    os.rename(tmp_path / "verification/after/test", tmp_path / "test")
+    os.removedirs(tmp_path / "verification/after")
+    _, outline = render(tmp_path)
+    assert "12.50 %" in outline.words and outline.tags.count("svg") == 3
 
 
 def test_missing_folder_is_an_error_that_names_it(tmp_path):
@@ -216,15 +191,17 @@ def test_missing_folder_is_an_error_that_names_it(tmp_path):
 def test_page_of_one_epoch_without_verification(tmp_path):
     write_log(tmp_path, [record(1)])
     _, outline = render(tmp_path)
-    assert "Nothing warns in 1 epoch." in outline.words
-    assert outline.tags.count("svg") == 4
+    assert "No warning in 1 epoch." in outline.words
+    # a curve of one point says no more than the table
+    assert outline.tags.count("svg") == 0
+    assert "embedding spread0.9" in outline.words
 
 
 def test_loss_that_is_not_finite_is_a_warning(tmp_path):
     write_log(tmp_path, [record(1), record(2, loss=float("nan")), record(3)])
     _, outline = render(tmp_path)
     assert "The training loss is not finite. (epoch 2)" in outline.words
-    assert "Nothing warns" not in outline.words
+    assert "No warning in 3 epochs" not in outline.words
 
 
 def test_equal_warnings_are_one_line_with_their_epochs():
@@ -321,10 +298,10 @@ def test_gate_is_drawn_at_both_ends_and_12_times_at_most(tmp_path):
     assert (titles[0], titles[-1]) == ("1", "40")
     assert len(outline.ids) == len(set(outline.ids))
     # in a picture or not, the reason of each epoch is there as text
-    assert "Why, in 40 epochs" in outline.words
+    assert "Decisions in 40 epochs" in outline.words
     for epoch in range(1, 41):
         assert f"reason <{epoch}>" in outline.words
-    assert "0.500yes62.5 %–" in outline.words
+    assert "0.500yes62.5\xa0%–" in outline.words
 
 
 def test_gates_share_an_axis(tmp_path, monkeypatch):
@@ -332,9 +309,9 @@ def test_gates_share_an_axis(tmp_path, monkeypatch):
 
     def watch(figure, title, text=""):
         drawn.append(figure.axes[0].get_xlim())
-        return ""
+        return Figure(title, "", text)
 
-    monkeypatch.setattr(page.html, "figure", watch)
+    monkeypatch.setattr(page, "figure", watch)
     write_gate(tmp_path, [gate(1), gate(9)])
     render(tmp_path)
     assert drawn[0] == drawn[1] and drawn[0][0] <= -15
@@ -347,7 +324,7 @@ def test_a_gate_that_cannot_be_drawn_is_noted(tmp_path):
     text, outline = render(tmp_path)
     assert text.count("<b>Gate after") == 2
     assert "Gate of epoch 2: expected a histogram" in outline.words
-    assert "Gate of epoch 3: expected a mixture" in outline.words
+    assert "Gate of epoch 3: expected a histogram" in outline.words
 
 
 def test_pseudo_labels_have_curves(tmp_path):
@@ -355,10 +332,9 @@ def test_pseudo_labels_have_curves(tmp_path):
     stats = dict(zip(names, (0.5, 0.25, 0.125, 0.75, 0.9)))
     write_log(tmp_path, [record(1, **stats), record(2, **stats)])
     text, outline = render(tmp_path)
-    # loss, lr, EER, spread; shares in one, accuracy, confidence
-    assert outline.tags.count("svg") == 7
-    assert "corrected: share that learnt instead" in outline.words
-    assert "trusted: share of utterances whose" in outline.words
+    # loss, lr, EER, spread, speed, and these
+    assert outline.tags.count("svg") == 5 + len(names)
+    assert "Selected" in outline.words and "trusted" not in outline.words
 
 
 def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):

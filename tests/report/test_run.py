@@ -24,9 +24,39 @@ def test_tags_are_in_order_of_time(tmp_path):
         place = tmp_path / "verification" / tag / "test"
         place.mkdir(parents=True)
         (place / "metrics.json").write_text("{}")
-    found = run.read_verification(tmp_path, [])
+    found = run.read_run(tmp_path).lists
     order = ["before", "epoch_9", "epoch_10", "after"]
     assert list(found["test"]) == order
+
+
+def test_a_folder_of_verify_is_read_with_its_kinds_of_scores(tmp_path):
+    both = {"raw": {"EER": 2.0}, "as_norm": {"EER": 1.0}}
+    for name, found in {"a": both, "b": {"EER": 3.0}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(found))
+    found = run.read_run(tmp_path)
+    assert found.lists["a"]["verified"].metrics == both
+    assert found.lists["b"]["verified"].metrics == {"raw": {"EER": 3.0}}
+    assert found.notes == []
+
+
+def test_the_size_of_the_data_is_that_of_the_training_csv(tmp_path):
+    (tmp_path / "save").mkdir()
+    rows = ["ID,duration,wav", "a,1800.0,x", "b,900.0,y"]
+    (tmp_path / "save/train.csv").write_text("\n".join(rows))
+    (tmp_path / "save/unreadable.csv").write_text("ID,reason\na,empty\n")
+    found = run.read_run(tmp_path).data
+    assert found == {"utterances": 2, "hours": 0.75, "unreadable": 1}
+    (tmp_path / "save/train.csv").write_text("ID,duration\na,?\n")
+    found = run.read_run(tmp_path)
+    assert "duration" in " ".join(found.notes) and "line 2" in found.notes[-1]
+
+
+def test_settings_are_read_and_nothing_of_them_is_run():
+    text = "a: 1\nb: !apply:os.system [exit 1]\nc: [!ref <a>, &x 2]\nd: *x\n"
+    found = run.read_settings(text)
+    assert found == {"a": 1, "b": "!apply:os.system", "c": ["!ref", 2], "d": 2}
+    assert run.read_settings("a: [") == run.read_settings("- 1") == {}
 
 
 def test_scores_with_tabs_may_have_spaces_in_names(tmp_path):
@@ -64,8 +94,9 @@ def test_the_gate_is_read_and_its_broken_lines_are_noted(tmp_path):
 def test_long_texts_are_cut(tmp_path):
     path = tmp_path / "hyperparams.yaml"
     path.write_text("x" * 200_001)
-    assert run.read_text(path).endswith("x\n... (cut here)")
-    assert len(run.read_text(path)) < 200_100
+    text = run.read_run(tmp_path).settings
+    assert text.endswith("x\n... (cut here)")
+    assert len(text) < 200_100
 
 
 def test_embeddings_that_are_empty_are_named(tmp_path):
