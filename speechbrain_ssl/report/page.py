@@ -44,7 +44,12 @@ DRAWN_TAGS = 6
 DRAWN_GATES = 12
 WARNINGS_SHOWN = 20
 COUNTS = ("threshold", "trials", "targets", "files")
-KINDS = {"raw": "", "as_norm": "AS-norm", "plda": "PLDA"}
+KINDS = {
+    "raw": "",
+    "as_norm": "AS-norm",
+    "plda": "PLDA",
+    "calibrated": "calibrated",
+}
 MAP_WORDS = (
     "each point is a file; near points are similar embeddings, distances "
     "between far groups mean little"

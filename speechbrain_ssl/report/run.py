@@ -1,7 +1,7 @@
 """Reads the files of a run folder; a file that cannot be read becomes a note.
 
 A training leaves ``hyperparams.yaml`` (settings), ``train_log.jsonl`` (one
-JSON object for each epoch), ``save/train.csv`` and ``save/statistics.json``
+JSON object for each epoch), ``save/train.csv`` and ``stats_help.json``
 (what each statistic of the log means); on pseudo-labels also ``gate.jsonl``.
 The demo adds ``summary.json`` and ``verification/<tag>/<trial list>/``, where
 the tag is ``before`` or ``after`` training, or any other name. Each trial list
@@ -85,7 +85,7 @@ def read_run(folder: str) -> Run:
         summary=read(read_object, "summary.json", {}),
         settings=read(_read_text, "hyperparams.yaml", ""),
         records=records,
-        meanings=read(read_object, "save/statistics.json", {}),
+        meanings=read(read_object, "stats_help.json", {}),
         gate=gate,
         lists=lists,
         data={

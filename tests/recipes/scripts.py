@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import runpy
+import signal
 import sys
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
@@ -25,6 +26,8 @@ def run_script(path, *arguments):
         Its arguments.
     """
     before = sys.argv, list(sys.path), sys.excepthook
+    signals = (signal.SIGTERM, signal.SIGINT)
+    handled = {number: signal.getsignal(number) for number in signals}
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     sys.argv = [str(path), *map(str, arguments)]
@@ -37,6 +40,8 @@ def run_script(path, *arguments):
             raise RuntimeError(f"{path} ended with {end.code}") from end
     finally:
         sys.argv, sys.path[:], sys.excepthook = before
+        for number, handler in handled.items():
+            signal.signal(number, handler)
         for handler in set(root.handlers) - set(handlers):
             handler.close()
         root.handlers[:], root.level = handlers, level

@@ -1,6 +1,7 @@
 """Each row of the recipe tables runs on tiny data, as SpeechBrain runs it."""
 
 import csv
+import json
 import os
 import pathlib
 import re
@@ -35,6 +36,15 @@ def missing_files(row, output):
     return [name for name in names if not (output / name).is_file()]
 
 
+def unexplained_statistics(output):
+    """Statistics of a training log of which the report says nothing."""
+    meanings = json.loads((output / "stats_help.json").read_text())
+    lines = (output / "train_log.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    logged = {name for record in records for name in record["train"]}
+    return logged - {name for name, text in meanings.items() if text}
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory):
     """A folder with the samples that the rows name."""
@@ -61,6 +71,8 @@ def test_row(row, sandbox, monkeypatch):
         f"--output_folder={output}",
     )
     assert not missing_files(row, output)
+    if "train_log.jsonl" in row["test_debug_checks"]:
+        assert not unexplained_statistics(output)
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])

@@ -145,7 +145,7 @@ def write_run(folder):
     write_list(folder, "before", "test", 33.25)
     (folder / "save").mkdir()
     help_of = {"loss": "what <training> minimizes", "accuracy": "a share"}
-    (folder / "save/statistics.json").write_text(json.dumps(help_of))
+    (folder / "stats_help.json").write_text(json.dumps(help_of))
     (folder / "hyperparams.yaml").write_text(
         "# Generated 2026-11-07 from:\n# /home/me/train_moco.yaml\n"
         "# MoCo on a folder of unlabelled audio; small\n"

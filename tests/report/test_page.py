@@ -167,7 +167,7 @@ def test_accuracy_is_of_views_unless_there_are_pseudo_labels(tmp_path):
 def test_statistics_have_the_meanings_that_the_run_stored(tmp_path):
     (tmp_path / "save").mkdir()
     help_of = {"of_a_plugin": "what <my> loss counts"}
-    (tmp_path / "save/statistics.json").write_text(json.dumps(help_of))
+    (tmp_path / "stats_help.json").write_text(json.dumps(help_of))
     write_log(tmp_path, [record(n, of_a_plugin=0.5 * n) for n in (1, 2)])
     text, outline = render(tmp_path)
     # at the curve and in the table
