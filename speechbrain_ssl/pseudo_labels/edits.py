@@ -7,10 +7,10 @@
     drop,12,       the utterances of cluster 12 get no label
     drop,,ID       this utterance gets no label
 
-Clusters have the numbers of ``spk_id`` in the ``pseudo_labels.csv`` that is
-corrected. Lines are applied in order: after a merge, both numbers name the
-merged cluster; a cluster that was dropped or split cannot be named again.
-Repeated lines have no further effect.
+A cluster has the number ``spk_id`` of the ``pseudo_labels.csv`` to correct.
+Lines are applied in order. After a merge, both numbers refer to the merged
+cluster. After it is dropped or split, a cluster cannot be used again. A
+repeated line has no effect.
 """
 
 import csv
@@ -39,7 +39,7 @@ class Edit(NamedTuple):
     cluster : int
         The cluster; None for ``drop_utterance``.
     value : int or str
-        The merged cluster, the number of parts, or the ID; None for ``drop``.
+        Cluster to merge, number of parts, or ID; None for ``drop``.
     """
 
     place: str
@@ -56,9 +56,8 @@ class Edited(NamedTuple):
     labels : np.ndarray
         int64 cluster of each utterance, from 0 without gaps, -1 for none [n].
     report : dict
-        Number of applied lines of each action, of lines without effect
-        (``repeated``), and of utterances that lost their label
-        (``utterances_dropped``).
+        Number of applied lines by action, of ``repeated`` lines, and of
+        utterances that lost their label (``utterances_dropped``).
     """
 
     labels: np.ndarray
@@ -66,17 +65,7 @@ class Edited(NamedTuple):
 
 
 def read_edits(csv_path):
-    """Reads corrections and checks their format.
-
-    Arguments
-    ---------
-    csv_path : str
-        The file.
-
-    Returns
-    -------
-    list of Edit
-        In the order of the lines.
+    """Reads ``edits.csv`` into a list of Edit.
 
     Raises
     ------
@@ -95,7 +84,9 @@ def read_edits(csv_path):
         try:
             rows = [(reader.line_num, row) for row in reader if any(row)]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{csv_path} is no UTF-8 CSV: {error}") from error
+            raise ValueError(
+                f"{csv_path} is not a UTF-8 CSV file: {error}"
+            ) from error
     header = [name.strip() for name in rows[0][1]] if rows else []
     if header != list(COLUMNS):
         raise ValueError(
@@ -103,7 +94,7 @@ def read_edits(csv_path):
             f"{','.join(header)!r}."
         )
     if len(rows) < 2:
-        raise ValueError(f"{csv_path} has no line below its header.")
+        raise ValueError(f"{csv_path} has a header but no other line.")
     return [
         _parse(row, f"{csv_path}, line {line_num}")
         for line_num, row in rows[1:]
@@ -111,15 +102,15 @@ def read_edits(csv_path):
 
 
 def apply_edits(edits, labels, ids, matrix, seed=0):
-    """Corrects labels.
+    """Applies edits to labels.
 
     Arguments
     ---------
     edits : list of Edit
-        Of ``read_edits``.
+        From ``read_edits``.
     labels : np.ndarray
-        Cluster of each utterance, with the numbers of the edits; negative for
-        none [n].
+        Cluster of each utterance, as numbered in the edits; negative for none
+        [n].
     ids : list of str
         IDs of the utterances [n].
     matrix : np.ndarray
@@ -161,46 +152,40 @@ def apply_edits(edits, labels, ids, matrix, seed=0):
 
 
 class _State:
-    """Labels while edits are applied.
-
-    Arguments
-    ---------
-    labels, ids, matrix, seed
-        As for ``apply_edits``.
-    """
+    """Labels while edits are applied."""
 
     def __init__(self, labels, ids, matrix, seed):
         labels = np.asarray(labels)
         self.numbers, place = np.unique(labels, return_inverse=True)
-        # home[place]: number of the cluster that now holds an original one
+        # home[place]: number of the present cluster of an original one
         self.place = np.where(labels >= 0, place, -1)
         self.home = np.arange(len(self.numbers))
         self.ids, self.matrix, self.seed = ids, matrix, seed
         self.rows = None
 
     def labels(self):
-        """Current cluster of each utterance, negative for none [n]."""
+        """Returns the present cluster of each utterance, negative for none."""
         return np.where(self.place >= 0, self.home[self.place], -1)
 
     def find(self, number, place):
-        """Current number of a cluster, or DROPPED."""
+        """Returns the present number of a cluster, or DROPPED."""
         row = np.searchsorted(self.numbers, number)
         known = row < len(self.numbers) and self.numbers[row] == number
         if not known or number < 0:
             raise ValueError(
-                f"{place}: there is no cluster {number} in the labels. "
-                "Clusters have the numbers of spk_id in pseudo_labels.csv."
+                f"{place}: the labels have no cluster {number}. Expected a "
+                "number from the column spk_id of pseudo_labels.csv."
             )
         if self.home[row] == SPLIT:
             raise ValueError(
                 f"{place}: cluster {number} was split by a line above, and its "
-                "parts have no numbers yet. Put this line before that one, or "
+                "parts have no numbers yet. Put this line before the split, or "
                 "correct the new labels."
             )
         return self.home[row]
 
     def find_existing(self, number, place):
-        """Current number of a cluster that was not dropped."""
+        """Returns the present number of a cluster that was not dropped."""
         found = self.find(number, place)
         if found == DROPPED:
             raise ValueError(
@@ -210,12 +195,12 @@ class _State:
         return found
 
     def row_of(self, name, place):
-        """Row of an utterance."""
+        """Returns the row of an utterance."""
         if self.rows is None:
             self.rows = {name: row for row, name in enumerate(self.ids)}
         row = self.rows.get(name)
         if row is None:
-            raise ValueError(f"{place}: there is no utterance {name!r}.")
+            raise ValueError(f"{place}: the labels have no utterance {name!r}.")
         return row
 
 
@@ -245,7 +230,7 @@ def _drop_utterance(state, edit):
 
 
 def _split(state, edit):
-    """Splits a cluster; its parts get new rows of the table."""
+    """Splits a cluster; its parts get new places."""
     cluster = state.find_existing(edit.cluster, edit.place)
     rows = np.flatnonzero(state.labels() == cluster)
     if edit.value > len(rows):
@@ -259,7 +244,7 @@ def _split(state, edit):
     if len(names) < edit.value:
         raise ValueError(
             f"{edit.place}: k-means found only {len(names)} of {edit.value} "
-            f"parts of cluster {edit.cluster}. Ask for fewer."
+            f"parts of cluster {edit.cluster}. Give a smaller number."
         )
     first = len(state.home)
     state.home[state.home == cluster] = SPLIT
@@ -305,11 +290,11 @@ def _parse_drop(cluster, value, place):
 
 
 def _number(text, column, least, place):
-    """A whole number from ``least`` on."""
+    """Parses a whole number, ``least`` or more."""
     text = text.strip()
     if not (text.isascii() and text.isdigit()) or int(text) < least:
         raise ValueError(
-            f"{place}: {column} must be a whole number from {least}, not "
+            f"{place}: {column} must be a whole number, {least} or more, not "
             f"{text!r}."
         )
     return int(text)

@@ -1,9 +1,10 @@
-"""Pseudo-labels on disk.
+"""Files of pseudo-labels.
 
-``pseudo_labels.csv`` is the training CSV with a column ``spk_id``, so that
-SpeechBrain's own training scripts read it; utterances without a label are not
-in it. ``report.json`` beside it says which embeddings the labels come from and
-how good they seem. It is written last: without it, the labels are not whole.
+``pseudo_labels.csv`` is the training CSV with a column ``spk_id``, as training
+scripts of SpeechBrain expect it, without the utterances that have no label.
+``report.json`` in the same folder has the hash of the embeddings and the
+quality of the labels. It is written last: without it, the labels are
+incomplete.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from speechbrain_ssl.files import hash_of, read_json, write_json, write_whole
 logger = logging.getLogger(__name__)
 
 CSV_NAME, REPORT_NAME = "pseudo_labels.csv", "report.json"
-# which labels a training had, in its output folder
+# records the labels of a training, in its output folder
 TRAINED_ON = "trained_on.json"
 COLUMN = "spk_id"
 SPEAKER_COLUMNS = ("spk_id", "speaker", "speaker_id")
@@ -38,13 +39,13 @@ class Labels(NamedTuple):
     Arguments
     ---------
     utterances : Utterances
-        Those that have a label.
+        The utterances.
     classes : np.ndarray
-        int64 class of each, from 0 without gaps [utterances].
+        int64 class of each utterance, from 0 without gaps [utterances].
     count : int
         Number of classes.
     report : dict
-        report.json; None if it was not there.
+        Content of report.json, or None.
     names : np.ndarray
         int64 ``spk_id`` of each class, ascending [count].
     """
@@ -61,32 +62,32 @@ def write_labels(
 ):
     """Writes ``pseudo_labels.csv`` and ``report.json``.
 
-    Paths below the utterances' ``data_root`` are written as ``$data_root/``,
-    so that the file may be used where the audio lies elsewhere.
+    Paths in the ``data_root`` of the utterances are written as
+    ``$data_root/...``, so that the audio can be moved.
 
     Arguments
     ---------
     folder : str
-        Where to write; it is made.
+        Output folder; it is created.
     utterances : Utterances
-        The training set.
+        The training set, or a part of it.
     ids : list of str
-        IDs of the utterances that were clustered [n].
+        IDs of the clustered utterances [n].
     labels : np.ndarray
         Their clusters, from 0, -1 for none [n].
     embeddings : str
         Hash of the embeddings that were clustered.
     report : dict
-        What else to put into report.json.
+        More entries of report.json.
     count : int
-        Size of the training set; None: that of ``utterances``, which may be
-        a part of it.
+        Size of the training set; None: number of ``utterances``.
 
     Returns
     -------
     dict
-        What was written there: ``report`` and ``labels``, with "embeddings",
-        "utterances" (of the training set), "labelled" and "clusters".
+        Content of report.json: ``report`` and ``labels``, which has
+        "embeddings", "utterances" (size of the training set), "labelled" and
+        "clusters".
 
     Raises
     ------
@@ -107,19 +108,19 @@ def write_labels(
     if len(ids) != len(labels):
         raise ValueError(
             f"Expected a label for each of {len(ids)} utterances, found "
-            f"{len(labels)}."
+            f"{len(labels)} labels."
         )
     labels = np.asarray(labels).tolist()
     found = {name: label for name, label in zip(ids, labels) if label >= 0}
     if unknown := set(found).difference(utterances.ids()):
         raise ValueError(
             f"{len(unknown)} labelled utterances are not in the training set, "
-            f"the first one is {min(unknown)!r}. Cluster the embeddings of "
-            "this training set."
+            f"e.g. {min(unknown)!r}. Cluster the embeddings of this training "
+            "set."
         )
     report_path = os.path.join(folder, REPORT_NAME)
     with contextlib.suppress(FileNotFoundError):
-        os.remove(report_path)  # it would speak of other labels
+        os.remove(report_path)  # it belongs to other labels
     rows = (utterances.row(row) for row in range(len(utterances)))
     write_annotation(
         os.path.join(folder, CSV_NAME),
@@ -156,25 +157,24 @@ def read_labels(
     training=None,
     allow_missing=False,
 ):
-    """Reads labels back and checks them.
+    """Reads ``pseudo_labels.csv`` and checks it.
 
     Classes are numbered from 0 without gaps, in the order of ``spk_id``, so
-    that a file from which clusters were deleted by hand is good too.
+    rows may have been deleted from the file.
 
     Arguments
     ---------
     csv_path : str
         The file of labels.
     data_root : str
-        Folder that stands for ``$data_root``.
+        Folder that replaces ``$data_root``.
     embeddings : str
-        Hash of the embeddings that the labels must come from, which
-        report.json beside the file says; None does not ask.
+        Expected hash of the embeddings in report.json. None: no check.
     training : Utterances
-        The training set that they must be of; None does not ask.
+        Expected training set. None: no check.
     allow_missing : bool
-        Whether more utterances of ``training`` may be without a label than
-        when the labels were made.
+        Whether more utterances of ``training`` may have no label than when
+        the labels were made.
 
     Returns
     -------
@@ -184,10 +184,10 @@ def read_labels(
     Raises
     ------
     FileNotFoundError
-        If there is no such file, or no report.json where one is needed.
+        If the file, or a report.json that is needed, does not exist.
     ValueError
-        If the labels are of other embeddings or of another training set, if
-        a row is wrong, or if there is only one class.
+        If the labels belong to other embeddings or another training set, a
+        row is invalid, or there is only one class.
     """
     report_path = os.path.join(os.path.dirname(csv_path), REPORT_NAME)
     report = None
@@ -203,19 +203,19 @@ def read_labels(
 
 
 def note_labels(run_folder, csv_path):
-    """Writes down which labels a training has; it may not go on with others.
+    """Records the labels of a training; a resumed one must have the same.
 
     Arguments
     ---------
     run_folder : str
-        Its output folder.
+        Output folder of the training.
     csv_path : str
         The file of labels.
 
     Raises
     ------
     ValueError
-        If it was begun with other labels.
+        If the training started with other labels.
     """
     if os.path.isfile(os.path.join(run_folder, TRAINED_ON)):
         check_same_labels(run_folder, csv_path)
@@ -225,54 +225,40 @@ def note_labels(run_folder, csv_path):
 
 
 def check_same_labels(run_folder, csv_path):
-    """Refuses labels that an earlier training did not have.
+    """Checks that an earlier training used the same labels.
 
     Arguments
     ---------
     run_folder : str
-        The output folder of that training.
+        Output folder of the training.
     csv_path : str
         The file of labels.
 
     Raises
     ------
     FileNotFoundError
-        If the folder does not say which labels it had.
+        If the folder has no record of its labels.
     ValueError
-        If they were others.
+        If the labels differ.
     """
     path = os.path.join(run_folder, TRAINED_ON)
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{path} is missing, which says what labels {run_folder} was "
-            "trained on. Name the output folder of train_pseudo_labels.py."
+            f"{path} does not exist, so the labels of {run_folder} are "
+            "unknown. Give an output folder of train_pseudo_labels.py."
         )
     record = read_json(path)
     found = hash_of(csv_path)
     if found != record["hash"]:
         raise ValueError(
             f"{run_folder} was trained on {record['labels']} "
-            f"({record['hash'][:12]}...); {csv_path} has other labels "
-            f"({found[:12]}...), to which its classifier does not belong. "
-            "Give the same file, or start in a new output_folder."
+            f"({record['hash'][:12]}...), but {csv_path} has other labels "
+            f"({found[:12]}...). Give the same file, or a new output_folder."
         )
 
 
 def labels_of(labels, ids):
-    """Puts labels in the order of other utterances.
-
-    Arguments
-    ---------
-    labels : Labels
-        What ``read_labels`` gave.
-    ids : list of str
-        IDs in the wanted order [n].
-
-    Returns
-    -------
-    np.ndarray
-        int64 class of each ID, -1 if it has none [n].
-    """
+    """Returns the class of each ID in ``labels``, -1 for none, int64 [n]."""
     found = dict(zip(labels.utterances.ids(), labels.classes.tolist()))
     return np.array([found.get(name, -1) for name in ids], np.int64)
 
@@ -280,8 +266,8 @@ def labels_of(labels, ids):
 def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
     """Reads true speakers: for reports, and for supervised training.
 
-    A row without a speaker counts as no row; utterances without a row have no
-    speaker. The numbers of both, and of rows of no utterance, are logged.
+    Rows without a speaker, and rows of unknown utterances, are ignored. Their
+    numbers, and that of utterances without a speaker, are logged.
 
     Arguments
     ---------
@@ -289,12 +275,12 @@ def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
         A CSV file with the columns ``ID`` and ``spk_id``, ``speaker`` or
         ``speaker_id``. IDs may lack the extension of the audio file.
     ids : list of str
-        Utterances that are asked about [n].
+        IDs of utterances [n].
 
     Returns
     -------
     np.ndarray
-        int64 number of each one's speaker, -1 if unknown [n].
+        int64 number of the speaker of each utterance, -1 if unknown [n].
 
     Raises
     ------
@@ -313,16 +299,16 @@ def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
     numbers = {name: n for n, name in enumerate(sorted({*names} - {None}))}
     if not numbers:
         raise ValueError(
-            f"{csv_path} has a speaker for none of {len(ids)} utterances. "
+            f"{csv_path} has no speaker for any of {len(ids)} utterances. "
             f"Expected IDs such as {ids[0]!r}, found "
             f"{next(iter(speakers), None)!r}."
         )
     missing, unknown = names.count(None), len(speakers) - len(used)
     logger.log(
         logging.WARNING if missing or unknown or nameless else logging.INFO,
-        "%s: %d of %d utterances have a speaker, of %d speakers. %d utterances "
+        "%s: %d of %d utterances have a speaker (%d speakers). %d utterances "
         "have none and are left out. Ignored rows: %d without a speaker, %d of "
-        "no utterance.",
+        "unknown utterances.",
         csv_path,
         len(names) - missing,
         len(names),
@@ -335,7 +321,7 @@ def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
 
 
 def _read_speakers(csv_path):
-    """Speaker and line by ID, and the number of rows without a speaker."""
+    """Returns speaker and line of each ID, and the rows without a speaker."""
     speakers, lines, nameless = {}, {}, 0
     with open(csv_path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
@@ -351,7 +337,7 @@ def _read_speakers(csv_path):
                 raise ValueError(
                     f"{csv_path}, line {reader.line_num}: expected "
                     f"{len(columns)} values ({','.join(columns)}). Quote "
-                    "values that hold commas."
+                    "values that contain commas."
                 )
             name, speaker = row["ID"].strip(), row[named[0]].strip()
             if not speaker:
@@ -369,12 +355,13 @@ def _read_speakers(csv_path):
 
 
 def _rows(reader, csv_path):
-    """The rows of a CSV file, with the file in the error of a damaged one."""
+    """Yields the rows of a CSV file, and adds the file to errors."""
     try:
         yield from reader
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{csv_path} is no UTF-8 CSV after line {reader.line_num}: {error}"
+            f"{csv_path} is not a UTF-8 CSV file after line "
+            f"{reader.line_num}: {error}"
         ) from error
 
 
@@ -390,7 +377,7 @@ def _refuse_two_speakers(csv_path, keys, speakers, lines):
 
 
 def _portable(path, data_root):
-    """A path as it can be read where the audio lies elsewhere."""
+    """Replaces the folder of the audio in a path by ``$data_root``."""
     start = (data_root or "").rstrip("/") + "/"
     if data_root and path.startswith(start):
         return f"{ROOT}/{path[len(start) :]}"
@@ -398,29 +385,29 @@ def _portable(path, data_root):
 
 
 def _check_embeddings(csv_path, report, report_path, embeddings):
-    """Refuses labels that were made of other embeddings."""
+    """Checks that labels were made from these embeddings."""
     if report is None:
         raise FileNotFoundError(
-            f"{report_path} is missing, which says what {csv_path} was made "
-            "of. Make the labels again."
+            f"{report_path} does not exist, so the embeddings of {csv_path} "
+            "are unknown. Make the labels again."
         )
     found = report["labels"]["embeddings"]
     if found != embeddings:
         raise ValueError(
-            f"{csv_path} was made of other embeddings ({found[:12]}...) than "
-            f"those at hand ({embeddings[:12]}...). Make the labels again."
+            f"{csv_path} was made from other embeddings ({found[:12]}...) "
+            f"than the given ones ({embeddings[:12]}...). Make the labels "
+            "again."
         )
 
 
 def _check_training(csv_path, utterances, training, report, allow_missing):
-    """Refuses labels of another training set."""
+    """Checks that labels belong to a training set."""
     mine = set(training.ids())
     labelled = set(utterances.ids())
     if unknown := labelled - mine:
         raise ValueError(
             f"{csv_path}: {len(unknown)} utterances are not in the training "
-            f"set, the first one is {min(unknown)!r}. Make labels for this "
-            "training set."
+            f"set, e.g. {min(unknown)!r}. Make labels for this training set."
         )
     made = (report or {}).get("labels", {"utterances": 0, "labelled": 0})
     expected = made["utterances"] - made["labelled"]
@@ -429,25 +416,25 @@ def _check_training(csv_path, utterances, training, report, allow_missing):
             f"{csv_path}: {len(mine - labelled)} utterances of the training "
             f"set have no label, but {expected} when the labels were made; "
             f"one is {min(mine - labelled)!r}. Make labels for this training "
-            "set, or allow missing ones."
+            "set, or set allow_missing to True."
         )
 
 
 def _classes(csv_path, utterances):
-    """Values of ``spk_id`` [classes], and each one's class [utterances]."""
+    """Returns ``spk_id`` of each class, and the class of each utterance."""
     numbers = []
     for row in range(len(utterances)):
         text = utterances.row(row)[COLUMN]
         if not (text.isascii() and text.isdigit()):
             raise ValueError(
                 f"{csv_path}: {COLUMN} of {utterances.row(row)['ID']!r} is "
-                f"{text!r}, but must be a whole number from 0."
+                f"{text!r}; expected a whole number, 0 or more."
             )
         numbers.append(int(text))
     names, classes = np.unique(numbers, return_inverse=True)
     if len(names) < 2:
         raise ValueError(
-            f"{csv_path}: all utterances have the {COLUMN} {names[0]}. There "
-            "must be two classes at least."
+            f"{csv_path}: all utterances have the {COLUMN} {names[0]}. "
+            "Training needs at least two classes."
         )
     return names, classes.astype(np.int64)

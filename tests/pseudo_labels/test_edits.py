@@ -111,9 +111,12 @@ def test_what_was_merged_can_be_split(edit):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        (["merge,2,7"], "line 2: there is no cluster 7"),
-        (["merge,2,5", "", "drop,10,"], "line 4: there is no cluster 10"),
-        (["drop,,z"], "line 2: there is no utterance 'z'"),
+        (["merge,2,7"], "line 2: the labels have no cluster 7"),
+        (
+            ["merge,2,5", "", "drop,10,"],
+            "line 4: the labels have no cluster 10",
+        ),
+        (["drop,,z"], "line 2: the labels have no utterance 'z'"),
         (["drop,2,", "merge,2,5"], "line 3: cluster 2 was dropped"),
         (["drop,5,", "merge,2,5"], "line 3: cluster 5 was dropped"),
         (["merge,5,2", "drop,5,", "merge,2,9"], "line 4: cluster 2 was drop"),
@@ -126,11 +129,11 @@ def test_what_was_merged_can_be_split(edit):
         (["merge,x,2"], "line 2: cluster must be a whole number.*'x'"),
         (["merge,2,"], "line 2: value must be a whole number.*''"),
         (["merge,-1,2"], "line 2: cluster must be .*'-1'"),
-        (["split,2,1"], "line 2: value must be a whole number from 2"),
+        (["split,2,1"], "line 2: value must be a whole number, 2 or more"),
         (["drop,2,a"], "line 2: expected drop,CLUSTER, or drop,,ID"),
         (["drop,,"], "line 2: expected drop,CLUSTER, or drop,,ID"),
         (["drop,,a,b"], "line 2: expected action,cluster,value, found"),
-        ([], "no line below its header"),
+        ([], "a header but no other line"),
         (["drop,2,", "drop,5,", "drop,9,"], "No cluster"),
     ],
 )

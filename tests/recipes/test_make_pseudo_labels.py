@@ -171,7 +171,9 @@ def test_corrections_that_cannot_be_followed_change_nothing(run, tmp_path):
     edits = first / "edits.csv"
     edits.write_text("action,cluster,value\ndrop,7,\n")
     before = (first / "pseudo_labels.csv").read_text()
-    with pytest.raises(ValueError, match="line 2: there is no cluster 7"):
+    with pytest.raises(
+        ValueError, match="line 2: the labels have no cluster 7"
+    ):
         run(second, *flags, f"--edits={edits}")
     assert not (second / "pseudo_labels.csv").exists()
     with pytest.raises(ValueError, match="labels are to be corrected"):

@@ -1,8 +1,8 @@
-"""Makes the annotation of a folder of unlabelled audio.
+"""Writes the annotation of a folder of unlabelled audio.
 
-Run it as ``python audio_folder_prepare.py DATA_FOLDER OUT.csv``, or let the
-training script call ``prepare_audio_folder``. Running it again is quick: only
-new and changed files are looked at.
+The training scripts call ``prepare_audio_folder``. It can also be run by
+itself: ``python audio_folder_prepare.py DATA_FOLDER OUT.csv``. A second run is
+fast, because it examines only new and changed files.
 """
 
 import argparse
@@ -24,25 +24,26 @@ from speechbrain.utils.logger import get_logger
 logger = get_logger(__name__)
 
 PROBE_SECONDS = 0.1
-PROBE_PLACES = (1 / 6, 1 / 2, 5 / 6, 1)  # of the file; the end: is it cut?
-BLOCK_SECONDS = 30  # read at once from a file that may be silent
+# relative positions of the probes; the last one detects a truncated file
+PROBE_PLACES = (1 / 6, 1 / 2, 5 / 6, 1)
+BLOCK_SECONDS = 30  # part that is read at once if all probes are silent
 
 
 class File(NamedTuple):
-    """Size, length and rate of a file; the first four fields are cached.
+    """Properties of a file; the first four fields are cached.
 
     Arguments
     ---------
     size : int
-        In bytes.
+        Size in bytes.
     mtime : int
         Time of the last change in nanoseconds.
     frames : int
-        Length at the file's own rate.
+        Length in samples per channel.
     sample_rate : int
-        The file's own rate in Hz.
+        Sample rate of the file in Hz.
     problem : str
-        Why it cannot be used; empty if it can.
+        Reason why the file cannot be used, or an empty string.
     """
 
     size: int
@@ -62,13 +63,12 @@ def prepare_audio_folder(
     find=None,
     row=None,
 ):
-    """Lists the usable audio files of a folder in an annotation.
+    """Writes an annotation of the usable audio files in a folder.
 
-    Files of any rate and number of channels, in subfolders of any depth, as
-    ``audio.find`` finds them. IDs are paths relative to the folder. The
-    output does not depend on the number of workers. Lengths and rates of
-    usable files are kept next to the annotation, in
-    ``<save_csv>.cache.json``.
+    Files may have any sample rate and number of channels, and be in
+    subfolders (see ``audio.find``). IDs are paths relative to the folder. The
+    number of workers does not change the output. Lengths and sample rates of
+    usable files are cached in ``<save_csv>.cache.json``.
 
     Arguments
     ---------
@@ -77,25 +77,25 @@ def prepare_audio_folder(
     save_csv : str
         The annotation to write.
     skipped_csv : str
-        Where to list files that cannot be used, with columns ``wav,reason``;
-        by default skipped.csv next to the annotation.
+        List of the other files, with columns ``wav,reason``. None:
+        skipped.csv in the folder of the annotation.
     min_seconds : float
-        Shorter files are skipped.
+        Shorter files are left out.
     silence_db : float
-        Files that stay below this level (dB relative to full scale, without
-        DC offset) from start to end are skipped.
+        Files with a lower peak level (dB relative to full scale, without DC
+        offset) are left out.
     num_workers : int
-        Threads; by default four per processor, as they mostly wait for disks.
+        Number of threads. None: four per processor, because they mostly wait
+        for disks.
     find : callable
-        Replaces ``audio.find`` in recipes that know the tree of their
-        corpus.
+        Replacement of ``audio.find``, for corpora with a known layout.
     row : callable
-        Replaces ``annotation_row``.
+        Replacement of ``annotation_row``.
 
     Returns
     -------
     dict
-        Number of files by outcome: "usable", "too short", "silent" ...
+        Number of files by outcome: "usable", "too short", "silent", ...
 
     Raises
     ------
@@ -129,7 +129,7 @@ def prepare_audio_folder(
     with ThreadPool(num_workers or 4 * os.cpu_count()) as pool:
         files = tqdm(
             pool.imap(look, paths, chunksize=16),
-            desc="Looking at audio files",
+            desc="Examining audio files",
             total=len(paths),
             unit=" files",
         )
@@ -147,8 +147,7 @@ def prepare_audio_folder(
     if not usable:
         raise ValueError(
             f"None of the {len(paths)} audio files in {data_folder} can be "
-            f"used: {audio.describe(left_out)}. The reasons are in "
-            f"{skipped_csv}."
+            f"used: {audio.describe(left_out)}. See {skipped_csv}."
         )
     rows = map(row or annotation_row, usable, usable.values())
     write_annotation(save_csv, rows)
@@ -162,7 +161,7 @@ def prepare_audio_folder(
 
 
 def examine(data_folder, cache, min_seconds, silence_db, path):
-    """Decides whether a file can be used, reading as little as possible.
+    """Returns the ``File`` of a path, and reads as little as possible.
 
     Arguments
     ---------
@@ -171,16 +170,11 @@ def examine(data_folder, cache, min_seconds, silence_db, path):
     cache : dict
         Usable files of an earlier run, from ``read_cache``.
     min_seconds : float
-        Shortest length.
+        Smallest duration.
     silence_db : float
-        Level that has to be reached.
+        Smallest peak level.
     path : str
         The file.
-
-    Returns
-    -------
-    File
-        With the problem, if there is one.
     """
     try:
         status = os.stat(path)
@@ -198,19 +192,14 @@ def examine(data_folder, cache, min_seconds, silence_db, path):
 
 
 def annotation_row(path, file):
-    """One row of the annotation.
+    """Row of the annotation: ID, duration, wav, start, stop.
 
     Arguments
     ---------
     path : str
-        Relative to the data folder.
+        Path relative to the data folder.
     file : File
-        A usable one.
-
-    Returns
-    -------
-    tuple
-        ID, duration, wav, start, stop.
+        A usable file.
     """
     seconds = round(file.frames / file.sample_rate, 6)
     return path, seconds, f"$data_root/{path}", 0, file.frames
@@ -222,14 +211,14 @@ def read_cache(cache_file, settings):
     Arguments
     ---------
     cache_file : str
-        The file; it need not exist.
+        The file; it may be missing.
     settings : dict
-        Everything but the files that the outcome depends on.
+        Settings of the preparation.
 
     Returns
     -------
     dict
-        Size, mtime, frames and rate of usable files by relative path.
+        Relative path -> size, mtime, frames and sample rate.
     """
     try:
         with open(cache_file, encoding="utf-8") as file:
@@ -240,34 +229,24 @@ def read_cache(cache_file, settings):
 
 
 def write_cache(cache_file, settings, usable):
-    """Writes the file that ``read_cache`` reads.
-
-    Arguments
-    ---------
-    cache_file : str
-        The file to write.
-    settings : dict
-        Everything but the files that the outcome depends on.
-    usable : dict
-        Each ``File`` by relative path.
-    """
+    """Writes the cache; ``usable`` is a dict of relative path -> ``File``."""
     files = {path: file[:4] for path, file in usable.items()}
     with write_whole(cache_file) as out:
         json.dump({"settings": settings, "files": files}, out, indent=0)
 
 
 def _problem(file, min_seconds, silence_db):
-    """Why an open file cannot be used, or an empty string."""
+    """Returns why an open file cannot be used, or an empty string."""
     frames, rate = file.frames, file.rate
     if frames < min_seconds * rate:
-        return f"too short: {frames / rate:.2f} s of {min_seconds} s"
+        return f"too short: {frames / rate:.2f} s, less than {min_seconds} s"
     length = max(1, min(frames, int(PROBE_SECONDS * rate)))
     starts = [int(place * (frames - length)) for place in PROBE_PLACES]
     enough = 10 ** (silence_db / 20)
-    # all probes are read: each may find damage
+    # read all probes, because each may find a damaged part
     if max([_level(file, start, start + length) for start in starts]) >= enough:
         return ""
-    # maybe only the probes are silent
+    # all probes are silent: read the whole file
     block = BLOCK_SECONDS * rate
     for start in range(0, frames, block):
         if _level(file, start, min(start + block, frames)) >= enough:
@@ -276,12 +255,12 @@ def _problem(file, min_seconds, silence_db):
 
 
 def _level(file, start, stop):
-    """Largest deviation from the middle, 1 at full scale."""
+    """Peak level without DC offset, relative to full scale."""
     return float(np.ptp(file.read(start, stop)) / 2)
 
 
 def _parse_arguments():
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data_folder")
     parser.add_argument("save_csv")

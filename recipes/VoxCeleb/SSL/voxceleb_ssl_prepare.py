@@ -1,16 +1,16 @@
-"""Makes the annotation of VoxCeleb2 for training and the trials of VoxCeleb1.
+"""Writes the annotation of VoxCeleb2 and the trial lists of VoxCeleb1.
 
-Training calls ``prepare_voxceleb_ssl`` by itself. The trial lists are made
-once by hand::
+The training scripts call ``prepare_voxceleb_ssl``. Make the trial lists once
+before::
 
     > python voxceleb_ssl_prepare.py trials /corpora/voxceleb1 trials
 
-Both trees are taken as they are unpacked: ``dev/aac/id00012/VIDEO/00001.m4a``
+The layout is that of the unpacked archives: ``dev/aac/id00012/VIDEO/00001.m4a``
 (or ``dev/wav/...`` after a conversion) and ``wav/id10270/VIDEO/00001.wav``,
-with or without folders ``dev`` and ``test`` above. A VoxCeleb path holds the
-speaker; it stands in ID and wav, and no self-supervised training reads it. It
-is read here to keep the speakers of the test out, and by ``speaker_numbers``,
-which train_supervised.yaml names.
+with or without the folders ``dev`` and ``test``. A path of VoxCeleb, and
+therefore ID and wav, contains the speaker. Self-supervised training does not
+read it. This script uses it to exclude test speakers, and ``speaker_numbers``
+uses it for train_supervised.yaml.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from speechbrain.utils.logger import get_logger
 logger = get_logger(__name__)
 
 BASE_URL = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta"
-# the cleaned lists: their names there, and how many trials they have
+# file name and number of trials of the cleaned lists
 LISTS = {
     "O": ("veri_test2.txt", 37_611),
     "E": ("list_test_all2.txt", 579_818),
     "H": ("list_test_hard2.txt", 550_894),
 }
-DEPTH = 3  # of folders above those of the speakers
+DEPTH = 3  # largest number of folders above those of the speakers
 
 SPEAKER = re.compile(r"id\d{5}")
 SPEAKER_FOLDER = re.compile(r"(?:^|/)(id\d{5})/")
@@ -58,12 +58,12 @@ def prepare_voxceleb_ssl(
     allow_test_speakers=False,
     num_workers=None,
 ):
-    """Lists the training utterances of a VoxCeleb tree, without speakers.
+    """Writes an annotation of the training utterances of VoxCeleb.
 
     The columns are ID, duration, wav, start, stop; the ID is the path without
-    its extension. What is not used (the test split, copies of an utterance in
-    a second format, broken files ...) stands with the reason in skipped.csv
-    next to the annotation.
+    extension. Files that are not used (test split, copies of an utterance in
+    a second format, damaged files, ...) are listed with the reason in
+    skipped.csv in the same folder.
 
     Arguments
     ---------
@@ -72,14 +72,14 @@ def prepare_voxceleb_ssl(
     save_csv : str
         The annotation to write.
     min_seconds : float
-        Shorter files are skipped.
+        Shorter files are left out.
     held_out : list of str
-        Trial lists whose speakers must not be trained on; by default they
-        are the 40 speakers of VoxCeleb1-O, for which no list is needed.
+        Trial lists whose speakers must not be in the training set. None: the
+        40 speakers of VoxCeleb1-O, which needs no list.
     allow_test_speakers : bool
-        Trains on them all the same; error rates on them mean nothing then.
+        Whether to allow these speakers. Error rates on them are then invalid.
     num_workers : int
-        Threads; by default four per processor.
+        Number of threads. None: four per processor.
 
     Returns
     -------
@@ -91,9 +91,10 @@ def prepare_voxceleb_ssl(
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        If it has no usable audio in VoxCeleb's tree, or speakers of the test.
+        If the folder has no usable audio in the layout of VoxCeleb, or has
+        test speakers.
     OSError
-        If it has m4a files and torchcodec is not installed.
+        If the folder has m4a files and torchcodec is not installed.
 
     Example
     -------
@@ -121,34 +122,27 @@ def prepare_voxceleb_ssl(
 
 
 def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
-    """Finds the files to train on, each utterance once.
+    """Finds the training files, one for each utterance.
 
     Arguments
     ---------
     data_folder : str
-        Where to look.
+        The folder to search.
     held_out : set of str
-        Speakers that must not be there.
+        Test speakers.
     allow_test_speakers : bool
-        Whether they may be there after all.
+        Whether to allow test speakers.
 
     Returns
     -------
     paths : list of str
-        Sorted.
+        Sorted paths.
     left_out : dict
-        Reasons by path, for the other files.
-
-    Raises
-    ------
-    ValueError
-        If there is no utterance, or one of a speaker that is held out.
-    OSError
-        If torchcodec is needed and not installed.
+        Path of each other file -> reason.
     """
     files, problems = audio.find(data_folder)
     chosen, speakers = {}, set()
-    # of several formats the one that is read fastest
+    # the format that is fastest to read comes first
     files.sort(key=lambda path: (_format_rank(path), path))
     for path in files:
         name = os.path.relpath(path, data_folder)
@@ -156,7 +150,7 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
         if not found:
             problems[path] = "not VoxCeleb: expected idNNNNN/VIDEO/NNNNN.*"
         elif TEST_SPLIT.search(found["above"]):
-            problems[path] = "test split: not trained on"
+            problems[path] = "test split: not used for training"
         elif found["key"] in chosen:
             problems[path] = f"duplicate: {chosen[found['key']]} is used"
         else:
@@ -164,9 +158,10 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
             speakers.add(found["speaker"])
     if not chosen:
         raise ValueError(
-            f"{data_folder} has {len(files)} audio files, but none to train "
-            "on in VoxCeleb's tree, e.g. dev/aac/id00012/VIDEO/00001.m4a. "
-            "Set data_folder to the folder that holds dev or the speakers."
+            f"{data_folder} has {len(files)} audio files, but no training "
+            "file in the layout of VoxCeleb, e.g. "
+            "dev/aac/id00012/VIDEO/00001.m4a. Set data_folder to the folder "
+            "that contains dev or the speakers."
         )
     _check_speakers(speakers, held_out, allow_test_speakers)
     paths = [
@@ -177,40 +172,31 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
 
 
 def utterance_row(path, file):
-    """One row of the annotation.
+    """Row of the annotation; its ID has no extension, so that converting the
+    file does not change it.
 
     Arguments
     ---------
     path : str
-        Relative to the data folder.
+        Path relative to the data folder.
     file : audio_folder_prepare.File
-        What is known of it.
-
-    Returns
-    -------
-    tuple
-        ID, duration, wav, start, stop. The ID outlives a conversion.
+        Properties of the file.
     """
     return os.path.splitext(path)[0], *annotation_row(path, file)[1:]
 
 
 def speakers_of(lists):
-    """Speakers of trial lists, by the folders of their files.
+    """Returns the set of speakers in trial lists of VoxCeleb1.
 
     Arguments
     ---------
     lists : list of str
-        Trial lists of VoxCeleb1; a single path will do.
-
-    Returns
-    -------
-    set of str
-        Such as id10270.
+        One or more trial lists.
 
     Raises
     ------
     ValueError
-        If a list names a file that is in no speaker's folder.
+        If the path of a file has no speaker.
     """
     speakers = set()
     for list_path in [lists] if isinstance(lists, str) else lists:
@@ -220,30 +206,30 @@ def speakers_of(lists):
             ]
             if not found:
                 raise ValueError(
-                    f"{list_path} has {file}, which is in no folder of a "
-                    "speaker (idNNNNN). held_out takes lists of VoxCeleb1."
+                    f"{list_path} has {file}, which is not in the folder of a "
+                    "speaker (idNNNNN). Set held_out to lists of VoxCeleb1."
                 )
             speakers.add(found[-1])
     return speakers
 
 
 def speaker_numbers(ids):
-    """Speakers of utterances, for supervised training alone.
+    """Returns the speaker of each utterance, for supervised training.
 
     Arguments
     ---------
     ids : list of str
-        IDs that ``prepare_voxceleb_ssl`` gave [n].
+        IDs from ``prepare_voxceleb_ssl`` [n].
 
     Returns
     -------
     np.ndarray
-        int64 number of each one's speaker [n].
+        int64 number of the speaker of each utterance [n].
 
     Raises
     ------
     ValueError
-        If an ID is in no speaker's folder.
+        If an ID has no speaker.
 
     Example
     -------
@@ -253,33 +239,33 @@ def speaker_numbers(ids):
     found = [SPEAKER_FOLDER.search(name) for name in ids]
     if None in found:
         raise ValueError(
-            f"The ID {ids[found.index(None)]!r} is in no folder of a speaker "
-            "(idNNNNN). Give speakers as a CSV with ID and spk_id."
+            f"The ID {ids[found.index(None)]!r} is not in the folder of a "
+            "speaker (idNNNNN). Give speakers as a CSV with ID and spk_id."
         )
     names = np.array([match[1] for match in found])
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):
-    """Makes trial lists whose paths start from the VoxCeleb1 folder.
+    """Writes trial lists with paths relative to the folder of VoxCeleb1.
 
-    The official lists are downloaded unless they are there.
+    Official lists that are not in ``lists_folder`` are downloaded.
 
     Arguments
     ---------
     data_folder : str
-        VoxCeleb1; O needs its test split, E and H need both.
+        VoxCeleb1. O needs its test split, E and H need both splits.
     lists_folder : str
-        Where official lists are kept and ``vox1_O.txt`` ... are written.
+        Folder of the official lists, and of the output ``vox1_O.txt``, ...
     names : str
-        Which lists: letters of O, E and H, all cleaned.
+        Letters of the cleaned lists: O, E and H.
     base_url : str
-        Where the official lists are.
+        URL of the folder of official lists.
 
     Returns
     -------
     list of str
-        The lists written, for ``verify.py`` with data_root: data_folder.
+        The written lists, for ``verify.py`` with data_root: data_folder.
 
     Raises
     ------
@@ -288,13 +274,13 @@ def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):
     OSError
         If a list cannot be downloaded.
     ValueError
-        If there is no such list, or it is damaged.
+        If a list is unknown or damaged.
     """
     unknown = set(names) - set(LISTS)
     if unknown:
         raise ValueError(
-            f"There is no list {', '.join(sorted(unknown))} of VoxCeleb1; "
-            f"choose from {', '.join(LISTS)}."
+            f"VoxCeleb1 has no list {', '.join(sorted(unknown))}; choose from "
+            f"{', '.join(LISTS)}."
         )
     places = find_speakers(data_folder)
     written = []
@@ -306,8 +292,8 @@ def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):
         trials = read_trials(source, need_labels=True)
         if len(trials.targets) != count:
             logger.warning(
-                f"{source} has {len(trials.targets)} trials, the official "
-                f"list has {count}: figures will not compare."
+                f"{source} has {len(trials.targets)} trials, but the official "
+                f"list has {count}: error rates are not comparable."
             )
         files = _locate(trials.files, places, data_folder, source)
         path = os.path.join(lists_folder, f"vox1_{name}.txt")
@@ -321,7 +307,7 @@ def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):
 
 
 def find_speakers(data_folder):
-    """Finds the folders of the speakers, whatever is above them.
+    """Finds the folders of the speakers.
 
     Arguments
     ---------
@@ -331,12 +317,12 @@ def find_speakers(data_folder):
     Returns
     -------
     dict
-        Folders that hold a speaker's, relative to data_folder, by speaker.
+        Speaker -> parent folders of its folders, relative to data_folder.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If no speaker is found.
     """
     places = {}
     for parent, folders, _ in os.walk(data_folder, followlinks=True):
@@ -352,68 +338,61 @@ def find_speakers(data_folder):
         ]
     if not places:
         raise FileNotFoundError(
-            f"{data_folder} holds no folders of speakers such as "
-            "wav/id10270. Give the folder of VoxCeleb1."
+            f"{data_folder} has no folders of speakers, e.g. wav/id10270. "
+            "Give the folder of VoxCeleb1."
         )
     return places
 
 
 def download_list(url, path):
-    """Downloads a trial list, whole or not at all.
-
-    Arguments
-    ---------
-    url : str
-        Where it is.
-    path : str
-        Where to put it.
+    """Downloads a trial list from ``url`` to ``path``.
 
     Raises
     ------
     OSError
-        If it cannot be had; the message says where to put it by hand.
+        If the download fails. Then no file is written.
     """
     logger.info(f"Downloading {url}")
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             text = answer.read().decode()
         if not re.match(r"[01] \S+ \S+\s", text):
-            raise OSError("what came is no trial list")
+            raise OSError("the answer is not a trial list")
     except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
         raise OSError(
-            f"Cannot download {url}: {error}. Get it where there is a "
-            f"network, and put it at {os.path.abspath(path)}."
+            f"Cannot download {url}: {error}. Download it on another machine "
+            f"and copy it to {os.path.abspath(path)}."
         ) from error
     with write_whole(path) as file:
         file.write(text)
 
 
 def _format_rank(path):
-    """Low for formats to prefer, in the order of ``audio.EXTENSIONS``."""
+    """Returns the position of a format in ``audio.EXTENSIONS``."""
     return audio.EXTENSIONS.index(os.path.splitext(path)[1].lower())
 
 
 def _check_speakers(speakers, held_out, allow_test_speakers):
-    """Keeps a test of unseen speakers what it says."""
+    """Raises if test speakers are in the training set, unless allowed."""
     seen = sorted(speakers & held_out)
     if seen and not allow_test_speakers:
         raise ValueError(
-            f"The training folder has {len(seen)} speakers of the test, e.g. "
-            f"{seen[0]}. Take their folders out (VoxCeleb1's test split is "
-            "left out by itself when a folder named test holds it), or set "
+            f"The training folder has {len(seen)} test speakers, e.g. "
+            f"{seen[0]}. Remove their folders (the test split of VoxCeleb1 is "
+            "excluded if it is in a folder named test), or set "
             "allow_test_speakers: True and do not report error rates on them."
         )
     if seen:
-        logger.warning(f"{len(seen)} speakers of the test are trained on.")
+        logger.warning(f"The training set has {len(seen)} test speakers.")
     elif speakers & VOXCELEB1:
         logger.warning(
-            "Speakers of VoxCeleb1 are trained on. The lists E and H are made "
-            "of them: only O tests on unseen speakers."
+            "The training set has speakers of VoxCeleb1, which are also in "
+            "the lists E and H: only list O has unseen speakers."
         )
 
 
 def _check_torchcodec(paths):
-    """One clear error instead of a million unreadable files."""
+    """Raises if files need torchcodec and it is not installed."""
     count = sum(map(audio.needs_torchcodec, paths))
     if not count:
         return
@@ -422,12 +401,12 @@ def _check_torchcodec(paths):
     except OSError as error:
         raise OSError(
             f"{count} of {len(paths)} utterances are m4a: {error}. Or convert "
-            "them to wav, which also trains faster: see README.md."
+            "them to wav, which is also faster to read: see README.md."
         ) from error
 
 
 def _locate(files, places, data_folder, list_path):
-    """Paths relative to the data folder of files given from the speaker on."""
+    """Finds files SPEAKER/VIDEO/... in the data folder; returns their paths."""
     located, missing = [], []
     for file in files:
         tried = [
@@ -443,23 +422,23 @@ def _locate(files, places, data_folder, list_path):
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} audio files of {list_path} are "
             f"missing in {data_folder}: {few}. O needs the test split of "
-            "VoxCeleb1, E and H need both; --lists O makes that one alone."
+            "VoxCeleb1, E and H need both splits; --lists O makes only O."
         )
     return located
 
 
 def _parse_arguments():
-    """Of a run from the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     jobs = parser.add_subparsers(dest="job", required=True)
-    train = jobs.add_parser("train", help="list the training utterances")
+    train = jobs.add_parser("train", help="write the training annotation")
     train.add_argument("data_folder", help="VoxCeleb2")
     train.add_argument("save_csv")
     train.add_argument("--min_seconds", type=float, default=1.0)
     train.add_argument("--held_out", nargs="+", metavar="LIST")
     train.add_argument("--allow_test_speakers", action="store_true")
     train.add_argument("--num_workers", type=int)
-    trials = jobs.add_parser("trials", help="make the trial lists")
+    trials = jobs.add_parser("trials", help="write the trial lists")
     trials.add_argument("data_folder", help="VoxCeleb1")
     trials.add_argument("lists_folder")
     trials.add_argument("--lists", dest="names", default="OEH")
