@@ -23,25 +23,30 @@ from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import (
+    Utterances,
     read_annotation,
     write_annotation,
 )
 from speechbrain_ssl.dataio.embedding import EncoderError, describe
 from speechbrain_ssl.inference import load_encoder
-from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract
+from speechbrain_ssl.pseudo_labels.extract import (
+    Embeddings,
+    encoder_hash,
+    extract,
+)
 
 
 def embed(
-    model_folder,
-    source,
-    output_folder="embeddings",
-    data_root=None,
-    max_seconds=None,
-    batch_seconds=120.0,
-    device=None,
-    progress=True,
-):
-    """Embeds audio to disk.
+    model_folder: str,
+    source: str,
+    output_folder: str = "embeddings",
+    data_root: str | None = None,
+    max_seconds: float | None = None,
+    batch_seconds: float = 120.0,
+    device: str | None = None,
+    progress: bool = True,
+) -> Embeddings:
+    """Embeds audio to disk; the module's docstring has the rules.
 
     Arguments
     ---------
@@ -93,7 +98,9 @@ def embed(
     )
 
 
-def find_utterances(source, output_folder, data_root=None):
+def find_utterances(
+    source: str, output_folder: str, data_root: str | None = None
+) -> Utterances:
     """Lists audio as an annotation.
 
     Arguments
@@ -173,7 +180,7 @@ def _length(path):
     return frames / header.sample_rate, frames
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """The command line of ``embed``.
 
     Arguments

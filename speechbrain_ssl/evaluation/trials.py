@@ -225,9 +225,10 @@ def trial_paths(
         raise FileNotFoundError(
             f"{len(missing)} of {len(paths)} audio files of {list_path} are "
             f"missing below {root}: {few(missing)} (the first one is "
-            f"{first}, line {line}). Set data_root to the folder that the "
-            "paths in the list start from; names of models need a map file "
-            "(enrolment)."
+            f"{first}, line {line}). Relative paths start from data_root of "
+            "verify.yaml or, without it, from the folder of the list or the "
+            "one above it. Names of models need a map file (enrolment of "
+            "verify.yaml)."
         )
     return paths
 

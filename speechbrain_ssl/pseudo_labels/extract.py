@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio import audio, embedding
+from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.dataio.embedding import (
     EncoderError,
     FileEmbeddings,
@@ -63,15 +65,20 @@ class Embeddings(NamedTuple):
         "with_silence" and "silence_seconds" (digital silence left out).
     """
 
-    ids: list
+    ids: list[str]
     matrix: np.ndarray
-    failed: dict
+    failed: dict[str, str]
     meta: dict
 
 
 def embed_utterances(
-    embed, utterances, sample_rate, max_seconds=10.0, device="cpu", rows=None
-):
+    embed: Callable,
+    utterances: Utterances,
+    sample_rate: int,
+    max_seconds: float = 10.0,
+    device: str | torch.device = "cpu",
+    rows: Sequence[int] | np.ndarray | None = None,
+) -> torch.Tensor:
     """Embeds utterances without augmentation; processes share the work.
 
     An utterance that cannot be embedded gets zeros, with a warning: one damaged
@@ -144,21 +151,21 @@ def embed_utterances(
 
 
 def extract(
-    embed,
-    utterances,
-    folder,
-    sample_rate,
-    encoder="",
-    max_seconds=None,
-    dtype="float32",
-    chunk_size=2048,
-    batch_seconds=120.0,
-    device="cpu",
-    progress=True,
-    part_idx=0,
-    num_parts=1,
-):
-    """Embeds the clean utterances of an annotation to disk.
+    embed: Callable,
+    utterances: Utterances,
+    folder: str | os.PathLike,
+    sample_rate: int,
+    encoder: str = "",
+    max_seconds: float | None = None,
+    dtype: str = "float32",
+    chunk_size: int = 2048,
+    batch_seconds: float = 120.0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    part_idx: int = 0,
+    num_parts: int = 1,
+) -> Embeddings | None:
+    """Embeds utterances without augmentation to disk.
 
     Rows of similar length make a chunk, which is a file that appears when it
     is complete. Chunks do not depend on the number of jobs: whoever comes, on
@@ -276,7 +283,7 @@ def extract(
     return load(folder) if "made" in _read_meta(folder) else None
 
 
-def load(folder):
+def load(folder: str | os.PathLike) -> Embeddings:
     """Opens what ``extract`` wrote.
 
     Arguments
@@ -321,7 +328,7 @@ def load(folder):
     return Embeddings(ids, matrix, failed, meta)
 
 
-def encoder_hash(model_folder):
+def encoder_hash(model_folder: str | os.PathLike) -> str:
     """Tells an exported encoder from all others.
 
     Arguments
@@ -338,7 +345,7 @@ def encoder_hash(model_folder):
     return hash_of(*(os.path.join(model_folder, name) for name in names))
 
 
-def utterances_hash(utterances):
+def utterances_hash(utterances: Utterances) -> str:
     """Tells an annotation from all others, wherever its audio lies.
 
     Arguments

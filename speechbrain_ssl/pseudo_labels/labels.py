@@ -53,13 +53,19 @@ class Labels(NamedTuple):
     utterances: Utterances
     classes: np.ndarray
     count: int
-    report: dict
+    report: dict | None
     names: np.ndarray
 
 
 def write_labels(
-    folder, utterances, ids, labels, embeddings, report=None, count=None
-):
+    folder: str | os.PathLike,
+    utterances: Utterances,
+    ids: list[str],
+    labels: np.ndarray | list[int],
+    embeddings: str | None,
+    report: dict | None = None,
+    count: int | None = None,
+) -> dict:
     """Writes ``pseudo_labels.csv`` and ``report.json``.
 
     Paths in the ``data_root`` of the utterances are written as
@@ -151,12 +157,12 @@ def write_labels(
 
 
 def read_labels(
-    csv_path,
-    data_root=None,
-    embeddings=None,
-    training=None,
-    allow_missing=False,
-):
+    csv_path: str | os.PathLike,
+    data_root: str | os.PathLike | None = None,
+    embeddings: str | None = None,
+    training: Utterances | None = None,
+    allow_missing: bool = False,
+) -> Labels:
     """Reads ``pseudo_labels.csv`` and checks it.
 
     Classes are numbered from 0 without gaps, in the order of ``spk_id``, so
@@ -202,7 +208,7 @@ def read_labels(
     return Labels(utterances, classes, len(names), report, names)
 
 
-def note_labels(run_folder, csv_path):
+def note_labels(run_folder: str, csv_path: str) -> None:
     """Records the labels of a training; a resumed one must have the same.
 
     Arguments
@@ -224,7 +230,7 @@ def note_labels(run_folder, csv_path):
     write_json(os.path.join(run_folder, TRAINED_ON), record)
 
 
-def check_same_labels(run_folder, csv_path):
+def check_same_labels(run_folder: str, csv_path: str) -> None:
     """Checks that an earlier training used the same labels.
 
     Arguments
@@ -257,7 +263,7 @@ def check_same_labels(run_folder, csv_path):
         )
 
 
-def labels_of(labels, ids):
+def labels_of(labels: Labels, ids: list[str]) -> np.ndarray:
     """Returns the class of each ID in ``labels``, -1 for none, int64 [n]."""
     found = dict(zip(labels.utterances.ids(), labels.classes.tolist()))
     return np.array([found.get(name, -1) for name in ids], np.int64)

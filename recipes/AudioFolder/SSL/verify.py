@@ -354,7 +354,8 @@ def read_clusters(hparams):
         raise ValueError(
             f"The embeddings in {folder} are not of the model {model}. Embed "
             f"the utterances with it (python -m speechbrain_ssl.embed {model} "
-            "TRAIN_CSV) and give the folder as embeddings_folder."
+            f"TRAIN_CSV --data_root {hparams['data_folder']} --output_folder "
+            "FOLDER) and give that folder as embeddings_folder."
         )
     rows = {name: row for row, name in enumerate(labels.utterances.ids())}
     places = np.array([rows.get(name, -1) for name in found.ids])
