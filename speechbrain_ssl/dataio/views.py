@@ -38,6 +38,9 @@ class ViewSampler:
         Whether global crops are not augmented.
     clean_views : bool
         Whether to add the segments of the global crops without augmentation.
+    same_augmentation : bool
+        Whether to add the last global crop with the augmentation of the
+        first one, for augmentation-adversarial training.
     min_gap : float
         Smallest gap in seconds between two global or two local crops; 0
         forbids overlaps. None: crops may overlap. If the utterance is too
@@ -90,6 +93,7 @@ class ViewSampler:
         augmentation=None,
         clean_global: bool = False,
         clean_views: bool = False,
+        same_augmentation: bool = False,
         min_gap: float | None = None,
         speeds: Sequence[float] = (1.0,),
         augment_on: str = "workers",
@@ -110,7 +114,14 @@ class ViewSampler:
                 f"augment_on must be workers or device, not {augment_on!r}"
             )
         self.sample_rate = sample_rate
-        self.counts = (global_crops, local_crops)
+        if same_augmentation and (global_crops < 2 or clean_views):
+            raise ValueError(
+                "same_augmentation needs two global crops or more, and no "
+                f"clean_views; found {global_crops} crops and clean_views "
+                f"{clean_views}"
+            )
+        self.same_augmentation = same_augmentation
+        self.counts = (global_crops + same_augmentation, local_crops)
         self.frames = tuple(
             round(seconds * sample_rate)
             for seconds in (global_seconds, local_seconds)
@@ -260,10 +271,12 @@ class ViewSampler:
                 for path in dict.fromkeys(path for path, *_ in sources)
             }
             sources = [(files[path], *span) for path, *span in sources]
-            for count, frames in zip(self.counts, self.frames):
+            repeated = (int(self.same_augmentation), 0)
+            for count, frames, again in zip(self.counts, self.frames, repeated):
                 if count:
-                    mine = sources[done : done + count]
-                    views.append(self._segments(mine, frames, speed, rng))
+                    mine = sources[done : done + count - again]
+                    cut = self._segments(mine, frames, speed, rng)
+                    views.append(torch.cat([cut, cut[len(cut) - again :]]))
                 done += count
         return views
 
@@ -276,11 +289,14 @@ class ViewSampler:
         count = sum(self.counts)
         if self.augmentation is None:
             return torch.zeros(count, 1)
+        streams = list(range(count))
+        if self.same_augmentation:
+            streams[self.counts[0] - 1] = 0
         draws = [
             self.augmentation.draw(
-                np.random.default_rng((self.seed, *key, view))
+                np.random.default_rng((self.seed, *key, stream))
             )
-            for view in range(count)
+            for stream in streams
         ]
         # SpeechBrain's batches need at least one column
         return torch.tensor([list(draw.values()) or [0.0] for draw in draws])

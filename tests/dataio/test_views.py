@@ -357,3 +357,36 @@ def test_views_do_not_depend_on_the_number_of_workers(ramp):
         )
         loaded.append(torch.stack(list(loader)))
     assert torch.equal(*loaded)
+
+
+@pytest.mark.parametrize("augment_on", ["workers", "device"])
+def test_the_last_crop_comes_again_with_the_augmentation_of_the_first(
+    ramp, augmentation, augment_on
+):
+    """Each view is its segment with its draws; only the pairing is new."""
+    sampler = ViewSampler(
+        RATE,
+        2,
+        0.5,
+        augmentation=augmentation,
+        min_gap=0.0,
+        same_augmentation=True,
+        augment_on=augment_on,
+    )
+    views, draws = sampler((0, 0), ramp, 0, 3 * RATE)
+    assert draws.shape[0] == 3
+    assert torch.equal(draws[2], draws[0])
+    assert not torch.equal(draws[2], draws[1])
+    plain = ViewSampler(RATE, 2, 0.5, min_gap=0.0)
+    (first, second), _ = plain.split(plain((0, 0), ramp, 0, 3 * RATE)[0][None])
+    clean = torch.cat([first, second, second])
+    columns = dict(zip(augmentation.names, draws.unbind(1)))
+    wanted = augmentation.apply(clean, columns)
+    found = sampler.augment(views[None], draws[None])
+    (globals_, _) = sampler.split(found)
+    assert torch.allclose(torch.cat(globals_), wanted, atol=1e-6)
+
+
+def test_one_crop_cannot_have_the_augmentation_of_another():
+    with pytest.raises(ValueError, match="two global crops"):
+        ViewSampler(RATE, 1, 0.5, same_augmentation=True)

@@ -50,6 +50,7 @@ def small_arguments():
     """Values by the name of an argument, for projections [..., DIM]."""
     return {
         "dim": DIM,
+        "emb_dim": DIM,
         "prototypes": DIM,
         "hidden": 8,
         "queue_size": QUEUE,

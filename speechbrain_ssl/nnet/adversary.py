@@ -1,0 +1,122 @@
+"""Gradient reversal, and an adversary that recognises augmentation."""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl.nnet.heads import mlp
+
+
+class _Reversal(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a negative number."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -ctx.weight * gradient, None
+
+
+def reverse_gradient(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+    """Returns its input; its gradient is reversed and scaled.
+
+    Y. Ganin and V. Lempitsky, ICML 2015 (https://arxiv.org/abs/1409.7495).
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Anything.
+    weight : float
+        Factor of the reversed gradient.
+
+    Returns
+    -------
+    torch.Tensor
+        The same values.
+
+    Example
+    -------
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> reverse_gradient(x, weight=3.0).sum().backward()
+    >>> x.grad
+    tensor([-3., -3.])
+    """
+    return _Reversal.apply(x, weight)
+
+
+class AugmentationAdversary(torch.nn.Module):
+    """Tells whether two segments have the same augmentation.
+
+    Augmentation-adversarial training: the discriminator learns to recognise
+    the augmentation in pairs of embeddings, and the encoder, whose gradient is
+    reversed, to hide it. J. Huh et al., "Augmentation adversarial training for
+    self-supervised speaker recognition", 2020
+    (https://arxiv.org/abs/2007.12085).
+
+    Arguments
+    ---------
+    emb_dim : int
+        Width of the embeddings.
+    weight : float
+        Weight of the reversed gradient for the encoder.
+    hidden : int
+        Width of the hidden layer.
+    norm : type
+        Normalisation class, or None.
+
+    Example
+    -------
+    >>> anchor, same, other = torch.randn(3, 4, 8)
+    >>> loss, accuracy = AugmentationAdversary(8)(anchor, same, other)
+    >>> loss.shape, accuracy.shape
+    (torch.Size([]), torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        emb_dim: int,
+        weight: float = 3.0,
+        hidden: int = 512,
+        norm=torch.nn.BatchNorm1d,
+    ):
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"weight must be 0 or more, not {weight}")
+        self.weight = weight
+        width = 2 * emb_dim
+        self.discriminator = torch.nn.Sequential(
+            torch.nn.Identity() if norm is None else norm(width),
+            torch.nn.ReLU(),
+            mlp([width, hidden, 2], torch.nn.ReLU, norm),
+        )
+
+    def forward(self, anchor, same, other):
+        """Loss of the discriminator, with the encoder as its adversary.
+
+        Arguments
+        ---------
+        anchor : torch.Tensor
+            Embeddings of segments [batch, emb_dim].
+        same : torch.Tensor
+            Of other segments with the same augmentation [batch, emb_dim].
+        other : torch.Tensor
+            Of the same other segments with an augmentation of their own
+            [batch, emb_dim].
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Mean cross-entropy of the pairs; its gradient for the embeddings
+            is reversed and multiplied by ``weight``.
+        accuracy : torch.Tensor
+            Share of the pairs that are recognised; 0.5 by chance.
+        """
+        pairs = [torch.cat([anchor, x], dim=1) for x in (same, other)]
+        pairs = reverse_gradient(torch.cat(pairs), self.weight)
+        label = torch.ones(len(pairs), dtype=torch.long, device=pairs.device)
+        label[len(anchor) :] = 0
+        logits = self.discriminator(pairs)
+        found = logits.detach().argmax(1) == label
+        return F.cross_entropy(logits, label), found.float().mean()

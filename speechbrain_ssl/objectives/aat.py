@@ -1,0 +1,141 @@
+"""Contrastive learning with augmentation-adversarial training: LGL's stage I.
+
+R. Tao et al., "Self-supervised speaker recognition with loss-gated learning",
+ICASSP 2022 (https://arxiv.org/abs/2110.03869); J. Huh et al., "Augmentation
+adversarial training for self-supervised speaker recognition", 2020
+(https://arxiv.org/abs/2007.12085).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.adversary import AugmentationAdversary
+from speechbrain_ssl.nnet.branch import check_views
+from speechbrain_ssl.nnet.precision import full_precision
+
+
+class AAT(torch.nn.Module):
+    """Two segments of an utterance find one another, and hide augmentation.
+
+    The similarity of two segments is ``scale * cosine + bias``; both numbers
+    are learned. It needs three views, as the view sampler makes them with
+    ``global_crops: 2`` and ``same_augmentation: True``: two segments, each with
+    its own augmentation, and the second segment with that of the first one.
+
+    Arguments
+    ---------
+    emb_dim : int
+        Width of the embeddings, which the adversary sees.
+    weight : float
+        Weight of the adversary's gradient for the encoder; 0: no adversary.
+    scale, bias : float
+        First values.
+    hidden : int
+        Width of the adversary's hidden layer.
+    norm : type
+        Its normalisation class, or None.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> crops = torch.randn(3, 8, 16)
+    >>> loss, stats = AAT(emb_dim=16)(Views(crops, crops), None, 0.0)
+    >>> loss.shape, len(stats)
+    (torch.Size([]), 6)
+    """
+
+    stats_help = {
+        "accuracy": (
+            "Share of the segments that are nearer to the other segment of "
+            "their utterance than to those of all others."
+        ),
+        "positive_cosine": "Mean cosine of the two segments of an utterance.",
+        "negative_cosine": (
+            "Mean cosine of segments of different utterances; near 1 on "
+            "collapse."
+        ),
+        "augmentation_found": (
+            "Share of the pairs of segments of which the adversary knows "
+            "whether they have the same augmentation; 0.5 by chance."
+        ),
+        "adversary_loss": (
+            "Cross-entropy of the adversary in nats; 0.69 by chance."
+        ),
+        "scale": "Learned factor of the cosines.",
+    }
+
+    def __init__(
+        self,
+        emb_dim,
+        weight=3.0,
+        scale=10.0,
+        bias=-5.0,
+        hidden=512,
+        norm=torch.nn.BatchNorm1d,
+    ):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(float(scale)))
+        self.bias = torch.nn.Parameter(torch.tensor(float(bias)))
+        self.adversary = AugmentationAdversary(emb_dim, weight, hidden, norm)
+
+    def forward(self, student, teacher, epoch):
+        """Loss of one batch.
+
+        Arguments
+        ---------
+        student : Views
+            Three views, see above.
+        teacher : None
+            Not used.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            Scalar: the contrastive loss, plus the adversary's.
+        stats : dict of torch.Tensor
+            See ``stats_help``.
+
+        Raises
+        ------
+        ValueError
+            If there are not three views, or fewer than two utterances.
+        """
+        if len(student.projection) != 3:
+            raise ValueError(
+                f"AAT needs three views, got {len(student.projection)}: set "
+                "global_crops to 2, local_crops to 0 and same_augmentation to "
+                "True in the view sampler"
+            )
+        check_views(self, student, utterances=2)
+        # without the view that is the adversary's alone
+        point = F.normalize(full_precision(student.projection[:2]), dim=-1)
+        everyone = distributed.gather_with_gradient(point[None])
+        everyone = everyone.transpose(0, 1).flatten(1, 2)
+        cosine = point.flatten(0, 1) @ everyone.flatten(0, 1).T
+        count, batch = everyone.shape[1], point.shape[1]
+        mine = distributed.rank() * batch + torch.arange(batch)
+        mine = mine.to(cosine.device)
+        itself = torch.cat([mine, count + mine])[:, None]
+        positive = torch.cat([count + mine, mine])
+        # no softmax changes with the bias, which the public code has as well
+        logits = self.scale.clamp(min=1e-6) * cosine + self.bias
+        logits = logits.scatter(1, itself, -torch.inf)
+        contrastive = F.cross_entropy(logits, positive)
+        anchor, other, same = full_precision(student.embedding)
+        adversary, found = self.adversary(anchor, same, other)
+        with torch.no_grad():
+            near = cosine.gather(1, positive[:, None])
+            others = cosine.scatter(1, itself, 0).sum() - near.sum()
+            stats = {
+                "accuracy": (logits.argmax(1) == positive).float().mean(),
+                "positive_cosine": near.mean(),
+                "negative_cosine": others
+                / max(len(cosine) * (cosine.shape[1] - 2), 1),
+                "augmentation_found": found,
+                "adversary_loss": adversary.detach(),
+                "scale": self.scale.detach().clone(),
+            }
+        return contrastive + adversary, stats
