@@ -1,0 +1,1 @@
+"""Clustering of embeddings: algorithms, tables for views, quality."""
