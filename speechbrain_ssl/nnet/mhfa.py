@@ -1,12 +1,17 @@
 """Pooling of all layers of a transformer into a speaker embedding.
 
-The source of this file goes into exported models that use it: it may import
-nothing of this package.
+Behind the end of an utterance ``PretrainedTransformer`` gives hidden states of
+zeros. The poolings leave these frames out. They do not use relative lengths,
+which are exact for samples but not for frames.
 """
 
 import torch
-from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
+
+
+def _spoken(hidden):
+    """Which frames are not padding [batch, frames]."""
+    return (hidden[-1] != 0).any(-1)
 
 
 class WeightedLayers(torch.nn.Module):
@@ -101,16 +106,13 @@ class MHFA(torch.nn.Module):
         self.attention = torch.nn.Linear(compression, heads)
         self.output = torch.nn.Linear(heads * compression, emb_dim)
 
-    def forward(self, hidden, lengths=None):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states of all layers to embeddings.
 
         Arguments
         ---------
         hidden : torch.Tensor
-            [layers, batch, frames, width].
-        lengths : torch.Tensor
-            Relative lengths [batch]: frames beyond have no weight. All ones by
-            default.
+            [layers, batch, frames, width]; zeros are padding.
 
         Returns
         -------
@@ -120,12 +122,8 @@ class MHFA(torch.nn.Module):
         key = self.key(self.key_layers(hidden))
         value = self.value(self.value_layers(hidden))
         logit = self.attention(key).float()
-        if lengths is not None:
-            frames = logit.shape[1]
-            # an utterance without a frame would have no weights
-            kept = (lengths * frames).round().clamp(min=1.0)
-            mask = length_to_mask(kept, frames, torch.bool)
-            logit = logit.masked_fill(~mask[..., None], -torch.inf)
+        padding = ~_spoken(hidden)[..., None]
+        logit = logit.masked_fill(padding, torch.finfo(logit.dtype).min)
         weight = logit.softmax(1).to(value.dtype)
         pooled = torch.einsum("bth,btd->bhd", weight, value)
         return self.output(pooled.flatten(1))[:, None]
@@ -161,20 +159,22 @@ class StatisticsPooling(torch.nn.Module):
         self.pooling = AttentiveStatisticsPooling(width, attention_channels)
         self.output = torch.nn.Linear(2 * width, emb_dim)
 
-    def forward(self, hidden, lengths=None):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states of all layers to embeddings.
 
         Arguments
         ---------
         hidden : torch.Tensor
-            [layers, batch, frames, width].
-        lengths : torch.Tensor
-            Relative lengths [batch]; all ones by default.
+            [layers, batch, frames, width]; zeros are padding.
 
         Returns
         -------
         torch.Tensor
             [batch, 1, emb_dim].
         """
-        pooled = self.pooling(self.layers(hidden).transpose(1, 2), lengths)
+        # SpeechBrain counts frames that begin before the relative length
+        frames = _spoken(hidden).sum(1).clamp(min=1) - 0.5
+        pooled = self.pooling(
+            self.layers(hidden).transpose(1, 2), frames / hidden.shape[2]
+        )
         return self.output(pooled.transpose(1, 2))

@@ -1,71 +1,91 @@
 """Pretrained transformers as a part of a speaker encoder.
 
-WavLM, HuBERT, wav2vec 2.0 and w2v-BERT 2.0, through SpeechBrain's wrappers. It
-needs ``pip install transformers``. The source of this file goes into exported
-models that use it: it may import nothing of this package.
+WavLM, HuBERT, wav2vec 2.0 and w2v-BERT 2.0, in the implementations of Hugging
+Face. They need ``pip install 'speechbrain_ssl[wavlm]'``.
 """
 
 import json
-import os
-import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from speechbrain.nnet.adapters import LoRA
 
-# linear layers that LoRA adapts. Not those of attention: WavLM's reads their
-# weights without calling them, so that an adapter would do nothing there
+# model_type of Hugging Face: first part of its class names
+FAMILIES = {
+    "wavlm": "WavLM",
+    "hubert": "Hubert",
+    "wav2vec2": "Wav2Vec2",
+    "wav2vec2-bert": "Wav2Vec2Bert",
+}
+# Linear layers that LoRA adapts. Not those of attention: WavLM reads their
+# weights without calling them, so that an adapter would do nothing there.
 ADAPTED = ("intermediate_dense", "output_dense")
-PARTS = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
+# keys of a configuration that say nothing about the network
+IRRELEVANT = ("transformers_version", "architectures", "dtype", "torch_dtype")
 
 
 class PretrainedTransformer(torch.nn.Module):
     """Hidden states of all layers of a transformer, of which parts learn.
 
+    The hidden states are the input of each layer and the output of the whole
+    encoder, which includes its last layer norm where it has one (WavLM Large).
+    This is their definition in S3PRL and in version 4 of the package
+    transformers; version 5 gives another last state, which is not used here.
+
+    Utterances of different lengths are encoded in groups of equal length, so
+    that padding never reaches the network: neither its group normalization
+    nor its positional convolution would ignore zeros.
+
+    Parts that do not learn stay in evaluation mode. Layers are never dropped
+    at random: the pooling needs all hidden states, and DDP their gradients.
+
     WavLM: S. Chen et al., IEEE JSTSP 2022 (https://arxiv.org/abs/2110.13900).
     LoRA: E. Hu et al., ICLR 2022 (https://arxiv.org/abs/2106.09685).
-
-    Parts that do not learn stay in evaluation mode, whatever the loop says.
-    Layers are never left out at random: the pooling needs the hidden states of
-    all, and DDP their gradients.
 
     Arguments
     ---------
     source : str
         Name on the Hugging Face hub, or a folder in its format.
     save_path : str
-        Folder that downloads are kept in.
+        Folder for downloads; "" for the cache of Hugging Face.
     trained : list of str
         Parts of the transformer that learn; [] for none.
     gradient_checkpointing : bool
-        Whether layers are computed again for the gradient: a third more time,
-        a fraction of the memory.
+        Whether activations are computed again for the gradient: a third more
+        time, a fraction of the memory.
     lora : dict
         ``rank`` and ``alpha`` of adapters of the feed-forward layers in the
         trained parts, which then learn alone; None: the parts learn.
     architecture : dict
-        Makes the network where there is no ``source``, with random weights:
-        what ``architecture()`` gives.
+        Makes the network with random weights where there is no ``source``:
+        the result of ``architecture()``.
     sample_rate : int
         Rate of the audio in Hz, which must be 16000.
 
     Raises
     ------
+    ImportError
+        If the package transformers is missing.
     ValueError
-        If the sample rate is another one, if there is not one of source and architecture, no such part, or
-        nothing in the parts that LoRA adapts.
+        If the sample rate is another one, if neither or both of source and
+        architecture are given, if the network is of another family, or if
+        there is no such part or nothing in it that LoRA adapts.
     """
 
     sample_rate = 16000  # of the audio that all four families learned from
 
     def __init__(
         self,
-        source=None,
-        save_path="",
-        trained=("encoder.layers",),
-        gradient_checkpointing=False,
-        lora=None,
-        architecture=None,
-        sample_rate=16000,
+        source: str | None = None,
+        save_path: str = "",
+        trained: Sequence[str] = ("encoder.layers",),
+        gradient_checkpointing: bool = False,
+        lora: Mapping[str, float] | None = None,
+        architecture: Mapping[str, Any] | None = None,
+        sample_rate: int = 16000,
     ):
         super().__init__()
         if sample_rate != self.sample_rate:
@@ -76,31 +96,35 @@ class PretrainedTransformer(torch.nn.Module):
         if (source is None) == (architecture is None):
             raise ValueError("Give a source or an architecture, one of them")
         if source is None:
-            self.wrapper = _without_weights(architecture)
+            self.model = _new(architecture["config"])
+            self.normalize = architecture["normalize"]
             lora = architecture["lora"]
         else:
-            self.wrapper = _wrapper(source, save_path)(
-                source, save_path, freeze=False, output_all_hiddens=True
-            )
+            self.model, self.normalize = _pretrained(source, save_path or None)
+        config = self.model.config
+        config.layerdrop = 0.0
+        config.apply_spec_augment = False
+        is_bert = config.model_type == "wav2vec2-bert"
+        self.fbank = SeamlessFbank() if is_bert else None
         self.lora, self.trained = lora, tuple(trained)
-        model = self.wrapper.model
-        model.config.layerdrop = 0.0
         for part in self.trained:
-            _check_part(model, part)
+            _check_part(self.model, part)
         if lora:
             self._insert_adapters(**lora)
-        self._choose(model)
+        self._choose()
         if gradient_checkpointing:
             # the other kind needs inputs that have a gradient
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.train()
 
     @property
-    def layers(self):
+    def layers(self) -> torch.nn.ModuleList:
         """The transformer's layers, from the waveform up."""
-        return self.wrapper.model.encoder.layers
+        return self.model.encoder.layers
 
-    def forward(self, wavs, wav_lens=None):
+    def forward(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Waveforms to hidden states.
 
         Arguments
@@ -108,16 +132,39 @@ class PretrainedTransformer(torch.nn.Module):
         wavs : torch.Tensor
             16 kHz [batch, time].
         wav_lens : torch.Tensor
-            Relative lengths [batch].
+            Relative lengths [batch]; all ones by default.
 
         Returns
         -------
         torch.Tensor
-            [layers + 1, batch, frames, width].
+            [layers + 1, batch, frames, width]; zeros behind the end of an
+            utterance.
         """
-        return self.wrapper(wavs, wav_lens)
+        lengths = [wavs.shape[1]]
+        if wav_lens is not None:
+            lengths = (wav_lens * wavs.shape[1]).round().int().tolist()
+        if len(set(lengths)) == 1:
+            return self._encode(wavs[:, : lengths[0]])
+        hidden = None
+        for length in sorted(set(lengths), reverse=True):
+            rows = [i for i, found in enumerate(lengths) if found == length]
+            states = self._encode(wavs[rows, :length])
+            if hidden is None:
+                layers, _, frames, width = states.shape
+                hidden = states.new_zeros(layers, len(wavs), frames, width)
+            hidden[:, rows, : states.shape[2]] = states
+        return hidden
 
-    def train(self, mode=True):
+    def _encode(self, wavs):
+        """Hidden states of utterances of one length."""
+        if self.fbank is not None:
+            wavs = self.fbank(wavs)
+        elif self.normalize:
+            wavs = F.layer_norm(wavs, wavs.shape[1:])
+        out = self.model(wavs, output_hidden_states=True)
+        return torch.stack([*out.hidden_states[:-1], out.last_hidden_state])
+
+    def train(self, mode: bool = True) -> "PretrainedTransformer":
         """Sets the mode of the parts that learn; the others only evaluate.
 
         Arguments
@@ -131,40 +178,40 @@ class PretrainedTransformer(torch.nn.Module):
             Itself.
         """
         super().train(mode)
-        model = self.wrapper.model
-        model.eval()
+        self.model.eval()
         for part in self.trained:
-            model.get_submodule(part).train(mode)
+            self.model.get_submodule(part).train(mode)
         return self
 
-    def architecture(self):
-        """What makes the same network again, without a source.
+    def architecture(self) -> dict[str, Any]:
+        """Settings that make the same network again, without a source.
 
         Returns
         -------
         dict
-            ``architecture``, and the ``trained`` parts, where adapters are.
+            The arguments ``architecture`` and ``trained``; the latter are the
+            parts that have adapters.
         """
-        config = self.wrapper.model.config
+        config = self.model.config
+        settings = {"model_type": config.model_type, **config.to_diff_dict()}
+        settings = {
+            name: value
+            for name, value in settings.items()
+            if name not in IRRELEVANT and not name.startswith("_")
+        }
         parts = {
-            "config": {
-                "model_type": config.model_type,
-                **config.to_diff_dict(),
-            },
-            "preprocessor": self.wrapper.feature_extractor.to_dict(),
+            "config": settings,
+            "normalize": self.normalize,
             "lora": self.lora,
         }
-        for name in ("transformers_version", "architectures", "dtype"):
-            parts["config"].pop(name, None)
-        plain = json.loads(json.dumps(parts))
-        for name in PARTS:  # where it came from, and the like
-            plain[name] = {k: v for k, v in plain[name].items() if k[0] != "_"}
-        return {"architecture": plain, "trained": list(self.trained)}
+        # tuples become lists, and anything that YAML cannot hold an error
+        parts = json.loads(json.dumps(parts))
+        return {"architecture": parts, "trained": list(self.trained)}
 
     def _insert_adapters(self, rank, alpha=1.0):
         """Puts an adapter around each feed-forward layer of trained parts."""
-        model, count = self.wrapper.model, 0
-        for part in map(model.get_submodule, self.trained):
+        count = 0
+        for part in map(self.model.get_submodule, self.trained):
             for name, module in list(part.named_modules()):
                 parent, _, last = name.rpartition(".")
                 if last in ADAPTED:
@@ -177,19 +224,78 @@ class PretrainedTransformer(torch.nn.Module):
                 "LoRA could adapt"
             )
 
-    def _choose(self, model):
+    def _choose(self):
         """Lets the named parts or their adapters learn, and nothing else."""
         starts = tuple(f"{part}." for part in self.trained)
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             chosen = name.startswith(starts) if starts else False
             if self.lora:
                 chosen = chosen and ".adapter_" in name
             parameter.requires_grad_(chosen)
-        front = getattr(model, "feature_extractor", None)
-        if front and not any(p.requires_grad for p in front.parameters()):
-            # else it asks for gradients of waveforms, and keeps all in
-            # memory; HuBERT has no public name for this
-            front._freeze_parameters()
+
+
+class SeamlessFbank(torch.nn.Module):
+    """Features of w2v-BERT 2.0: log mel energies as in Kaldi, two by two.
+
+    Hugging Face's SeamlessM4TFeatureExtractor computes the same in NumPy on
+    the CPU, which neither a GPU nor an ONNX file can follow. Of an odd number
+    of frames the last one is left out.
+
+    Example
+    -------
+    >>> SeamlessFbank()(0.1 * torch.randn(2, 16000)).shape
+    torch.Size([2, 49, 160])
+    """
+
+    FRAME, HOP, FFT, MELS, STACKED = 400, 160, 512, 80, 2
+
+    def __init__(self):
+        super().__init__()
+        audio_utils = _import_transformers().audio_utils
+        window = audio_utils.window_function(
+            self.FRAME, "povey", periodic=False
+        )
+        filters = audio_utils.mel_filter_bank(
+            num_frequency_bins=self.FFT // 2 + 1,
+            num_mel_filters=self.MELS,
+            min_frequency=20,
+            max_frequency=8000,
+            sampling_rate=16000,
+            norm=None,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+        for name, array in (("window", window), ("filters", filters)):
+            array = torch.from_numpy(np.asarray(array)).float()
+            self.register_buffer(name, array, persistent=False)
+
+    def forward(self, wavs: torch.Tensor) -> torch.Tensor:
+        """Waveforms to features.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            16 kHz, 560 samples or more [batch, time].
+
+        Returns
+        -------
+        torch.Tensor
+            Zero mean and unit variance over the frames of each utterance
+            [batch, frames, 160].
+        """
+        with torch.autocast(wavs.device.type, enabled=False):
+            # Kaldi has 16-bit integers
+            frames = 2**15 * wavs.float().unfold(1, self.FRAME, self.HOP)
+            frames = frames - frames.mean(-1, keepdim=True)
+            before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+            frames = (frames - 0.97 * before) * self.window
+            spectrum = torch.view_as_real(torch.fft.rfft(frames, self.FFT))
+            energies = spectrum.square().sum(-1) @ self.filters
+            mels = energies.clamp(min=1.192092955078125e-07).log()
+            deviation = (mels.var(1, keepdim=True) + 1e-7).sqrt()
+            mels = (mels - mels.mean(1, keepdim=True)) / deviation
+        even = mels.shape[1] // self.STACKED * self.STACKED
+        return mels[:, :even].unflatten(1, (-1, self.STACKED)).flatten(2)
 
 
 def _check_part(model, part):
@@ -204,35 +310,55 @@ def _check_part(model, part):
         ) from None
 
 
-def _wrapper(source, save_path):
-    """SpeechBrain's class for a transformer, which needs an extra package."""
+def _import_transformers():
+    """The package, which is an extra."""
     try:
-        from speechbrain.integrations.huggingface.w2v_bert import W2VBert
-        from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
-        from transformers import AutoConfig
+        import transformers.audio_utils
     except ImportError as error:
         raise ImportError(
-            f"Transformers need a package that is not there: {error}. Run pip "
-            "install transformers."
+            "WavLM and its relatives need the package transformers, which "
+            f"cannot be imported: {error}. Run pip install transformers."
         ) from error
-    config = AutoConfig.from_pretrained(source, cache_dir=save_path or None)
-    # the latter loads WavLM and HuBERT too
-    return W2VBert if config.model_type == "wav2vec2-bert" else Wav2Vec2
+    return transformers
 
 
-def _without_weights(architecture):
-    """SpeechBrain's wrapper around a network with random weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        for part, name in PARTS.items():
-            with open(os.path.join(folder, name), "w") as file:
-                json.dump(architecture[part], file)
+def _pretrained(source, cache):
+    """A pretrained network, and whether it wants normalized waveforms."""
+    auto = _import_transformers()
+    config = auto.AutoConfig.from_pretrained(source, cache_dir=cache)
+    _check_family(config.model_type)
+    features = auto.AutoFeatureExtractor.from_pretrained(
+        source, cache_dir=cache
+    )
+    model = auto.AutoModel.from_pretrained(source, cache_dir=cache)
+    return model.float(), bool(getattr(features, "do_normalize", False))
 
-        class WithoutWeights(_wrapper(folder, folder)):
-            """Looks for no file of weights."""
 
-            def _from_pretrained(self, source, **settings):
-                self.model = self.auto_class.from_config(self.config)
+def _new(settings):
+    """A network with random weights.
 
-        return WithoutWeights(
-            folder, folder, freeze=False, output_all_hiddens=True
+    Only settings that the class has itself are taken: the configuration of a
+    foreign model must not name code.
+    """
+    transformers = _import_transformers()
+    settings = dict(settings)
+    family = _check_family(settings.pop("model_type", None))
+    make = getattr(transformers, f"{family}Config")
+    unknown = settings.keys() - make().to_dict().keys()
+    if unknown:
+        raise ValueError(
+            f"{family} in transformers {transformers.__version__} has no "
+            f"setting {', '.join(sorted(unknown))}. Another version of the "
+            "package may have it."
         )
+    return getattr(transformers, f"{family}Model")(make(**settings))
+
+
+def _check_family(model_type):
+    """First part of the class names of a network that is known here."""
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"Expected a transformer of the type {', '.join(FAMILIES)}, found "
+            f"{model_type}"
+        )
+    return FAMILIES[model_type]

@@ -2,18 +2,50 @@
 
 import pytest
 import torch
+import transformers
 from speechbrain.integrations.huggingface.wavlm import WavLM as Wrapper
 from speechbrain.nnet.containers import LengthsCapableSequential
 
 from speechbrain_ssl.nnet.branch import Branch
-from speechbrain_ssl.nnet.mhfa import MHFA
+from speechbrain_ssl.nnet.mhfa import MHFA, StatisticsPooling
 from speechbrain_ssl.nnet.parameters import layerwise_rates
 from speechbrain_ssl.nnet.regularizers import DistanceToPretrained
-from speechbrain_ssl.nnet.transformer import PretrainedTransformer
+from speechbrain_ssl.nnet.transformer import (
+    PretrainedTransformer,
+    SeamlessFbank,
+)
 from tests.brains import tiny
 from tests.brains.conftest import corpus  # noqa: F401
 from tests.brains.test_pseudo_label import make_brain
 from tests.nnet import tiny_transformer
+
+
+LARGE = {
+    "normalize": True,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
+KINDS = pytest.mark.parametrize(
+    "kind",
+    [
+        *("wavlm", "hubert", "wav2vec2", "w2v_bert"),
+        *("wavlm large", "hubert large", "wav2vec2 large", "w2v_bert large"),
+    ],
+)
+SIZES = (tiny_transformer.LAYERS + 1, tiny_transformer.WIDTH)
+POOLINGS = [
+    lambda: MHFA(*SIZES, emb_dim=6, heads=2, compression=4),
+    lambda: StatisticsPooling(*SIZES, emb_dim=6, attention_channels=8),
+]
+
+
+def written(folder, kind):
+    family, *size = kind.split()
+    settings = LARGE if size else {}
+    if kind == "w2v_bert large":
+        settings = {"position_embeddings_type": "relative_key"}
+    return tiny_transformer.write(folder / "net", family=family, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +59,70 @@ def wavs(count=2, seconds=0.2):
 
 def test_hidden_states_are_those_of_speechbrains_wrapper(source):
     wrapper = Wrapper(source, source, output_all_hiddens=True).eval()
-    wav, lengths = wavs(), torch.tensor([1.0, 0.7])
-    found = PretrainedTransformer(source).eval()(wav, lengths)
+    wav = wavs()
+    found = PretrainedTransformer(source).eval()(wav)
     assert found.shape[0] == tiny_transformer.LAYERS + 1
     assert found.shape[-1] == tiny_transformer.WIDTH
-    torch.testing.assert_close(found, wrapper(wav, lengths))
+    torch.testing.assert_close(found, wrapper(wav))
+
+
+@KINDS
+def test_states_are_the_inputs_of_the_layers_and_the_output(tmp_path, kind):
+    net = PretrainedTransformer(written(tmp_path, kind)).eval()
+    inputs, outputs = [], []
+    for layer in net.layers:
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: inputs.append(
+                args[0] if args else kwargs["hidden_states"]
+            ),
+            with_kwargs=True,
+        )
+        layer.register_forward_hook(lambda *args: outputs.append(args[-1]))
+    states = net(wavs())
+    torch.testing.assert_close(states[:-1], torch.stack(inputs))
+    last = outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1]
+    if net.model.config.to_dict().get("do_stable_layer_norm"):
+        last = net.model.encoder.layer_norm(last)
+    torch.testing.assert_close(states[-1], last)
+
+
+@KINDS
+def test_padding_reaches_neither_states_nor_embeddings(tmp_path, kind):
+    net = PretrainedTransformer(written(tmp_path, kind)).eval()
+    counts = [16000, 9001, 9001, 5555, 1234]
+    each = [wavs(1, n / 16000) * 0.5**i for i, n in enumerate(counts)]
+    batch = torch.nn.utils.rnn.pad_sequence([w[0] for w in each], True)
+    lengths = torch.tensor(counts) / max(counts)
+    with torch.no_grad():
+        alone, together = [net(wav) for wav in each], net(batch, lengths)
+    for number, states in enumerate(alone):
+        frames = states.shape[2]
+        torch.testing.assert_close(
+            together[:, number, :frames], states[:, 0], atol=1e-4, rtol=1e-4
+        )
+        assert not together[:, number, frames:].any()
+    for pooling in POOLINGS:
+        torch.manual_seed(0)
+        encoder = LengthsCapableSequential(wavlm=net, pooling=pooling()).eval()
+        with torch.no_grad():
+            one = torch.cat([encoder(wav, torch.ones(1)) for wav in each])
+            many = encoder(batch, lengths)
+        similarity = torch.cosine_similarity(one[:, 0], many[:, 0])
+        assert similarity.min() > 0.9999, (pooling, similarity)
+
+
+def test_features_of_w2v_bert_are_those_of_hugging_face():
+    reference = transformers.SeamlessM4TFeatureExtractor()
+    for count in (560, 16000, 16001, 20480):
+        wav = torch.randn(2, count) * torch.tensor([[0.3], [1e-2]])
+        wav += 0.01  # a constant offset is removed
+        found = SeamlessFbank()(wav)
+        wanted = reference(
+            list(wav.numpy()), sampling_rate=16000, return_tensors="pt"
+        )["input_features"]
+        assert found.shape[1] in (wanted.shape[1], wanted.shape[1] - 1)
+        wanted = wanted[:, : found.shape[1]]
+        torch.testing.assert_close(found, wanted, atol=5e-3, rtol=1e-3)
 
 
 def test_no_layer_is_left_out_in_training(source):
@@ -44,7 +135,7 @@ def test_named_parts_learn_and_nothing_else(source):
     net = PretrainedTransformer(
         source, trained=["encoder.layers.1", "encoder.layer_norm"]
     )
-    model = net.wrapper.model
+    model = net.model
     found = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n.rsplit(".", 1)[0] for n in found if "layer_norm" in n} >= {
         "encoder.layer_norm"
@@ -60,7 +151,7 @@ def test_what_does_not_learn_only_evaluates(source):
     net = PretrainedTransformer(source)
     for mode in (True, False, True):
         net.train(mode)
-        model = net.wrapper.model
+        model = net.model
         assert model.encoder.layers[1].dropout.training is mode
         for part in (
             model,
@@ -74,7 +165,7 @@ def test_what_does_not_learn_only_evaluates(source):
 def test_frozen_front_end_keeps_no_graph(source):
     net = PretrainedTransformer(source).train()
     with torch.enable_grad():
-        front = net.wrapper.model.feature_extractor(wavs())
+        front = net.model.feature_extractor(wavs())
     assert not front.requires_grad
 
 
@@ -91,7 +182,7 @@ def test_gradient_checkpointing_changes_no_gradient(source):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         for name in ("attention_dropout", "hidden_dropout"):
-            setattr(net.wrapper.model.config, name, 0.0)
+            setattr(net.model.config, name, 0.0)
         for layer in net.layers:
             layer.attention.dropout = 0.0
         net.train()(wav).square().mean().backward()
@@ -108,9 +199,9 @@ def test_layers_are_nearly_as_exact_in_half_precision(source):
     net = PretrainedTransformer(source).eval()
     frames = torch.randn(2, 9, tiny_transformer.WIDTH)
     with torch.no_grad():
-        exact = net.wrapper.model.encoder(frames).last_hidden_state
+        exact = net.model.encoder(frames).last_hidden_state
     with torch.autocast("cpu", torch.bfloat16):
-        low = net.wrapper.model.encoder(frames).last_hidden_state
+        low = net.model.encoder(frames).last_hidden_state
         net(wavs(), torch.tensor([1.0, 0.7])).float().square().sum().backward()
     assert (low.float() - exact).norm() < 0.05 * exact.norm()
     for parameter in net.layers.parameters():
@@ -209,7 +300,7 @@ def test_exactly_the_layers_and_the_pooling_train(source, corpus, tmp_path):  # 
     after = tiny.state_of(brain)
     moving = {n for n in before if not torch.equal(before[n], after[n])}
     pooled = "encoder.embedding_model.pooling."
-    top = "encoder.embedding_model.wavlm.wrapper.model.encoder.layers.1."
+    top = "encoder.embedding_model.wavlm.model.encoder.layers.1."
     # a bias of all frames alike changes no share of them
     still = {f"{pooled}attention.bias"}
     wanted = {n for n in before if n.startswith((pooled, top, "classifier."))}

@@ -1,0 +1,380 @@
+"""The model card of an exported folder, and its decision threshold.
+
+The card is ``README.md``: metadata that huggingface.co reads, how the encoder
+was trained, code that loads it, the threshold and its limits. For programs the
+threshold stands in ``threshold.json``.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from speechbrain_ssl.files import write_json, write_whole
+
+CARD_NAME, THRESHOLD_NAME = "README.md", "threshold.json"
+TASK = {"task_type": "speaker-verification", "task_name": "Speaker verification"}
+# what the hub shows until the publisher says more; und: undetermined
+UNKNOWN_LICENSE, UNKNOWN_LANGUAGE = "unknown", "und"
+FIGURES = {
+    "EER": ("eer", "Equal error rate (%)"),
+    "minDCF_0.01": ("min_dcf", "Minimum detection cost, target prior 0.01"),
+    "minDCF_0.05": ("min_dcf", "Minimum detection cost, target prior 0.05"),
+}
+SOURCE = re.compile(r'(from_hparams\(\s*source=)"(?:[^"\\]|\\.)*"')
+THRESHOLD_SECTION = re.compile(r"^## Threshold\n.*?(?=^## |\Z)", re.M | re.S)
+PACKAGES = ("speechbrain_ssl", "speechbrain", "torch", "transformers")
+
+BODY = """
+# {title}
+
+{notes}
+
+{facts}
+## Use
+
+```python
+from speechbrain.inference.speaker import SpeakerRecognition
+
+encoder = SpeakerRecognition.from_hparams(source={source}, savedir=None)
+waveform = encoder.load_audio("a.wav")  # one channel, {rate} Hz
+embedding = encoder.encode_batch(waveform)  # [1, 1, {dim}]
+```
+
+{needs} SpeechBrain runs whatever code the `hyperparams.yaml` of a folder
+names, so load folders of people you trust. The commands of speechbrain_ssl
+read the file first and refuse other classes than those of encoders.
+
+## Threshold
+
+None was measured. SpeechBrain's default of 0.25 belongs to another model.
+
+## Limits
+
+* Error rates hold for the audio they were measured on. Other languages,
+  channels, noise or ages of speakers need a labelled list of their own.
+* Recordings of less than a second, silence and several voices in one
+  recording give unreliable scores.
+* Recordings of one session seem more alike than the voice alone makes them.
+* A score is no proof of identity. Do not decide about people by it alone, and
+  process voices only with their consent.
+"""
+
+THRESHOLD = """\
+## Threshold
+
+{how} On the labelled list {trials}{counts} the equal error rate is
+{eer:.2f} %{interval}. The labels of the list were used to measure and to
+choose the threshold. Other audio may need another one.
+
+```python
+score, _ = encoder.verify_files("a.wav", "b.wav")
+same = float(score) >= {threshold:.4f}
+```
+
+"""
+AT_EER = "At a cosine of {:.4f} both error rates are equal."
+AT_PRIOR = (
+    "A cosine of {:.4f} has the least detection cost where the share of "
+    "target trials is {:g}."
+)
+
+
+def write_card(
+    folder: str,
+    name: str,
+    notes: str,
+    facts: Mapping[str, Any],
+    sample_rate: int,
+    dim: int,
+    needs: str,
+    tags: Sequence[str] = (),
+    base_model: str | None = None,
+) -> None:
+    """Writes the card of a model that was not verified yet.
+
+    Arguments
+    ---------
+    folder : str
+        The exported folder.
+    name : str
+        Name that the code of the card loads it by.
+    notes : str
+        The first paragraph: how it was trained.
+    facts : dict
+        Rows of a table: data, objective, encoder, seed, label use ...
+    sample_rate : int
+        Of the model's audio in Hz.
+    dim : int
+        Width of the embeddings.
+    needs : str
+        Sentence on the packages that loading needs.
+    tags : list of str
+        For the hub's search, beside those of every speaker encoder.
+    base_model : str
+        The hub's name of the pretrained network; None: there is none.
+    """
+    data = ModelCardData(
+        language=UNKNOWN_LANGUAGE,
+        license=UNKNOWN_LICENSE,
+        library_name="speechbrain",
+        pipeline_tag="feature-extraction",
+        tags=[
+            *("speechbrain", "speaker-verification", "speaker-recognition"),
+            *("speaker-embeddings", *tags),
+        ],
+        base_model=base_model,
+    )
+    facts = {**facts, "versions": _versions()}
+    rows = "".join(f"| {_cell(k)} | {_cell(v)} |\n" for k, v in facts.items())
+    body = BODY.format(
+        title="Speaker encoder",
+        notes=notes,
+        facts=f"| | |\n|---|---|\n{rows}",
+        source=_quoted(name),
+        rate=sample_rate,
+        dim=dim,
+        needs=needs,
+    )
+    with write_whole(os.path.join(folder, CARD_NAME)) as file:
+        file.write(f"---\n{data.to_yaml()}\n---\n{body}")
+
+
+def suggest_threshold(
+    folder: str,
+    summary: Mapping[str, Any],
+    trials: str,
+    p_target: float | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes a decision threshold and the error rates of its list.
+
+    They go to ``threshold.json`` and, where there is a card, to its threshold
+    section and its model-index. An earlier threshold is replaced; figures of
+    other lists stay in the model-index.
+
+    Arguments
+    ---------
+    folder : str
+        The exported folder.
+    summary : dict
+        Of ``verify``: ``threshold`` on the cosine and ``EER`` in percent; where
+        it has them also ``EER_low`` and ``EER_high``, the numbers ``trials``
+        and ``targets``, and ``minDCF_0.01`` and ``minDCF_0.05``. Where it has
+        a part ``raw`` of the plain cosines, that part counts.
+    trials : str
+        Name of the labelled list.
+    p_target : float
+        Share of target trials for which the threshold has the least detection
+        cost; None: it is that of the EER.
+    notes : list of str
+        Sentences for the threshold section, such as warnings on the list.
+
+    Raises
+    ------
+    ValueError
+        If the threshold is no cosine.
+    """
+    summary = summary.get("raw", summary)
+    threshold = float(summary["threshold"])
+    if not -1 <= threshold <= 1:
+        raise ValueError(
+            f"A threshold on cosines is between -1 and 1, found {threshold}"
+        )
+    found = {"threshold": threshold, "EER": float(summary["EER"])}
+    for key in ("EER_low", "EER_high"):
+        if key in summary:
+            found[key] = float(summary[key])
+    for key, count in (("trial_count", "trials"), ("target_count", "targets")):
+        if count in summary:
+            found[key] = int(summary[count])
+    if p_target is not None:
+        found["p_target"] = float(p_target)
+    write_json(
+        os.path.join(folder, THRESHOLD_NAME), {**found, "trials": trials}
+    )
+    path = os.path.join(folder, CARD_NAME)
+    if os.path.isfile(path):
+        card = _read_card(path)
+        _add_results(card, summary, trials)
+        section = _threshold_section(found, trials, p_target, notes)
+        card.text, count = THRESHOLD_SECTION.subn(lambda _: section, card.text)
+        if not count:
+            card.text = f"{card.text.rstrip()}\n\n{section}"
+        _write(path, card)
+
+
+def read_threshold(folder: str) -> dict[str, Any] | None:
+    """The threshold that ``suggest_threshold`` wrote.
+
+    Arguments
+    ---------
+    folder : str
+        An exported folder.
+
+    Returns
+    -------
+    dict
+        ``threshold`` on the cosine, ``EER`` in percent, ``trials``, the name
+        of the labelled list, and what else ``suggest_threshold`` was given;
+        None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such JSON.
+    """
+    path = os.path.join(folder, THRESHOLD_NAME)
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        return {**found, "threshold": float(found["threshold"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path} should hold a number as "threshold", but: {error!r}. '
+            "Delete it, or verify the model again."
+        ) from error
+
+
+def publish_card(
+    folder: str,
+    source: str,
+    license: str | None = None,
+    language: Sequence[str] | None = None,
+) -> str:
+    """The card as it is published under another name.
+
+    Arguments
+    ---------
+    folder : str
+        The exported folder; it is not changed.
+    source : str
+        Name that the code of the card loads the model by.
+    license : str
+        The hub's name of a license; None: that of the card.
+    language : list of str
+        ISO 639 codes; None: those of the card.
+
+    Returns
+    -------
+    str
+        The text.
+    """
+    card = _read_card(os.path.join(folder, CARD_NAME))
+    card.text = SOURCE.sub(
+        lambda found: f"{found[1]}{_quoted(source)}", card.text
+    )
+    if card.data.eval_results:
+        card.data.model_name = source.split("/")[-1]
+    if license:
+        card.data.license = license
+    if language:
+        card.data.language = list(language)
+    return str(card)
+
+
+def _read_card(path):
+    """A card, or a message that names the file."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    try:
+        return ModelCard(text)
+    except Exception as error:  # of the YAML parser or the hub's checks
+        raise ValueError(
+            f"The metadata at the top of {path} cannot be read: {error}"
+        ) from error
+
+
+def _write(path, card):
+    """Replaces a card in one step."""
+    with write_whole(path) as file:
+        file.write(str(card))
+
+
+def _add_results(card, summary, trials):
+    """Puts the error rates of a list into the model-index."""
+    results = [
+        EvalResult(
+            **TASK,
+            dataset_type=re.sub(r"[^\w.-]+", "-", trials) or "trials",
+            dataset_name=trials,
+            metric_type=kind,
+            metric_name=words,
+            metric_value=round(float(summary[name]), 4),
+            metric_args=_interval(summary) if name == "EER" else None,
+        )
+        for name, (kind, words) in FIGURES.items()
+        if name in summary
+    ]
+    others = [
+        result
+        for result in card.data.eval_results or ()
+        if result.dataset_name != trials
+    ]
+    card.data.model_name = card.data.model_name or "speaker-encoder"
+    card.data.eval_results = others + results
+
+
+def _interval(summary):
+    """The 95 % interval of the EER, for the model-index."""
+    if "EER_low" not in summary or "EER_high" not in summary:
+        return None
+    return {
+        "95 % interval": [
+            round(float(summary[key]), 2) for key in ("EER_low", "EER_high")
+        ]
+    }
+
+
+def _threshold_section(found, trials, p_target, notes):
+    """The part of the card that says how to decide."""
+    how = AT_EER.format(found["threshold"])
+    if p_target is not None:
+        how = AT_PRIOR.format(found["threshold"], p_target)
+    counts = interval = ""
+    if "trial_count" in found:
+        counts = f" ({found['trial_count']} trials"
+        if "target_count" in found:
+            counts += f", {found['target_count']} of them targets"
+        counts += ")"
+    if "EER_low" in found and "EER_high" in found:
+        interval = (
+            f" (95 % interval {found['EER_low']:.2f} to "
+            f"{found['EER_high']:.2f} %)"
+        )
+    section = THRESHOLD.format(
+        how=how,
+        trials=_cell(trials),
+        counts=counts,
+        eer=found["EER"],
+        interval=interval,
+        threshold=found["threshold"],
+    )
+    return section + "".join(f"{_cell(note)}\n\n" for note in notes)
+
+
+def _cell(value):
+    """A value on one line of Markdown, also inside a table."""
+    return " ".join(str(value).split()).replace("|", r"\|")
+
+
+def _quoted(text):
+    """A Python string literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _versions():
+    """The packages that the model was exported with."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
