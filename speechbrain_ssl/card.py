@@ -17,7 +17,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from speechbrain_ssl.files import write_json, write_whole
 
 CARD_NAME, THRESHOLD_NAME = "README.md", "threshold.json"
-TASK = {"task_type": "speaker-verification", "task_name": "Speaker verification"}
+TASK = {
+    "task_type": "speaker-verification",
+    "task_name": "Speaker verification",
+}
 # what the hub shows until the publisher says more; und: undetermined
 UNKNOWN_LICENSE, UNKNOWN_LANGUAGE = "unknown", "und"
 FIGURES = {
@@ -67,9 +70,11 @@ None was measured. SpeechBrain's default of 0.25 belongs to another model.
 THRESHOLD = """\
 ## Threshold
 
-{how} On the labelled list {trials}{counts} the equal error rate is
-{eer:.2f} %{interval}. The labels of the list were used to measure and to
-choose the threshold. Other audio may need another one.
+At a cosine of {threshold:.4f} false acceptances and false rejections are
+equally frequent on the labelled list {trials}{counts}: the equal error rate is
+{eer:.2f} %{interval}. The labels of the list were used to measure it and to
+choose the threshold. Other audio may need another threshold; where target
+trials are rarer, a higher one.
 
 ```python
 score, _ = encoder.verify_files("a.wav", "b.wav")
@@ -77,11 +82,11 @@ same = float(score) >= {threshold:.4f}
 ```
 
 """
-AT_EER = "At a cosine of {:.4f} both error rates are equal."
-AT_PRIOR = (
-    "A cosine of {:.4f} has the least detection cost where the share of "
-    "target trials is {:g}."
-)
+KNOWN = """\
+**{count} files of the list are in the {name} too**: the error rates are not
+those of unknown recordings.
+
+"""
 
 
 def write_card(
@@ -148,8 +153,7 @@ def suggest_threshold(
     folder: str,
     summary: Mapping[str, Any],
     trials: str,
-    p_target: float | None = None,
-    notes: Sequence[str] = (),
+    known_files: Mapping[str, int] | None = None,
 ) -> None:
     """Writes a decision threshold and the error rates of its list.
 
@@ -168,11 +172,9 @@ def suggest_threshold(
         a part ``raw`` of the plain cosines, that part counts.
     trials : str
         Name of the labelled list.
-    p_target : float
-        Share of target trials for which the threshold has the least detection
-        cost; None: it is that of the EER.
-    notes : list of str
-        Sentences for the threshold section, such as warnings on the list.
+    known_files : dict of str to int
+        Number of files of the list that are in the cohort or the training
+        set, by the name of that set.
 
     Raises
     ------
@@ -189,19 +191,20 @@ def suggest_threshold(
     for key in ("EER_low", "EER_high"):
         if key in summary:
             found[key] = float(summary[key])
-    for key, count in (("trial_count", "trials"), ("target_count", "targets")):
-        if count in summary:
-            found[key] = int(summary[count])
-    if p_target is not None:
-        found["p_target"] = float(p_target)
-    write_json(
-        os.path.join(folder, THRESHOLD_NAME), {**found, "trials": trials}
-    )
+    if "targets" in summary:
+        found["trial_count"] = int(summary["trials"])
+        share = summary["targets"] / summary["trials"]
+        found["target_prior"] = round(share, 6)
+    known = {name: n for name, n in (known_files or {}).items() if n}
+    if known:
+        found["known_files"] = known
+    found["trials"] = trials
+    write_json(os.path.join(folder, THRESHOLD_NAME), found)
     path = os.path.join(folder, CARD_NAME)
     if os.path.isfile(path):
-        card = _read_card(path)
+        card = read_card(folder)
         _add_results(card, summary, trials)
-        section = _threshold_section(found, trials, p_target, notes)
+        section = _threshold_section(found)
         card.text, count = THRESHOLD_SECTION.subn(lambda _: section, card.text)
         if not count:
             card.text = f"{card.text.rstrip()}\n\n{section}"
@@ -266,7 +269,7 @@ def publish_card(
     str
         The text.
     """
-    card = _read_card(os.path.join(folder, CARD_NAME))
+    card = read_card(folder)
     card.text = SOURCE.sub(
         lambda found: f"{found[1]}{_quoted(source)}", card.text
     )
@@ -279,8 +282,27 @@ def publish_card(
     return str(card)
 
 
-def _read_card(path):
-    """A card, or a message that names the file."""
+def read_card(folder: str) -> ModelCard:
+    """Reads the card of a model folder.
+
+    Arguments
+    ---------
+    folder : str
+        The folder.
+
+    Returns
+    -------
+    ModelCard
+        Metadata and text.
+
+    Raises
+    ------
+    OSError
+        If there is none.
+    ValueError
+        If its metadata are no YAML.
+    """
+    path = os.path.join(folder, CARD_NAME)
     with open(path, encoding="utf-8") as file:
         text = file.read()
     try:
@@ -332,31 +354,30 @@ def _interval(summary):
     }
 
 
-def _threshold_section(found, trials, p_target, notes):
+def _threshold_section(found):
     """The part of the card that says how to decide."""
-    how = AT_EER.format(found["threshold"])
-    if p_target is not None:
-        how = AT_PRIOR.format(found["threshold"], p_target)
     counts = interval = ""
     if "trial_count" in found:
-        counts = f" ({found['trial_count']} trials"
-        if "target_count" in found:
-            counts += f", {found['target_count']} of them targets"
-        counts += ")"
+        counts = (
+            f" ({found['trial_count']} trials, "
+            f"{100 * found['target_prior']:.3g} % of them target trials)"
+        )
     if "EER_low" in found and "EER_high" in found:
         interval = (
             f" (95 % interval {found['EER_low']:.2f} to "
             f"{found['EER_high']:.2f} %)"
         )
     section = THRESHOLD.format(
-        how=how,
-        trials=_cell(trials),
+        trials=_cell(found["trials"]),
         counts=counts,
         eer=found["EER"],
         interval=interval,
         threshold=found["threshold"],
     )
-    return section + "".join(f"{_cell(note)}\n\n" for note in notes)
+    return section + "".join(
+        KNOWN.format(count=count, name=name)
+        for name, count in found.get("known_files", {}).items()
+    )
 
 
 def _cell(value):

@@ -28,7 +28,7 @@ from speechbrain_ssl.dataio.annotations import (
     write_annotation,
 )
 from speechbrain_ssl.dataio.embedding import EncoderError, describe
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.pseudo_labels.extract import (
     Embeddings,
     encoder_hash,

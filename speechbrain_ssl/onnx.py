@@ -16,7 +16,7 @@ import tempfile
 import torch
 from speechbrain.processing.features import STFT
 
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.loading import load_encoder
 
 # batch size and seconds that the file is tried with
 TRIALS = ((1, 0.3), (3, 1.234), (2, 2.0))

@@ -1,26 +1,47 @@
-"""An exported model to huggingface.co::
+"""Uploads an exported model to huggingface.co.
 
     > hf auth login
-    > python -m speechbrain_ssl.push MODEL_FOLDER user/name [--dry_run]
+    > python -m speechbrain_ssl.push MODEL_FOLDER user/name --license cc-by-4.0 \
+        --language en [--dry_run]
 
-What is uploaded is what SpeechBrain needs, the README and the threshold; the
+The upload is what SpeechBrain needs, the model card and the threshold. The
 model is loaded first, so that no broken folder gets there.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from speechbrain_ssl.inference import THRESHOLD_NAME, load_encoder
+from speechbrain_ssl.card import (
+    CARD_NAME,
+    THRESHOLD_NAME,
+    UNKNOWN_LICENSE,
+    publish_card,
+    read_card,
+)
+from speechbrain_ssl.loading import HPARAMS_NAME, WEIGHTS_NAME, load_encoder
 
-NEEDED = ("hyperparams.yaml", "embedding_model.ckpt", "README.md")
+FAILURES = (
+    *(ImportError, OSError, ValueError),
+    *(HfHubHTTPError, HFValidationError),
+)
+NEEDED = (HPARAMS_NAME, WEIGHTS_NAME, CARD_NAME)
 
 
-def push(model_folder, repository, private=False, dry_run=False):
+def push(
+    model_folder: str,
+    repository: str,
+    private: bool = False,
+    dry_run: bool = False,
+    license: str | None = None,
+    language: Sequence[str] | None = None,
+    trust: Sequence[str] = (),
+) -> list[str]:
     """Uploads an exported folder in one commit.
 
     Arguments
@@ -33,6 +54,13 @@ def push(model_folder, repository, private=False, dry_run=False):
         Whether a new repository is private.
     dry_run : bool
         Whether to stop before anything leaves this machine.
+    license : str
+        The hub's name of a license; None: that of the card.
+    language : list of str
+        ISO 639 codes of the languages of the audio; None: those of the card.
+    trust : list of str
+        Modules or classes that the folder's YAML may name, see
+        ``load_encoder``.
 
     Returns
     -------
@@ -44,21 +72,23 @@ def push(model_folder, repository, private=False, dry_run=False):
     FileNotFoundError
         If the folder is no exported model.
     ValueError
-        If the name is none of a repository.
+        If the name is none of a repository, or a file is a link to somewhere
+        outside of the folder.
     """
     if repository.count("/") != 1:
         raise ValueError(
             f"A repository is named user/name, not {repository!r}."
         )
     validate_repo_id(repository)
-    load_encoder(model_folder)
-    names = [
-        name
-        for name in (*NEEDED, THRESHOLD_NAME)
-        if name in NEEDED or os.path.isfile(os.path.join(model_folder, name))
-    ]
-    contents = {name: os.path.join(model_folder, name) for name in names}
-    contents["README.md"] = _card(model_folder, repository)
+    contents = {}
+    for name in (*NEEDED, THRESHOLD_NAME):
+        path = os.path.join(model_folder, name)
+        if name in NEEDED or os.path.lexists(path):
+            contents[name] = path
+            _check_inside(model_folder, path)
+    load_encoder(model_folder, trust=trust)
+    card = publish_card(model_folder, repository, license, language)
+    contents[CARD_NAME] = card.encode()
     if not dry_run:
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
@@ -67,19 +97,22 @@ def push(model_folder, repository, private=False, dry_run=False):
             [CommitOperationAdd(*item) for item in contents.items()],
             commit_message="Speaker encoder trained by speechbrain_ssl",
         )
-    return names
+    return list(contents)
 
 
-def _card(model_folder, repository):
-    """The README, with the name that the model will be loaded by."""
-    path = os.path.join(model_folder, "README.md")
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
-    name = os.path.basename(os.path.abspath(model_folder))
-    return text.replace(f'source="{name}"', f'source="{repository}"').encode()
+def _check_inside(folder, path):
+    """Refuses what is no file of the folder: it would become public."""
+    root, target = os.path.realpath(folder), os.path.realpath(path)
+    if os.path.commonpath([root, target]) != root:
+        raise ValueError(
+            f"{path} is a link to {target}, outside of the folder. Copy the "
+            "file into the folder if it belongs to the model."
+        )
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is not a file.")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """The command line of ``push``.
 
     Arguments
@@ -94,15 +127,29 @@ def main(argv=None):
     )
     parser.add_argument("model_folder")
     parser.add_argument("repository", metavar="user/name")
+    parser.add_argument("--license", help="such as cc-by-4.0 or apache-2.0")
+    parser.add_argument(
+        "--language", nargs="+", help="of the audio, such as en fr"
+    )
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--dry_run", action="store_true")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="module or class that the model's YAML may name",
+    )
     args = parser.parse_args(argv)
     try:
         names = push(**vars(args))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+    except FAILURES as error:
         sys.exit(f"push: {error}")
     done = "Would upload" if args.dry_run else "Uploaded"
     print(f"{done} to {args.repository}: {', '.join(names)}")
+    license = args.license or read_card(args.model_folder).data.license
+    if license in (None, UNKNOWN_LICENSE):
+        print("The card states no license: give one with --license.")
 
 
 if __name__ == "__main__":

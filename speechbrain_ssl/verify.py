@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from speechbrain.utils.distributed import infer_device
 
+from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores
-from speechbrain_ssl.inference import load_encoder, read_threshold
+from speechbrain_ssl.loading import load_encoder
 
 
 class Verdict(NamedTuple):

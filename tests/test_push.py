@@ -1,9 +1,11 @@
 """What would go to the hub, up to the upload."""
 
+import shutil
+
 import pytest
 
 from speechbrain_ssl import push as module
-from speechbrain_ssl.inference import suggest_threshold
+from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.push import main, push
 from tests.models import export_model
 
@@ -77,3 +79,32 @@ def test_a_folder_that_is_no_model_is_not_uploaded(hub, tmp_path):
     with pytest.raises(SystemExit, match="not an exported model"):
         main([str(tmp_path), "someone/encoder"])
     assert hub.calls == []
+
+
+def test_a_license_is_asked_for(hub, model, capsys):
+    main([model, "someone/encoder", "--dry_run"])
+    assert "states no license" in capsys.readouterr().out
+    main([model, "someone/encoder", "--dry_run", "--license=mit"])
+    assert "license" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "threshold.json"])
+def test_links_out_of_the_folder_are_not_followed(hub, model, tmp_path, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    (tmp_path / "secret").write_text("private key")
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to("../secret")
+    with pytest.raises(SystemExit, match="link to .*secret, outside"):
+        main([str(copy), "someone/encoder"])
+    assert hub.calls == []
+
+
+def test_a_foreign_folder_is_checked_before_anything(hub, model, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    with open(copy / "hyperparams.yaml", "a") as file:
+        file.write(f"x: !apply:os.mkdir [{tmp_path}/pwned]\n")
+    with pytest.raises(SystemExit, match="!apply:os.mkdir is not allowed"):
+        main([str(copy), "someone/encoder", "--dry_run"])
+    assert not (tmp_path / "pwned").exists()

@@ -4,6 +4,7 @@ WavLM, HuBERT, wav2vec 2.0 and w2v-BERT 2.0, in the implementations of Hugging
 Face. They need ``pip install 'speechbrain_ssl[wavlm]'``.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -208,6 +209,19 @@ class PretrainedTransformer(torch.nn.Module):
         parts = json.loads(json.dumps(parts))
         return {"architecture": parts, "trained": list(self.trained)}
 
+    def __reduce__(self):
+        """Pickles settings and weights: torch cannot pickle weight norms."""
+        learning = [n for n, p in self.named_parameters() if p.requires_grad]
+        checkpointing = self.model.is_gradient_checkpointing
+        state = self.state_dict(), learning, self.training
+        return _restore, (self.architecture(), checkpointing, *state)
+
+    def __deepcopy__(self, memo):
+        """Copies as torch does, without the detour of a pickle."""
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
     def _insert_adapters(self, rank, alpha=1.0):
         """Puts an adapter around each feed-forward layer of trained parts."""
         count = 0
@@ -296,6 +310,18 @@ class SeamlessFbank(torch.nn.Module):
             mels = (mels - mels.mean(1, keepdim=True)) / deviation
         even = mels.shape[1] // self.STACKED * self.STACKED
         return mels[:, :even].unflatten(1, (-1, self.STACKED)).flatten(2)
+
+
+def _restore(settings, checkpointing, weights, learning, training):
+    """A transformer from its pickle."""
+    with torch.random.fork_rng():  # of the random weights
+        found = PretrainedTransformer(
+            **settings, gradient_checkpointing=checkpointing
+        )
+    found.load_state_dict(weights)
+    for name, parameter in found.named_parameters():
+        parameter.requires_grad_(name in learning)
+    return found.train(training)
 
 
 def _check_part(model, part):

@@ -1,5 +1,8 @@
 """Pretrained transformers: what learns, what stays, and in which mode."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import transformers
@@ -18,7 +21,6 @@ from tests.brains import tiny
 from tests.brains.conftest import corpus  # noqa: F401
 from tests.brains.test_pseudo_label import make_brain
 from tests.nnet import tiny_transformer
-
 
 LARGE = {
     "normalize": True,
@@ -246,6 +248,26 @@ def test_adapters_learn_alone_and_change_nothing_at_first(tmp_path, family):
             assert parameter.grad is not None, name
             parameter -= 0.1 * parameter.grad.sign()
     assert not torch.allclose(net.eval()(wav), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_copies_and_pickles_are_the_same_network(source, lora):
+    net = PretrainedTransformer(
+        source, lora=lora, gradient_checkpointing=True
+    ).eval()
+    next(iter(net.layers.parameters())).requires_grad_(False)
+    state, wav = torch.get_rng_state(), wavs()
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(again(wav), net(wav))
+        assert not again.training and again.layers[0].gradient_checkpointing
+        assert [p.requires_grad for p in again.parameters()] == [
+            p.requires_grad for p in net.parameters()
+        ]
+        own = {p.data_ptr() for p in again.parameters()}
+        assert not own & {p.data_ptr() for p in net.parameters()}
+    torch.set_rng_state(state)
+    pickle.loads(pickle.dumps(net))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_lora_needs_something_to_adapt(source):

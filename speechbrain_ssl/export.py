@@ -1,0 +1,493 @@
+"""From a training run to a folder that SpeechBrain loads.
+
+The folder holds ``hyperparams.yaml``, ``embedding_model.ckpt`` and a model
+card; ``threshold.json`` once a threshold was measured. ``EncoderClassifier``
+and ``SpeakerRecognition`` load it. Its YAML names classes of torch and
+speechbrain only, so that this package is not needed; encoders with a
+pretrained transformer name ``speechbrain_ssl.nnet``, need it, and say so.
+
+Training ends with an export. This exports a run again::
+
+    > python -m speechbrain_ssl.inference RUN_FOLDER [--folder MODEL_FOLDER]
+"""
+
+import argparse
+import copy
+import csv
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ruamel.yaml
+import torch
+from hyperpyyaml import resolve_references
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.processing.features import STFT
+
+from speechbrain_ssl import safe_yaml
+from speechbrain_ssl.card import write_card
+from speechbrain_ssl.loading import (
+    ENCODER_KEYS,
+    HPARAMS_NAME,
+    WEIGHTS_NAME,
+    is_export,
+    load_weights,
+    read_text,
+    weights_of_run,
+)
+from speechbrain_ssl.nnet.branch import Branch
+from speechbrain_ssl.nnet.transformer import PretrainedTransformer
+
+DEFAULT_RATE = 16000  # of YAMLs without a key sample_rate
+# what torch.compile and DDP put before the names of parameters
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+NEEDS = "It needs `pip install 'speechbrain>=1.1'`."
+NEEDS_US = (
+    "It needs the package speechbrain_ssl, whose classes `hyperparams.yaml` "
+    "names, and `pip install 'speechbrain>=1.1' 'transformers>=4.57'`."
+)
+INTERFACE = """\
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+    sample_rate: {rate}
+
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        embedding_model: !ref <embedding_model>
+"""
+
+
+def encoder_hparams(
+    hparams_text: str, architectures: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Takes the encoder out of the YAML of a training run.
+
+    Arguments
+    ---------
+    hparams_text : str
+        Content of a recipe's YAML, overrides already applied.
+    architectures : list of dict
+        What makes the pretrained networks in it without their files, in
+        order: the settings of those with a ``source``.
+
+    Returns
+    -------
+    str
+        Content of the YAML of a pretrained interface.
+
+    Raises
+    ------
+    KeyError
+        If ``compute_features``, ``mean_var_norm`` or ``embedding_model`` is
+        missing.
+    ValueError
+        If the encoder has classes that model folders must not name, or
+        another number of pretrained networks than ``architectures``.
+    """
+    yaml = ruamel.yaml.YAML()
+    yaml.indent(mapping=4, sequence=6, offset=4)
+    yaml.width = 4096
+    tree = yaml.load(resolve_references(hparams_text))
+    missing = [key for key in ENCODER_KEYS if key not in tree]
+    if missing:
+        raise KeyError(
+            f"The hparams file has no {', '.join(missing)}: these keys make "
+            "the encoder that is exported"
+        )
+    # references have been replaced by the nodes that they name
+    part = ruamel.yaml.comments.CommentedMap(
+        (key, tree[key]) for key in ENCODER_KEYS
+    )
+    for node in _nodes(part):  # comments are about training
+        if hasattr(node, "ca"):
+            node.ca.comment = None
+            node.ca.items.clear()
+    _put_architectures(part, architectures)
+    out = io.StringIO()
+    yaml.dump(part, out)
+    rate = tree.get("sample_rate")
+    if rate is None and isinstance(tree["compute_features"], dict):
+        rate = tree["compute_features"].get("sample_rate")
+    interface = INTERFACE.format(rate=DEFAULT_RATE if rate is None else rate)
+    text = f"{out.getvalue()}\n{interface}"
+    safe_yaml.check(text, "The encoder cannot be exported")
+    return text
+
+
+def check_sample_rate(
+    modules: Iterable[torch.nn.Module], sample_rate: int
+) -> None:
+    """Checks that an encoder is built for the sample rate of its audio.
+
+    Arguments
+    ---------
+    modules : iterable of torch.nn.Module
+        The encoder, its features included.
+    sample_rate : int
+        The rate of the audio in Hz.
+
+    Raises
+    ------
+    ValueError
+        If features are computed for another rate, if their FFT is shorter
+        than their window, or if a pretrained transformer gets another rate
+        than 16000 Hz.
+    """
+    for module in modules:
+        for part in module.modules():
+            name = type(part).__name__
+            found = getattr(part, "sample_rate", sample_rate)
+            if found != sample_rate:
+                raise ValueError(
+                    f"sample_rate is {sample_rate}, but {name} is built for "
+                    f"{found} Hz. Give it the rate in the YAML: sample_rate: "
+                    "!ref <sample_rate>"
+                )
+            if isinstance(part, STFT) and part.n_fft < part.win_length:
+                raise ValueError(
+                    f"At sample_rate {sample_rate} the window of {name} has "
+                    f"{part.win_length} samples, but n_fft is {part.n_fft}. "
+                    f"Set n_fft of compute_features to {part.win_length} or "
+                    "more."
+                )
+
+
+def export(
+    branch: Branch,
+    hparams_text: str,
+    folder: str,
+    notes: str = "Trained without labels.",
+    facts: Mapping[str, str] | None = None,
+) -> str:
+    """Writes an encoder as a folder for SpeechBrain, and checks it.
+
+    The folder appears when it is complete: ``EncoderClassifier`` has loaded
+    it with all weights, and gives the embeddings of the trained encoder.
+
+    Arguments
+    ---------
+    branch : speechbrain_ssl.nnet.branch.Branch
+        The trained encoder; its head is left behind.
+    hparams_text : str
+        Content of the YAML it was made from.
+    folder : str
+        Where to write; an exported folder that is there is replaced.
+    notes : str
+        First paragraph of the model card.
+    facts : dict of str to str
+        Rows of the model card: data, seed, label use.
+
+    Returns
+    -------
+    str
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If weights carry the prefix of a wrapper, or the exported encoder
+        gives other embeddings than the trained one.
+    """
+    folder = os.path.abspath(folder)
+    if os.path.isdir(folder) and not is_export(folder):
+        raise ValueError(
+            f"{folder} exists and is no exported model; name another folder"
+        )
+    names = branch.embedding_model.state_dict()
+    wrapped = [key for key in names if key.startswith(WRAPPER_PREFIXES)]
+    if wrapped:
+        raise ValueError(
+            f"The encoder's weights are named {wrapped[0]} ...: unwrap it "
+            "from DDP or torch.compile before the export"
+        )
+    parent, name = os.path.split(folder)
+    staging, old = (
+        os.path.join(parent, f".{name}.{kind}") for kind in ("new", "old")
+    )
+    for leftover in (staging, old):  # of an export that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        os.makedirs(staging)
+        text = _write(staging, hparams_text, branch)
+        rate, dim = _check(staging, branch)
+        tree = ruamel.yaml.YAML().load(resolve_references(hparams_text))
+        transformers = _transformers(branch)
+        write_card(
+            staging,
+            name,
+            notes,
+            {**_describe(tree, branch, rate, dim), **(facts or {})},
+            rate,
+            dim,
+            needs=NEEDS_US if "speechbrain_ssl." in text else NEEDS,
+            tags=[net.model.config.model_type for net in transformers],
+            base_model=_base_model(tree),
+        )
+        if os.path.isdir(folder):
+            os.rename(folder, old)
+        os.rename(staging, folder)
+    finally:
+        for leftover in (staging, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return folder
+
+
+def check_export(branch: Branch, hparams_text: str) -> None:
+    """Checks before training that an encoder can be exported after it.
+
+    Arguments
+    ---------
+    branch : speechbrain_ssl.nnet.branch.Branch
+        The encoder, with whatever weights.
+    hparams_text : str
+        Content of the YAML it was made from.
+
+    Raises
+    ------
+    ValueError
+        If SpeechBrain could not load the exported encoder, or it would give
+        other embeddings.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _write(folder, hparams_text, branch)
+        _check(folder, branch)
+
+
+def export_run(run_folder: str, folder: str | None = None) -> str:
+    """Exports a training run again, from the checkpoints in its folder.
+
+    As at the end of training this is the newest checkpoint, the average of
+    the last ones, or the one that ``select_by`` chooses. The folder may have
+    been moved: nothing outside of it is read, but the source of a pretrained
+    transformer.
+
+    Arguments
+    ---------
+    run_folder : str
+        The run's output folder, with ``hyperparams.yaml`` and checkpoints.
+    folder : str
+        Where to write; ``model`` in the run's folder by default.
+
+    Returns
+    -------
+    str
+        The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run, or it has no checkpoint yet.
+    ValueError
+        If the checkpoint is of another encoder than the YAML.
+    """
+    path = os.path.join(run_folder, HPARAMS_NAME)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{run_folder} is no training run: it has no {HPARAMS_NAME}"
+        )
+    text = read_text(path)
+    # the encoder alone: the rest names data, logs and folders of the training
+    parts = safe_yaml.build(
+        text, path, [(key,) for key in ENCODER_KEYS], sources=True
+    )
+    missing = [k for k, part in zip(ENCODER_KEYS, parts) if part is None]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}")
+    branch = Branch(*parts)
+    tree = ruamel.yaml.YAML().load(resolve_references(text))
+    weights, origin = weights_of_run(
+        run_folder,
+        tree.get("extract_from", "encoder"),
+        os.path.basename(tree.get("save_folder", "save")),
+        tree.get("average_last", 1),
+        tree.get("select_by"),
+    )
+    load_weights(branch.embedding_model, weights, run_folder)
+    return export(
+        branch,
+        text,
+        folder or os.path.join(run_folder, "model"),
+        notes=f"Trained by speechbrain_ssl; exported from {origin}.",
+        facts=_facts_of_run(run_folder, tree),
+    )
+
+
+def _facts_of_run(run_folder, tree):
+    """Rows of the model card that the folder of a run tells."""
+    facts = {}
+    save = os.path.basename(tree.get("save_folder", "save"))
+    path = os.path.join(
+        run_folder, save, os.path.basename(tree.get("train_annotation") or "")
+    )
+    if os.path.isfile(path):
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            seconds = [float(row["duration"]) for row in reader]
+        hours = sum(seconds) / 3600
+        facts["data"] = f"{len(seconds)} utterances, {hours:.1f} hours"
+    if "seed" in tree:
+        facts["seed"] = tree["seed"]
+    labels = "none in training or selection"
+    if tree.get("speakers"):
+        labels = "those of a file of speakers were trained on"
+    elif tree.get("select_by"):
+        labels = "those of a trial list chose the checkpoint"
+    return {**facts, "speaker labels": labels}
+
+
+def _transformers(branch):
+    """Pretrained networks of a branch."""
+    return [m for m in branch.modules() if isinstance(m, PretrainedTransformer)]
+
+
+def _write(folder, hparams_text, branch):
+    """Writes YAML and weights; returns the YAML."""
+    architectures = [net.architecture() for net in _transformers(branch)]
+    text = encoder_hparams(hparams_text, architectures)
+    path = os.path.join(folder, HPARAMS_NAME)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    weights = branch.embedding_model.state_dict()
+    weights = {key: value.detach().cpu() for key, value in weights.items()}
+    torch.save(weights, os.path.join(folder, WEIGHTS_NAME))
+    return text
+
+
+@torch.no_grad()
+def _check(folder, branch):
+    """Loads the folder as a user would and compares embeddings.
+
+    SpeechBrain's Pretrainer ignores weights whose names do not fit, so the
+    names are compared as well. Returns sample rate and width of embeddings.
+    """
+    classifier = EncoderClassifier.from_hparams(
+        source=folder, savedir=None, run_opts={"device": "cpu"}
+    )
+    loaded = classifier.mods.embedding_model.state_dict()
+    weights = branch.embedding_model.state_dict()
+    if loaded.keys() != weights.keys():
+        odd = sorted(loaded.keys() ^ weights.keys())
+        raise ValueError(
+            "The exported hparams make another encoder than the trained one; "
+            f"these weights are in one only: {', '.join(odd[:5])}"
+        )
+    rate = classifier.audio_normalizer.sample_rate
+    check_sample_rate([branch], rate)
+    generator = torch.Generator().manual_seed(0)
+    wavs = torch.randn(2, round(1.5 * rate), generator=generator)
+    # both on the CPU: GPUs may multiply with fewer digits
+    expected = copy.deepcopy(branch).cpu().eval().embed(wavs / 10)
+    found = classifier.encode_batch(wavs / 10).flatten(1)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        worst = (found - expected).abs().max().item()
+        raise ValueError(
+            "The exported encoder gives other embeddings than the trained "
+            f"one: they differ by up to {worst:.2e}"
+        )
+    return rate, found.shape[1]
+
+
+def _describe(tree, branch, rate, dim):
+    """Rows of the model card that the YAML and the network tell."""
+    network = branch.embedding_model
+    count = sum(parameter.numel() for parameter in network.parameters())
+    kinds = [type(m).__name__ for m in network.children()]
+    if type(network).__name__ != "LengthsCapableSequential":
+        kinds = [type(network).__name__]
+    objective = [
+        _class_of(tree.get(key)).rpartition(".")[2]
+        for key in ("objective", "loss", "gate")
+    ]
+    return {
+        "objective": ", ".join(filter(None, objective)) or "unknown",
+        "encoder": f"{', '.join(kinds)}: {count / 1e6:.1f} M parameters, "
+        f"embeddings of {dim} dimensions",
+        "audio": f"one channel, {rate} Hz",
+    }
+
+
+def _base_model(tree):
+    """The hub's name of the network that training started from, if any."""
+    sources = [
+        str(node["source"])
+        for node in _nodes(tree["embedding_model"])
+        if isinstance(node, dict) and "source" in node and _class_of(node)
+    ]
+    names = [
+        source
+        for source in sources
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", source)
+        and not os.path.exists(source)
+    ]
+    return names[0] if names else None
+
+
+def _nodes(node):
+    """A node of a YAML tree and all below it."""
+    yield node
+    children = ()
+    if isinstance(node, dict):
+        children = node.values()
+    elif isinstance(node, list):
+        children = node
+    for child in children:
+        yield from _nodes(child)
+
+
+def _class_of(node):
+    """Name of the class of a node of a YAML tree; empty if it is plain."""
+    tag = str(getattr(getattr(node, "tag", None), "value", "") or "")
+    return tag.partition(":")[2]
+
+
+def _put_architectures(part, architectures):
+    """Gives pretrained networks their architecture instead of a source."""
+    nodes = [
+        node
+        for node in _nodes(part)
+        if isinstance(node, dict) and "source" in node and _class_of(node)
+    ]
+    if len(nodes) != len(architectures):
+        raise ValueError(
+            f"The hparams have {len(nodes)} pretrained networks (with a key "
+            f"source), the encoder has {len(architectures)}: they do not "
+            "belong together"
+        )
+    for node, settings in zip(nodes, architectures):
+        for key in list(node):
+            del node[key]
+        node.update(settings)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of ``export_run``.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_folder")
+    parser.add_argument("--folder", help="RUN_FOLDER/model by default")
+    try:
+        print(export_run(**vars(parser.parse_args(argv))))
+    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"export: {error.args[0] if error.args else error!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,402 @@
+"""Encoders from exported folders, checkpoints and runs.
+
+Model folders may come from others: their YAML is checked before anything in it
+runs, and weights are read as tensors only.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from speechbrain.dataio.preprocess import AudioNormalizer
+from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.utils.parameter_transfer import Pretrainer
+
+from speechbrain_ssl import safe_yaml
+from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
+
+HPARAMS_NAME, WEIGHTS_NAME = "hyperparams.yaml", "embedding_model.ckpt"
+ENCODER_KEYS = ("compute_features", "mean_var_norm", "embedding_model")
+
+
+def load_encoder(
+    folder: str, device: str = "cpu", trust: Sequence[str] = ()
+) -> EncoderClassifier:
+    """Loads an exported folder, or a SpeechBrain folder of a speaker encoder.
+
+    The result is that of ``EncoderClassifier.from_hparams``, which would run
+    whatever code the folder's YAML names and fetch files from other places.
+
+    Arguments
+    ---------
+    folder : str
+        The folder; all files are taken from it.
+    device : str
+        Where to put the encoder.
+    trust : list of str
+        Modules or classes that its YAML may name beside those of
+        ``safe_yaml``.
+
+    Returns
+    -------
+    EncoderClassifier
+        In evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or it is not an exported one.
+    ValueError
+        If its YAML names other code, or its weights do not fit.
+    """
+    check_folder(folder)
+    path = os.path.join(folder, HPARAMS_NAME)
+    text = read_text(path)
+    safe_yaml.check(text, path, trust)
+    keys = [("modules", key) for key in ENCODER_KEYS]
+    *parts, normalizer, pretrainer = safe_yaml.build(
+        text, path, [*keys, ("audio_normalizer",), ("pretrainer",)], trust
+    )
+    modules = dict(zip(ENCODER_KEYS, parts))
+    for name, module in modules.items():
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(
+                f"{path} should have a network as {name} below modules, found "
+                f"{module!r}"
+            )
+    load_weights(
+        modules["embedding_model"],
+        read_weights(os.path.join(folder, WEIGHTS_NAME)),
+        folder,
+    )
+    if isinstance(pretrainer, Pretrainer):
+        _load_statistics(folder, modules, pretrainer.loadables)
+    hparams = {"audio_normalizer": normalizer or AudioNormalizer()}
+    classifier = EncoderClassifier(
+        modules=modules, hparams=hparams, run_opts={"device": str(device)}
+    )
+    return classifier.eval()
+
+
+def _load_statistics(folder, modules, loadables):
+    """Loads what features and normalization have learned, where they have."""
+    learned = {
+        name: found
+        for name, found in loadables.items()
+        if any(
+            found is modules[key]
+            for key in ("compute_features", "mean_var_norm")
+        )
+    }
+    # a Pretrainer of our own: that of the folder may name other places
+    pretrainer = Pretrainer(loadables=learned)
+    pretrainer.collect_files(default_source=os.path.abspath(folder))
+    if learned:
+        pretrainer.load_collected()
+
+
+def start_from(branch: torch.nn.Module, source: str) -> None:
+    """Gives an encoder the weights of an earlier training, all of them.
+
+    Arguments
+    ---------
+    branch : speechbrain_ssl.nnet.branch.Branch
+        Its ``embedding_model`` gets the weights.
+    source : str
+        An exported folder, or a file of a checkpoint: ``student.ckpt``,
+        ``teacher.ckpt`` or ``encoder.ckpt``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder or file.
+    ValueError
+        If it holds no weights, or those of another encoder.
+    """
+    path = source
+    if os.path.isdir(source):
+        check_folder(source)
+        path = os.path.join(source, WEIGHTS_NAME)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no model {source} to start from.")
+    weights = weights_of_encoder(read_weights(path))
+    load_weights(branch.embedding_model, weights, source)
+
+
+def continue_run(
+    encoder: torch.nn.Module, classifier: torch.nn.Module, run_folder: str
+) -> None:
+    """Takes over encoder and classifier from a run on pseudo-labels.
+
+    Arguments
+    ---------
+    encoder : speechbrain_ssl.nnet.branch.Branch
+        Gets the run's encoder, all of it.
+    classifier : torch.nn.Module
+        Gets the run's classifier.
+    run_folder : str
+        The run's output folder; its newest checkpoint is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint.
+    ValueError
+        If names or shapes of the weights are others.
+    """
+    checkpointer = checkpoints_of(run_folder)
+    checkpoint = checkpointer.find_checkpoint()
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"{run_folder} has no checkpoint in save/ to continue from"
+        )
+    for name, module in {"encoder": encoder, "classifier": classifier}.items():
+        if name not in checkpoint.paramfiles:
+            raise FileNotFoundError(
+                f"{checkpoint.path} has no {name}.ckpt: name the folder of a "
+                "run of train_pseudo_labels.py"
+            )
+        weights = read_weights(checkpoint.paramfiles[name])
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The {name} of {run_folder} is another one. Give the YAML "
+                f"the {name} of that run. {error}"
+            ) from error
+
+
+def checkpoints_of(run_folder: str, save: str = "save") -> AtomicCheckpointer:
+    """The checkpoints of a run, wherever its folder is now.
+
+    Arguments
+    ---------
+    run_folder : str
+        The run's output folder.
+    save : str
+        Name of the folder of checkpoints in it.
+
+    Returns
+    -------
+    AtomicCheckpointer
+        Without recoverables.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder of checkpoints.
+    """
+    folder = os.path.join(run_folder, save)
+    if not os.path.isdir(folder):  # a checkpointer would make it
+        raise FileNotFoundError(
+            f"{run_folder} has no checkpoint in {save}/: there is no such "
+            "folder"
+        )
+    return AtomicCheckpointer(folder)
+
+
+def weights_of_run(
+    run_folder: str,
+    name: str,
+    save: str = "save",
+    average_last: int = 1,
+    select_by: str | None = None,
+) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights that the export of a run takes.
+
+    Arguments
+    ---------
+    run_folder : str
+        The run's output folder.
+    name : str
+        Name of the branch in the checkpoints: student, teacher or encoder.
+    save : str
+        Name of the folder of checkpoints.
+    average_last : int
+        Number of end-of-epoch checkpoints to average.
+    select_by : str
+        Figure of the checkpoints whose least value chooses one; None: the
+        newest one.
+
+    Returns
+    -------
+    weights : dict of str to torch.Tensor
+        Of the encoder's network.
+    origin : str
+        Names the checkpoints.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint.
+    """
+    checkpointer = checkpoints_of(run_folder, save)
+    checkpoint = checkpointer.find_checkpoint(
+        min_key=select_by,
+        ckpt_predicate=lambda c: name in c.paramfiles
+        and (not select_by or select_by in c.meta),
+    )
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"{run_folder} has no checkpoint yet with a {name}"
+        )
+    complete = any(
+        c.meta["end-of-epoch"] for c in checkpointer.list_checkpoints()
+    )
+    if average_last > 1 and complete:
+        weights = average_of_last(checkpointer, name, average_last)
+        return weights_of_encoder(
+            weights
+        ), f"the average of its last {average_last} checkpoints"
+    weights = read_weights(checkpoint.paramfiles[name])
+    origin = f"its checkpoint {os.path.basename(checkpoint.path)}"
+    return weights_of_encoder(weights), origin
+
+
+def weights_of_encoder(
+    weights: dict[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """The part of a checkpoint that belongs to the encoder's network.
+
+    Arguments
+    ---------
+    weights : dict of str to torch.Tensor
+        Of a branch, of a teacher, or of the network alone.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        By their names in the network.
+    """
+    part = "embedding_model."
+    # a branch has its network under that name, a teacher has a branch
+    found = {k.split(part, 1)[1]: v for k, v in weights.items() if part in k}
+    return found or weights
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """Reads a file of weights, and nothing that could run.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        On the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or holds anything but tensors.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of pickle, zip files and torch
+        raise ValueError(
+            f"{path} holds no weights, or is damaged: {error}".split("\n")[0]
+        ) from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
+        raise ValueError(f"{path} should hold named tensors only")
+    return weights
+
+
+def load_weights(
+    module: torch.nn.Module, weights: dict[str, torch.Tensor], source: str
+) -> None:
+    """Loads weights into a network that must have exactly these.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The network.
+    weights : dict of str to torch.Tensor
+        Its weights.
+    source : str
+        Where they come from, for the message.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes are others.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights of {source} are not of this encoder. Give the YAML "
+            f"the encoder they were trained in. {error}"
+        ) from error
+
+
+def read_text(path: str) -> str:
+    """Reads a text file; one that is no text is named.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Returns
+    -------
+    str
+        Its content.
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def is_export(folder: str) -> bool:
+    """Whether a folder has the files of an exported model.
+
+    Arguments
+    ---------
+    folder : str
+        The folder.
+
+    Returns
+    -------
+    bool
+        True if it has.
+    """
+    names = (HPARAMS_NAME, WEIGHTS_NAME)
+    return all(os.path.isfile(os.path.join(folder, n)) for n in names)
+
+
+def check_folder(folder: str) -> None:
+    """Refuses a folder that is not an exported model.
+
+    Arguments
+    ---------
+    folder : str
+        The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is missing, or files are; the message names a folder inside of it
+        that is a model.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"No such model folder: {folder}")
+    if not is_export(folder):
+        inner = os.path.join(folder, "model")
+        hint = f" Did you mean {inner}?" if is_export(inner) else ""
+        raise FileNotFoundError(
+            f"{folder} is not an exported model: it needs {HPARAMS_NAME} "
+            f"and {WEIGHTS_NAME}.{hint}"
+        )
