@@ -24,7 +24,7 @@ import numpy as np
 
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.evaluation.verification import verify
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.pseudo_labels.labels import read_truth
 
 matplotlib.use("Agg")

@@ -18,6 +18,7 @@ import argparse
 import concurrent.futures
 import os
 import sys
+from collections.abc import Sequence
 
 from speechbrain.utils.distributed import infer_device
 
@@ -28,7 +29,7 @@ from speechbrain_ssl.dataio.annotations import (
     write_annotation,
 )
 from speechbrain_ssl.dataio.embedding import EncoderError, describe
-from speechbrain_ssl.loading import load_encoder
+from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.pseudo_labels.extract import (
     Embeddings,
     encoder_hash,
@@ -45,6 +46,7 @@ def embed(
     batch_seconds: float = 120.0,
     device: str | None = None,
     progress: bool = True,
+    trust: Sequence[str] = (),
 ) -> Embeddings:
     """Embeds audio to disk; the module's docstring has the rules.
 
@@ -66,6 +68,9 @@ def embed(
         Where to compute; None: a GPU if there is one.
     progress : bool
         Whether to show a progress bar.
+    trust : list of str
+        Modules or classes that the model's YAML may name, see
+        ``load_encoder``.
 
     Returns
     -------
@@ -84,7 +89,7 @@ def embed(
         If the encoder fails on all files.
     """
     device = device or infer_device()
-    model = load_encoder(model_folder, device)
+    model = load_encoder(model_folder, device, trust)
     return extract(
         model.encode_batch,
         find_utterances(source, output_folder, data_root),
@@ -200,10 +205,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max_seconds", type=float)
     parser.add_argument("--batch_seconds", type=float, default=120.0)
     parser.add_argument("--device")
+    add_trust(parser)
     args = parser.parse_args(argv)
     try:
         found = embed(**vars(args))
-    except (OSError, ValueError, EncoderError) as error:
+    except (ImportError, OSError, ValueError, EncoderError) as error:
         sys.exit(f"embed: {error}")
     count, dim = found.matrix.shape
     print(f"{count} embeddings of {dim} dimensions in {args.output_folder}")

@@ -4,6 +4,7 @@ Model folders may come from others: their YAML is checked before anything in it
 runs, and weights are read as tensors only.
 """
 
+import argparse
 import os
 from collections.abc import Sequence
 
@@ -50,6 +51,7 @@ def load_encoder(
         If its YAML names other code, or its weights do not fit.
     """
     check_folder(folder)
+    trust = [trust] if isinstance(trust, str) else list(trust or ())
     path = os.path.join(folder, HPARAMS_NAME)
     text = read_text(path)
     safe_yaml.check(text, path, trust)
@@ -375,6 +377,23 @@ def is_export(folder: str) -> bool:
     """
     names = (HPARAMS_NAME, WEIGHTS_NAME)
     return all(os.path.isfile(os.path.join(folder, n)) for n in names)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of commands that load model folders.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+        Gets ``--trust NAME``, which may be repeated.
+    """
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="module or class that the model's hyperparams.yaml may name",
+    )
 
 
 def check_folder(folder: str) -> None:

@@ -1,34 +1,46 @@
-"""An exported model as one file for ONNX runtimes::
+"""An exported model as one file for ONNX runtimes.
 
     > python -m speechbrain_ssl.onnx MODEL_FOLDER encoder.onnx
 
-The network takes ``waveforms`` [batch, time], float32 at the model's rate, all
-of one length, features included, and gives ``embeddings`` [batch, emb_dim]. Any
-length and batch size goes. It needs ``pip install speechbrain_ssl[onnx]``.
+The file takes ``waveforms`` [batch, time], float32 at the model's rate and of
+one length, and gives ``embeddings`` [batch, emb_dim]; the features are part of
+it. Batch and length are free; audio below 0.1 s is repeated up to that, as by
+the other commands. The metadata of the file hold ``sample_rate``, ``emb_dim``
+and, where the model has one, ``threshold``. It needs ``pip install
+'speechbrain_ssl[onnx]'``.
 """
 
 import argparse
+import contextlib
 import copy
+import io
+import logging
 import os
 import sys
 import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from speechbrain.processing.features import STFT
 
-from speechbrain_ssl.loading import load_encoder
+from speechbrain_ssl.card import read_threshold
+from speechbrain_ssl.dataio.embedding import MIN_SECONDS
+from speechbrain_ssl.loading import add_trust, load_encoder
 
 # batch size and seconds that the file is tried with
-TRIALS = ((1, 0.3), (3, 1.234), (2, 2.0))
+TRIALS = ((1, 0.3), (3, 1.234), (2, 2.0), (2, 0.025))
 TOLERANCE = 1e-4
+OPSET = 18
 
 
 class ConvolvedSTFT(torch.nn.Module):
-    """What SpeechBrain's STFT computes, as one convolution with the bases.
+    """SpeechBrain's STFT as one convolution with the Fourier bases.
 
-    ONNX has an operator for it, which torch exports as well. But runtimes are
-    made for convolutions: onnxruntime took 0.02 s for 8 x 3 s of audio and a
-    tiny encoder this way, 0.10 s with the operator.
+    ONNX has an operator for the STFT, but runtimes are made for convolutions:
+    onnxruntime took 0.02 s for 8 x 3 s of audio and a tiny encoder this way,
+    0.10 s with the operator.
 
     Arguments
     ---------
@@ -89,16 +101,19 @@ class ConvolvedSTFT(torch.nn.Module):
 
 
 class Encoder(torch.nn.Module):
-    """Features, normalisation and network of an exported model.
+    """Features, normalization and network of an exported model.
 
     Arguments
     ---------
     modules : torch.nn.ModuleDict
         ``mods`` of an EncoderClassifier; they are copied.
+    shortest : int
+        Samples up to which shorter audio is repeated.
     """
 
-    def __init__(self, modules):
+    def __init__(self, modules: torch.nn.ModuleDict, shortest: int = 1600):
         super().__init__()
+        self.shortest = shortest
         self.compute_features = copy.deepcopy(modules["compute_features"])
         self.mean_var_norm = copy.deepcopy(modules["mean_var_norm"])
         self.embedding_model = copy.deepcopy(modules["embedding_model"])
@@ -107,7 +122,7 @@ class Encoder(torch.nn.Module):
                 if isinstance(child, STFT):
                     setattr(module, name, ConvolvedSTFT(child))
 
-    def forward(self, waveforms):
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Waveforms to embeddings.
 
         Arguments
@@ -120,13 +135,20 @@ class Encoder(torch.nn.Module):
         torch.Tensor
             Embeddings [batch, emb_dim].
         """
+        places = torch.arange(torch.sym_max(waveforms.shape[1], self.shortest))
+        # a tensor: the exporter knows no remainder of symbolic numbers
+        count = torch.ones_like(waveforms[0], dtype=torch.int64).sum()
+        waveforms = waveforms[:, torch.remainder(places, count)]
         features = self.compute_features(waveforms)
+        # all of one length: without lengths nothing depends on their values
         lengths = torch.ones_like(waveforms[:, 0])
         features = self.mean_var_norm(features, lengths)
-        return self.embedding_model(features, lengths).flatten(1)
+        return self.embedding_model(features).flatten(1)
 
 
-def export_onnx(model_folder, path):
+def export_onnx(
+    model_folder: str, path: str, trust: Sequence[str] = ()
+) -> float:
     """Writes an exported model as an ONNX file, and checks it.
 
     The file appears when it has given the embeddings of the model, to 1e-4,
@@ -138,6 +160,9 @@ def export_onnx(model_folder, path):
         An exported folder.
     path : str
         The file to write.
+    trust : list of str
+        Modules or classes that the folder's YAML may name, see
+        ``load_encoder``.
 
     Returns
     -------
@@ -151,7 +176,8 @@ def export_onnx(model_folder, path):
     ImportError
         If the extra ``onnx`` is not installed.
     ValueError
-        If the file gives other embeddings.
+        If the model has parts that ONNX cannot express, or the file gives
+        other embeddings.
     """
     try:
         import onnxruntime  # noqa: F401 (before the work)
@@ -159,35 +185,71 @@ def export_onnx(model_folder, path):
     except ImportError as error:
         raise ImportError(
             f"An ONNX export needs {error.name}: pip install "
-            "speechbrain_ssl[onnx]"
+            "'speechbrain_ssl[onnx]'"
         ) from error
-    model = load_encoder(model_folder)
-    encoder = Encoder(model.mods).eval()
+    model = load_encoder(model_folder, trust=trust)
     rate = model.audio_normalizer.sample_rate
+    encoder = Encoder(model.mods, round(MIN_SECONDS * rate)).eval()
+    threshold = (read_threshold(model_folder) or {}).get("threshold")
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as staging:
         draft = os.path.join(staging, name)
-        _write(encoder, rate, draft)
+        _write(encoder, rate, threshold, draft)
         worst = _compare(model, rate, draft)
         os.replace(draft, path)
     return worst
 
 
-def _write(encoder, rate, path):
+def _write(encoder, rate, threshold, path):
     """Exports with batch size and length left open."""
-    dynamic = torch.export.Dim.DYNAMIC
-    torch.onnx.export(
-        encoder,
-        (torch.zeros(2, rate),),
-        path,
-        input_names=["waveforms"],
-        output_names=["embeddings"],
-        dynamic_shapes={"waveforms": {0: dynamic, 1: dynamic}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    wavs = torch.zeros(2, rate)
+    with torch.no_grad():
+        dim = encoder(wavs).shape[1]
+    metadata: dict[str, Any] = {"sample_rate": rate, "emb_dim": dim}
+    if threshold is not None:
+        metadata["threshold"] = threshold
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                encoder,
+                (wavs,),
+                input_names=["waveforms"],
+                output_names=["embeddings"],
+                dynamic_shapes={"waveforms": {0: "batch", 1: "time"}},
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().split("\n")[0]
+        raise ValueError(
+            f"torch {torch.__version__} cannot express this model in ONNX: "
+            f"{type(cause).__name__}: {reason}"
+        ) from error
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = str(value)
+    program.save(path, external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Hides what the exporter says of each of its attempts."""
+    disabled = logging.root.manager.disable
+    try:
+        logging.disable(logging.CRITICAL)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 @torch.no_grad()
@@ -199,11 +261,15 @@ def _compare(model, rate, path):
         path, providers=["CPUExecutionProvider"]
     )
     generator = torch.Generator().manual_seed(0)
-    worst = 0.0
+    shortest, worst = round(MIN_SECONDS * rate), 0.0
     for batch, seconds in TRIALS:
         wavs = torch.randn(batch, round(seconds * rate), generator=generator)
-        expected = model.encode_batch(wavs / 10).flatten(1)
-        (found,) = session.run(None, {"waveforms": (wavs / 10).numpy()})
+        wavs = wavs / 10
+        long = wavs.repeat(1, -(-shortest // wavs.shape[1]))
+        expected = model.encode_batch(
+            long[:, :shortest] if wavs.shape[1] < shortest else wavs
+        ).flatten(1)
+        (found,) = session.run(None, {"waveforms": wavs.numpy()})
         difference = (torch.from_numpy(found) - expected).abs().max()
         worst = max(worst, float(difference))
     if not worst <= TOLERANCE:
@@ -215,7 +281,7 @@ def _compare(model, rate, path):
     return worst
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """The command line of ``export_onnx``.
 
     Arguments
@@ -230,6 +296,7 @@ def main(argv=None):
     )
     parser.add_argument("model_folder")
     parser.add_argument("path", metavar="encoder.onnx")
+    add_trust(parser)
     args = parser.parse_args(argv)
     try:
         worst = export_onnx(**vars(args))

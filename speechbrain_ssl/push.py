@@ -24,7 +24,12 @@ from speechbrain_ssl.card import (
     publish_card,
     read_card,
 )
-from speechbrain_ssl.loading import HPARAMS_NAME, WEIGHTS_NAME, load_encoder
+from speechbrain_ssl.loading import (
+    HPARAMS_NAME,
+    WEIGHTS_NAME,
+    add_trust,
+    load_encoder,
+)
 
 FAILURES = (
     *(ImportError, OSError, ValueError),
@@ -133,13 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--dry_run", action="store_true")
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="module or class that the model's YAML may name",
-    )
+    add_trust(parser)
     args = parser.parse_args(argv)
     try:
         names = push(**vars(args))

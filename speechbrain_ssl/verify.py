@@ -9,6 +9,7 @@ model's folder when it verifies a labelled trial list.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from speechbrain.utils.distributed import infer_device
@@ -17,7 +18,7 @@ from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores
-from speechbrain_ssl.loading import load_encoder
+from speechbrain_ssl.loading import add_trust, load_encoder
 
 
 class Verdict(NamedTuple):
@@ -47,6 +48,7 @@ def verify(
     test: str,
     threshold: float | None = None,
     device: str | None = None,
+    trust: Sequence[str] = (),
 ) -> Verdict:
     """Compares two recordings.
 
@@ -62,6 +64,9 @@ def verify(
         Lowest cosine that counts as the same speaker; None: the model's own.
     device : str
         Where to compute; None: a GPU if there is one.
+    trust : list of str
+        Modules or classes that the model's YAML may name, see
+        ``load_encoder``.
 
     Returns
     -------
@@ -85,7 +90,7 @@ def verify(
             f"The threshold is a cosine, between -1 and 1, not {threshold}."
         )
     device = device or infer_device()
-    model = load_encoder(model_folder, device)
+    model = load_encoder(model_folder, device, trust)
     if threshold is None:
         threshold = (read_threshold(model_folder) or {}).get("threshold")
     found = try_files(
@@ -121,10 +126,11 @@ def main(argv=None):
     parser.add_argument("test", metavar="b.wav")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--device")
+    add_trust(parser)
     args = parser.parse_args(argv)
     try:
         found = verify(**vars(args))
-    except (OSError, ValueError, EncoderError) as error:
+    except (ImportError, OSError, ValueError, EncoderError) as error:
         sys.exit(f"verify: {error}")
     print(*found.notes, f"score {found.score:.4f}", sep="\n")
     if found.same is None:

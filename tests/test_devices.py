@@ -19,7 +19,8 @@ from speechbrain_ssl.dataio.augmentation import (
     Reverberation,
 )
 from speechbrain_ssl.dataio.views import ViewSampler
-from speechbrain_ssl.inference import continue_run, export, load_encoder
+from speechbrain_ssl.export import export
+from speechbrain_ssl.loading import continue_run, load_encoder
 from speechbrain_ssl.nnet.branch import Branch, Views
 from speechbrain_ssl.nnet.mhfa import MHFA
 from speechbrain_ssl.nnet.regularizers import DistanceToPretrained

@@ -12,7 +12,7 @@ from speechbrain_ssl.dataio import embedding
 from speechbrain_ssl.dataio.annotations import write_annotation
 from speechbrain_ssl.dataio.audio import load as load_audio
 from speechbrain_ssl.embed import embed, main
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.loading import load_encoder
 from tests.models import export_model, write_noise
 
 

@@ -1,22 +1,31 @@
 """An ONNX file is the encoder, features included."""
 
 import os
+import shutil
 import sys
 
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.processing.features import STFT
 
 from speechbrain_ssl import onnx as module
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.card import suggest_threshold
+from speechbrain_ssl.export import export
+from speechbrain_ssl.loading import ENCODER_KEYS, load_encoder
+from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.onnx import ConvolvedSTFT, Encoder, export_onnx, main
 from tests.models import export_model
+from tests.nnet.test_transformer import written
+from tests.test_exported_wavlm import POOLINGS, RUN
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """An exported folder."""
-    return export_model(tmp_path_factory.mktemp("onnx") / "model")
+    folder = export_model(tmp_path_factory.mktemp("onnx") / "model", 8000)
+    suggest_threshold(folder, {"threshold": 0.25, "EER": 5.0}, "list.txt")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -63,22 +72,91 @@ def test_onnxruntime_gives_the_embeddings_for_any_length_and_batch(
         str(path), providers=["CPUExecutionProvider"]
     )
     (given,), (made,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, made.name) == ("waveforms", "embeddings")
+    assert (given.name, given.shape) == ("waveforms", ["batch", "time"])
+    assert (made.name, made.shape) == ("embeddings", ["batch", 6])
+    assert session.get_modelmeta().custom_metadata_map == {
+        "sample_rate": "8000",
+        "emb_dim": "6",
+        "threshold": "0.25",
+    }
     encoder = load_encoder(model)
-    for batch, length in ((1, 1600), (1, 16000), (4, 12345), (2, 48001)):
+    for batch, length in ((1, 800), (1, 8000), (4, 12345), (2, 48001)):
         # loudness that falls by 80 dB, as in recordings
         wavs = torch.randn(batch, length) * torch.logspace(-5, -1, length)
         (found,) = session.run(None, {"waveforms": wavs.numpy()})
         expected = encoder.encode_batch(wavs)[:, 0]
         assert found.shape == (batch, 6)
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+    # shorter audio is repeated, as by embed_files
+    for length in (400, 200, 1):
+        wavs = torch.randn(1, length)
+        (found,) = session.run(None, {"waveforms": wavs.numpy()})
+        expected = encoder.encode_batch(wavs.repeat(1, 800)[:, :800])[:, 0]
+        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["w2v_bert large"])
+def test_transformers_are_exported_with_their_features(tmp_path, capfd, kind):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    text = RUN.format(
+        source=written(tmp_path, kind), pooling=POOLINGS["mhfa"]
+    ).replace("gradient_checkpointing: True", "gradient_checkpointing: False")
+    hparams = load_hyperpyyaml(text)
+    branch = Branch(*(hparams[key] for key in ENCODER_KEYS))
+    folder = export(branch, text, str(tmp_path / "model"))
+    path = str(tmp_path / "encoder.onnx")
+    capfd.readouterr()
+    main([folder, path])
+    out, _ = capfd.readouterr()
+    assert len(out.splitlines()) == 1
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    wavs = 0.1 * torch.randn(2, 12345)
+    (found,) = session.run(None, {"waveforms": wavs.numpy()})
+    expected = branch.eval().embed(wavs)
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+
+
+class Loud(torch.nn.Identity):
+    """Depends on its input in a way that ONNX cannot express."""
+
+    def forward(self, wavs):
+        return wavs * (2 if wavs.sum() > 0 else 1)
+
+
+def test_a_model_that_onnx_cannot_express_gives_one_line(
+    model, tmp_path, capfd
+):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    yaml = folder / "hyperparams.yaml"
+    text = yaml.read_text()
+    name = f"{Loud.__module__}.Loud"
+    yaml.write_text(
+        text.replace(
+            "    compute_features: !ref <compute_features>",
+            "    compute_features: !new:torch.nn.Sequential\n"
+            f"    - !new:{name}\n    - !ref <compute_features>",
+        )
+    )
+    with pytest.raises(SystemExit) as error:
+        main([str(folder), str(tmp_path / "x.onnx"), f"--trust={name}"])
+    message = str(error.value)
+    assert "cannot express this model in ONNX" in message
+    assert "\n" not in message and "".join(capfd.readouterr()) == ""
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_file_that_is_not_the_model_is_not_kept(model, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
 
-    def write(encoder, rate, path):
+    def write(*args):
+        path = args[-1]
         with open(path, "wb") as file:
             file.write(b"x")
 

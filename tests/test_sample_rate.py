@@ -15,7 +15,8 @@ from speechbrain.lobes.features import Fbank
 
 from speechbrain_ssl.embed import embed
 from speechbrain_ssl.evaluation.metrics import eer
-from speechbrain_ssl.inference import check_sample_rate, export, load_encoder
+from speechbrain_ssl.export import check_sample_rate, export
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.verify import verify
 from tests.models import ENCODER, export_model

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 import torch.nn.functional as F
 
+from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.dataio.audio import load
-from speechbrain_ssl.inference import load_encoder, suggest_threshold
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.verify import main, verify
 from tests.models import export_model, write_noise
 

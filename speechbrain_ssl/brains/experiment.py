@@ -27,6 +27,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
 from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
 from speechbrain_ssl.checks import (
     Rule,
@@ -43,6 +44,7 @@ from speechbrain_ssl.dataio.annotations import (
 )
 from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import verify
+from speechbrain_ssl.export import check_export, export
 from speechbrain_ssl.files import (
     occupy,
     read_json,
@@ -51,14 +53,7 @@ from speechbrain_ssl.files import (
     write_json,
     write_whole,
 )
-from speechbrain_ssl.inference import (
-    check_export,
-    continue_run,
-    export,
-    load_encoder,
-    start_from,
-    suggest_threshold,
-)
+from speechbrain_ssl.loading import continue_run, load_encoder, start_from
 from speechbrain_ssl.nnet.parameters import parameters_with
 from speechbrain_ssl.nnet.schedules import lr_factor
 from speechbrain_ssl.options import OptionsError, run_option_types, settings_of

@@ -10,7 +10,7 @@ from speechbrain_ssl.cli import recipes
 MODULES = {
     "embed": ("speechbrain_ssl.embed", "embeddings of a folder of audio"),
     "score": ("speechbrain_ssl.verify", "compare two recordings"),
-    "export": ("speechbrain_ssl.inference", "a run to a model folder"),
+    "export": ("speechbrain_ssl.export", "a run to a model folder"),
     "onnx": ("speechbrain_ssl.onnx", "a model folder to an ONNX file"),
     "push": ("speechbrain_ssl.push", "a model folder to the Hugging Face hub"),
     "report": ("speechbrain_ssl.report.page", "the HTML page of a run"),

@@ -141,9 +141,9 @@ class PretrainedTransformer(torch.nn.Module):
             [layers + 1, batch, frames, width]; zeros behind the end of an
             utterance.
         """
-        lengths = [wavs.shape[1]]
-        if wav_lens is not None:
-            lengths = (wav_lens * wavs.shape[1]).round().int().tolist()
+        if wav_lens is None:
+            return self._encode(wavs)
+        lengths = (wav_lens * wavs.shape[1]).round().int().tolist()
         if len(set(lengths)) == 1:
             return self._encode(wavs[:, : lengths[0]])
         hidden = None
@@ -308,8 +308,8 @@ class SeamlessFbank(torch.nn.Module):
             mels = energies.clamp(min=1.192092955078125e-07).log()
             deviation = (mels.var(1, keepdim=True) + 1e-7).sqrt()
             mels = (mels - mels.mean(1, keepdim=True)) / deviation
-        even = mels.shape[1] // self.STACKED * self.STACKED
-        return mels[:, :even].unflatten(1, (-1, self.STACKED)).flatten(2)
+        pairs = mels.unfold(1, self.STACKED, self.STACKED)
+        return pairs.transpose(2, 3).flatten(2)
 
 
 def _restore(settings, checkpointing, weights, learning, training):

@@ -15,7 +15,7 @@ from speechbrain_ssl.dataio.embedding import (
     remove_silence,
     try_files,
 )
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.loading import load_encoder
 from tests.dataio.test_audio import note_opened
 from tests.evaluation.test_verification import (
     statistics,

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_ssl.inference import main
+from speechbrain_ssl.export import main
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
 

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.dataio.augmentation import (
     Augmentation,
@@ -19,7 +20,7 @@ from speechbrain_ssl.dataio.augmentation import (
 from speechbrain_ssl.embed import embed
 from speechbrain_ssl.evaluation import calibration, plda
 from speechbrain_ssl.evaluation.verification import KINDS
-from speechbrain_ssl.inference import load_encoder, read_threshold
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.pseudo_labels.labels import write_labels
 from speechbrain_ssl.verify import verify as compare
 from tests.models import export_model

@@ -23,10 +23,11 @@ import tempfile
 import torch
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl.brains import experiment
+from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, same_or_refuse, write_json
-from speechbrain_ssl.inference import load_encoder, suggest_threshold
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.report.page import write_report
 from speechbrain_ssl.runtime import keep_memory

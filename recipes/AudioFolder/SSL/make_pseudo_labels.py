@@ -45,7 +45,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.clustering.clusterers import tidy
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.inference import load_encoder
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.pseudo_labels.edits import apply_edits, read_edits
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract, load
@@ -178,7 +178,7 @@ def embed(hparams, run_opts, utterances):
         None if other parts are missing.
     """
     device = run_opts["device"] or infer_device()
-    model = load_encoder(hparams["model_folder"], device)
+    model = load_encoder(hparams["model_folder"], device, hparams["trust"])
     return extract(
         model.encode_batch,
         utterances,

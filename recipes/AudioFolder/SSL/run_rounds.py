@@ -147,6 +147,7 @@ def plan(hparams):
         stage = Stage(number, name, folder, spec, flags)
         wanted = settings_of(stage.hparams_file).keys() - spec["changes"]
         offered = {**hparams["shared"], "round_index": number - 1}
+        offered["trust"] = hparams["trust"]
         flags.update({k: v for k, v in offered.items() if k in wanted})
         stages.append(stage)
         return folder

@@ -38,6 +38,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.augmentation import stack_draws
@@ -60,7 +61,7 @@ from speechbrain_ssl.evaluation.verification import (
     verify,
 )
 from speechbrain_ssl.files import read_json
-from speechbrain_ssl.inference import load_encoder, suggest_threshold
+from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.options import load_experiment, settings_of
 from speechbrain_ssl.pseudo_labels.extract import (
     embed_utterances,
@@ -673,7 +674,7 @@ def main(argv):
     if hparams["conditions"] is not None:
         conditions = read_conditions(hparams["conditions"])
     device = run_opts["device"] or infer_device()
-    model = load_encoder(hparams["model_folder"], device)
+    model = load_encoder(hparams["model_folder"], device, hparams["trust"])
     settings = {
         "sample_rate": model.audio_normalizer.sample_rate,
         "batch_seconds": hparams["batch_seconds"],
