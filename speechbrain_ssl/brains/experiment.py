@@ -657,7 +657,8 @@ def describe(brain: SpeakerBrain, training: Training) -> dict[str, str]:
     hours = utterances.durations.double().sum().item() / 3600
     label_use = "none in training or selection"
     if training.select_by:
-        label_use = f"those of {training.dev_trials} chose the checkpoint"
+        name = os.path.basename(training.dev_trials)
+        label_use = f"those of {name} chose the checkpoint"
     facts = {
         "data": f"{len(utterances)} utterances, {hours:.1f} hours",
         "pseudo-labels": f"{labels.count} clusters" if labels else "none",
