@@ -1,11 +1,11 @@
-"""Scores to log-likelihood ratios, learned from pseudo-labels.
+"""Calibration of scores to log-likelihood ratios, learned from pseudo-labels.
 
-Two utterances of one cluster stand for a target trial, two of different
-clusters for a non-target trial; no labelled trial is seen. Utterances of a cluster
-often share a recording, and the clusters were made by this very encoder, so that
-such trials are easier than real ones and the ratios bolder than they should be.
-verify.py therefore hears each utterance through a channel of its own. actDCF and
-Cllr of a labelled list say what remains.
+Two utterances of one cluster are a target trial, two utterances of different
+clusters a non-target trial; no labelled trial is used. Utterances of a cluster
+often share a recording, and the same encoder made the clusters, so these trials
+are easier than real ones and the ratios too large. verify.py therefore augments
+each utterance independently before embedding it. actDCF and Cllr of a labelled
+list measure the remaining error.
 """
 
 import numpy as np

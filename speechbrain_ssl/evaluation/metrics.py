@@ -150,8 +150,8 @@ def min_dcf(scores, targets, p_target):
 def act_dcf(llrs, targets, p_target):
     """Detection cost at the threshold that log-likelihood ratios imply.
 
-    Who accepts a trial whose log-likelihood ratio is at least
-    ``log((1 - p_target) / p_target)`` pays least, if the ratios are right.
+    Accepting all trials whose log-likelihood ratio is at least
+    ``log((1 - p_target) / p_target)`` costs least if the ratios are right.
     The cost is normalised as in ``min_dcf``, which it is never below.
 
     Arguments
@@ -191,8 +191,8 @@ def cllr(llrs, targets):
     """Cost of log-likelihood ratios, over all priors at once.
 
     Brummer and du Preez, "Application-independent evaluation of speaker
-    detection", Computer Speech and Language 2006. 0 is perfect; 1 is what
-    ratios that say nothing (all 0) cost.
+    detection", Computer Speech and Language 2006. 0 is perfect; 1 is the cost
+    of ratios that are all 0.
 
     Arguments
     ---------
@@ -223,10 +223,10 @@ def cllr(llrs, targets):
 
 
 def min_cllr(scores, targets):
-    """Cllr of the best rising function of the scores: what they could tell.
+    """Cllr of the scores after the best non-decreasing calibration.
 
-    The function is found by pooling adjacent violators. ``cllr`` minus this
-    is what calibration loses.
+    The calibration is found by isotonic regression on the same labels.
+    ``cllr`` minus this value is the loss due to calibration.
 
     Arguments
     ---------

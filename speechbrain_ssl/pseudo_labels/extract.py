@@ -368,7 +368,7 @@ def _stretch(utterances, row, max_seconds):
     """Path of an utterance, and first and last frame to read."""
     item = utterances.row(row)
     start, stop = item["start"], item["stop"]
-    # of shorter ones nobody needs to know the rate
+    # shorter utterances do not need the rate, which the header has
     if max_seconds is not None and utterances.durations[row] > max_seconds:
         frames = round(max_seconds * audio.sample_rate(item["wav"]))
         stop = min(stop, start + frames)
@@ -590,7 +590,7 @@ def _write_at(file, data, offset):
 
 
 def _write_lists(folder, utterances, failed):
-    """Writes the IDs of the rows, and those that have none."""
+    """Writes the IDs of the rows, and the utterances without a row."""
     ids = list(utterances.ids())
     with write_whole(os.path.join(folder, "ids.json")) as file:
         kept = [name for row, name in enumerate(ids) if row not in failed]

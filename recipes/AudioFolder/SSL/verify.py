@@ -421,7 +421,7 @@ def make_back_ends(hparams, model, device, cohort):
     """Learns PLDA and calibration from pseudo-labels.
 
     One half of the clusters calibrates; PLDA then learns from the other one,
-    as it would shine on its own clusters.
+    because its scores of the clusters it was trained on are too good.
 
     Arguments
     ---------
