@@ -151,6 +151,17 @@ def test_digital_silence_does_not_change_an_embedding(tmp_path, kind, place):
     assert found.silence == {1: 0.5}
 
 
+def test_a_file_with_silence_leaves_the_batch_that_was_planned(tmp_path):
+    silence = np.zeros(8000, np.float32)
+    padded = write(tmp_path / "a.wav", voice(0.5), silence)
+    whole = write(tmp_path / "b.wav", voice(1.0, 1))
+    ecapa = Ecapa().eval()
+    together = embed_files(ecapa, [padded, whole], progress=False)
+    assert sorted(ecapa.shapes) == [(1, 8000), (1, 16000)]
+    alone = embed_files(ecapa, [padded], progress=False)
+    torch.testing.assert_close(together[:1], alone)
+
+
 def test_audio_without_digital_silence_is_not_copied():
     short = np.zeros(3100, np.float32)  # below 0.2 s
     quiet = np.sin(np.arange(8000)).astype(np.float32) * 2e-4
