@@ -104,7 +104,7 @@ def test_methods_differ_in_few_lines():
 def test_sections_stand_in_one_order(path):
     names = re.findall(r"^# ([A-Z][a-z]+)", path.read_text(), re.MULTILINE)
     wanted = ["Basics", "Data", "Views", "Encoder", "Head", "Objective"]
-    wanted += ["Optimisation", "Evaluation", "Logging"]
+    wanted += ["Optimization", "Evaluation", "Logging"]
     assert [name for name in names if name in wanted] == wanted
 
 
