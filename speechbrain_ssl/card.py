@@ -55,13 +55,17 @@ read the file first and refuse other classes than those of encoders.
 ## Threshold
 
 None was measured. SpeechBrain's default of 0.25 belongs to another model.
+`speechbrain-ssl verify --model_folder FOLDER --trials LIST` measures one on a
+labelled list and writes it here.
 
 ## Limits
 
 * Error rates hold for the audio they were measured on. Other languages,
   channels, noise or ages of speakers need a labelled list of their own.
 * Recordings of less than a second, silence and several voices in one
-  recording give unreliable scores.
+  recording give unreliable scores. The commands of speechbrain_ssl leave out
+  digital silence (0.2 s or longer, below -80 dBFS) and embed audio above 60 s
+  in windows; SpeechBrain's `encode_batch` and `verify_files` do not.
 * Recordings of one session seem more alike than the voice alone makes them.
 * A score is no proof of identity. Do not decide about people by it alone, and
   process voices only with their consent.

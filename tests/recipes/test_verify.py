@@ -193,7 +193,7 @@ def test_the_threshold_of_the_list_decides_in_the_model_folder(
     corpus, run, tmp_path
 ):
     model = tmp_path / "model"
-    shutil.copytree(corpus / "model", model)
+    export_model(model)
     found, out = run(f"--model_folder={model}", "--write_threshold=False")
     assert "is stored" not in out
     assert not (model / "threshold.json").exists()
