@@ -204,6 +204,8 @@ def test_the_threshold_of_the_list_decides_in_the_model_folder(
     assert stored == {
         "threshold": raw["threshold"],
         "EER": raw["EER"],
+        "EER_low": raw["EER_low"],
+        "EER_high": raw["EER_high"],
         "trials": "list.txt",
         "trial_count": raw["trials"],
         "target_prior": round(raw["targets"] / raw["trials"], 6),
