@@ -109,6 +109,9 @@ def one_step(hparams, optimizer, views, times):
     with LargeTensors(mine.projection.numel() * 4) as large:
         loss, _ = clock(lambda: objective(mine, other, 0.5), times, "loss")
     clock(loss.backward, times, "backward_of_heads_and_loss")
+    if hasattr(objective, "commit"):
+        with torch.no_grad():
+            clock(lambda: objective.commit(mine, other), times, "commit")
     clock(lambda: encoded.backward(cut.grad), times, "backward_of_encoder")
     clock(optimizer.step, times, "optimizer")
     optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,5 @@
 """Two gloo processes do what one does with the doubled batch."""
 
-import datetime
 import functools
 import os
 import sys
@@ -10,199 +9,63 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_ssl import distributed
+from speechbrain_ssl import distributed, testing
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.clustering.table import ClusterTable
-from speechbrain_ssl.dataio.annotations import (
-    read_annotation,
-    write_annotation,
-)
-from speechbrain_ssl.nnet.branch import Views
-from speechbrain_ssl.nnet.margins import (
-    AdaFace,
-    ArcFace,
-    CurricularFace,
-    MagFace,
-)
-from speechbrain_ssl.objectives.barlow_twins import BarlowTwins
-from speechbrain_ssl.objectives.byol import BYOL
-from speechbrain_ssl.objectives.deep_cluster import DeepCluster
-from speechbrain_ssl.objectives.dino import DINO
-from speechbrain_ssl.objectives.koleo import KoLeo
-from speechbrain_ssl.objectives.lim import LIM
-from speechbrain_ssl.objectives.moco import MoCo
-from speechbrain_ssl.objectives.nnclr import NNCLR
-from speechbrain_ssl.objectives.rdino import RDINO
+from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.objectives.sdpn import SDPN
-from speechbrain_ssl.objectives.simclr import SimCLR
-from speechbrain_ssl.objectives.simsiam import SimSiam
-from speechbrain_ssl.objectives.ssps import SSPS
-from speechbrain_ssl.objectives.swav import SwAV
-from speechbrain_ssl.objectives.vibcreg import VIbCReg
-from speechbrain_ssl.objectives.vicreg import VICReg
-from speechbrain_ssl.objectives.weighted import Weighted
-from speechbrain_ssl.objectives.wmse import WMSE
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 from speechbrain_ssl.pseudo_labels.gating import FixedGate, MixtureGate
 from speechbrain_ssl.pseudo_labels.loss import AAMSoftmax, GatedLoss
 from tests.brains import test_pseudo_label as stage_two
 from tests.brains import tiny
+from tests.objectives import examples
 
-WORLD, BATCH, DIM = 2, 3, 5
+WORLD, DIM = 2, 5
 
 
 def run(worker, folder, *inputs):
     """Runs a function of (rank, folder, ...) in two processes."""
-    torch.multiprocessing.spawn(
-        _join, (worker, str(folder), *inputs), nprocs=WORLD
+    return testing.run_processes(
+        _with_rank, worker, str(folder), inputs, processes=WORLD
     )
-    return [
-        torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(WORLD)
-    ]
 
 
-def _join(rank, worker, folder, *inputs):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    torch.distributed.init_process_group(
-        "gloo",
-        f"file://{folder}/meet",
-        rank=rank,
-        world_size=WORLD,
-        # who waits in vain fails, instead of half an hour later
-        timeout=datetime.timedelta(minutes=3),
-    )
-    result = worker(rank, folder, *inputs)
-    torch.save(result, os.path.join(folder, f"{rank}.pt"))
-    torch.distributed.barrier()
-    distributed.leave()
+def _with_rank(worker, folder, inputs):
+    return worker(distributed.rank(), folder, *inputs)
 
 
-def everyone():
-    """The doubled batch, the same in all processes."""
-    torch.manual_seed(7)
-    return torch.randn(4, 2, WORLD * BATCH, DIM)
+def cases():
+    """Each objective with views of student and teacher."""
+    made = {}
+    for name, make in examples.all_examples().items():
+        torch.manual_seed(7)
+        student, teacher = (
+            examples.random_views(examples.VIEWS) for _ in range(2)
+        )
+        made[name] = make(), student, teacher
+    return made
 
 
-def clusters():
-    """A table of three clusters and one utterance of noise."""
-    table = ClusterTable(KMeans(), clusters=3)
-    table.prepare(WORLD * BATCH)
-    points = torch.nn.functional.normalize(everyone()[2, 0], dim=-1)
-    table._fill(torch.tensor([0, 1, -1, 2, 1, 0]), points)
-    return table
-
-
-QUEUE = 2 * WORLD * BATCH + 1
-# name to what makes it, and whether it wants a teacher
-OBJECTIVES = {
-    "simclr": (lambda: SimCLR(0.2, margin=0.1), False),
-    "moco": (lambda: MoCo(DIM, queue_size=QUEUE), True),
-    "dino": (lambda: DINO(DIM, consistency_weight=0.5), True),
-    "dino_sinkhorn": (
-        lambda: DINO(DIM, sinkhorn_iterations=3, koleo_weight=0.3),
-        True,
-    ),
-    "rdino": (lambda: RDINO(DINO(3), width=DIM - 3), True),
-    "sdpn": (
-        lambda: SDPN(DIM, 7, dimension_weight=0.5, consistency_weight=0.3),
-        True,
-    ),
-    "ssps_moco": (
-        lambda: SSPS(MoCo(DIM, queue_size=QUEUE), clusters(), DIM, 11),
-        True,
-    ),
-    "ssps_simclr": (lambda: SSPS(SimCLR(), clusters(), DIM, 11, 0), False),
-    "simclr_arcface": (lambda: SimCLR(0.2, ArcFace(0.3)), False),
-    "simclr_curricularface": (lambda: SimCLR(0.2, CurricularFace(0.3)), False),
-    "simclr_adaface": (lambda: SimCLR(0.2, AdaFace(0.3, 2.0, 0.5)), False),
-    "simclr_magface": (
-        lambda: SimCLR(0.2, MagFace((0.1, 0.4), (0.5, 3.0), 2.0)),
-        False,
-    ),
-    "moco_curricularface": (
-        lambda: MoCo(DIM, QUEUE, margin=CurricularFace(0.3)),
-        True,
-    ),
-    "swav": (lambda: SwAV(DIM, 9, epsilon=0.2), False),
-    # 6 rows fill it in the first call; 5 does not divide by 2
-    "swav_queue": (
-        lambda: SwAV(DIM, 9, epsilon=0.2, queue_size=5, queue_from=0.0),
-        False,
-    ),
-    "nnclr": (lambda: NNCLR(DIM, 7, queue_size=QUEUE, norm=None), False),
-    "koleo": (lambda: KoLeo(), False),
-    "lim_nce": (lambda: LIM("nce"), False),
-    "lim_bce": (lambda: LIM("bce"), False),
-    "lim_mine": (lambda: LIM("mine"), False),
-    "barlow_twins": (lambda: BarlowTwins(), False),
-    # BatchNorm without SyncBatchNorm would see one process
-    "byol": (lambda: BYOL(DIM, hidden=8, norm=None), True),
-    "simsiam": (lambda: SimSiam(DIM, hidden=8, norm=None), False),
-    "vibcreg": (lambda: VIbCReg(), False),
-    "vicreg": (lambda: VICReg(), False),
-    # six utterances, five dimensions: one part
-    "wmse": (lambda: WMSE(DIM, eps=0.1), False),
-    "weighted": (
-        lambda: Weighted([SimCLR(), MoCo(DIM, QUEUE)], [0.5, lambda e: 2.0]),
-        True,
-    ),
-    "deep_cluster": (
-        lambda: DeepCluster([clusters()], concentrations=True),
-        False,
-    ),
-}
-
-
-def step(name, points, keys, index):
-    """Loss, gradients of points and parameters, and state after two calls."""
-    torch.manual_seed(0)
-    make, has_teacher = OBJECTIVES[name]
-    objective = make()
-    teacher = Views(keys, keys, index) if has_teacher else None
-    objective(Views(points, points, index), teacher, 0.0)
-    points = points.clone().requires_grad_()
-    loss, _ = objective(Views(points, points, index), teacher, 0.0)
-    loss.backward()
-    own = {
-        name: parameter.grad
-        for name, parameter in objective.named_parameters()
-        if parameter.grad is not None
-    }
-    return loss.detach(), points.grad, own, objective.state_dict()
-
-
-def _objective_worker(rank, folder):
-    points, keys = everyone()[:2]
-    mine = slice(rank * BATCH, (rank + 1) * BATCH)
-    index = torch.arange(WORLD * BATCH)[mine]
-    return {
-        name: step(name, points[:, mine], keys[:, mine], index)
-        for name in OBJECTIVES
-    }
+def _all_steps(cases):
+    return {n: testing._step_of_a_part(*case) for n, case in cases.items()}
 
 
 @pytest.fixture(scope="module")
-def both_processes(tmp_path_factory):
+def both_processes():
     """What two processes say of all objectives: starting them takes long."""
-    return run(_objective_worker, tmp_path_factory.mktemp("objectives"))
+    return testing.run_processes(_all_steps, cases())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", examples.all_examples())
 def test_objectives_see_one_batch(name, both_processes):
-    first, second = (results[name] for results in both_processes)
-    index = torch.arange(WORLD * BATCH)
-    loss, gradient, own, state = step(name, *everyone()[:2], index)
-    # the mean over processes is the loss of the doubled batch
-    assert (first[0] + second[0]) / 2 == pytest.approx(loss.item(), rel=1e-6)
-    found = torch.cat([first[1], second[1]], dim=1) / WORLD
-    assert torch.allclose(found, gradient, atol=1e-6)
-    for key, value in own.items():
-        averaged = (first[2][key] + second[2][key]) / WORLD
-        assert torch.allclose(averaged, value, rtol=1e-4, atol=1e-6), key
-    for key, value in state.items():
-        assert torch.equal(first[3][key], second[3][key]), key
-        assert torch.allclose(first[3][key], value, atol=1e-6), key
+    objective, student, teacher = cases()[name]
+    for points in student[:2]:
+        points.requires_grad_()
+    testing._compare(
+        [results[name] for results in both_processes],
+        testing._step(objective, student, teacher),
+    )
 
 
 def _table_worker(rank, folder, share):

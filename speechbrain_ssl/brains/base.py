@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import speechbrain as sb
 import torch
@@ -28,7 +30,7 @@ from speechbrain_ssl.script import Interrupted, stop_requested
 
 logger = logging.getLogger(__name__)
 
-# steps without anything to learn from, after which it is said
+# consecutive steps without a selected utterance before a warning is logged
 PATIENCE = 20
 # what --compile compiles; objectives keep queues and say more than a loss
 NETWORKS = ("student", "teacher", "encoder")
@@ -46,25 +48,47 @@ SUMMARY = {
 HALVINGS = 24
 
 
+class StepResult(NamedTuple):
+    """The result of ``compute_objectives`` for one batch.
+
+    Arguments
+    ---------
+    loss : torch.Tensor
+        Scalar to minimise.
+    stats : dict of str to torch.Tensor
+        Detached scalars for the log.
+    teaches : bool
+        Whether there is something to learn; a step of batches without is
+        skipped.
+    commit : callable
+        Keeps what is kept of a batch (queues, decisions, statistics of
+        embeddings); called if the loss is finite in all processes.
+    """
+
+    loss: torch.Tensor
+    stats: dict[str, torch.Tensor]
+    teaches: bool
+    commit: Callable[[], None]
+
+
 @sb.utils.checkpoints.register_checkpoint_hooks
 class SpeakerBrain(sb.Brain):
     """A SpeechBrain loop with the details that SSL training depends on.
 
-    Against ``sb.Brain``: time is a fractional epoch, and learning rates follow
-    a schedule of it; gradients of all groups are clipped; a window of
-    accumulated batches that is cut off by the end of the epoch still makes a
-    step; a loss that is not finite in one process skips the step in all of
+    Differences from ``sb.Brain``: time is a fractional epoch, and learning
+    rates follow a schedule of it. Gradients of all groups are clipped.
+    Gradient accumulation that the end of the epoch cuts short still makes a
+    step. A loss that is not finite in one process skips the step in all of
     them and names the utterances; more than ``nonfinite_patience`` of these,
-    or of gradients that are not finite, in an epoch or in a row end the run; a
-    resumed run is bit-exact on a CPU; each
-    process draws its own random numbers; BatchNorm works in processes without
-    GPUs.
+    or of gradients that are not finite, in an epoch or in a row end the run.
+    A resumed run gives the same bits on a CPU. Each process draws its own
+    random numbers. BatchNorm works in processes without GPUs.
 
     A subclass has ``evaluated`` (the Branch that is verified and exported),
-    sets ``views_per_step``, hands embeddings to ``collapse`` after each batch,
-    and may set ``nothing_to_learn`` where it computes the loss: a window of
-    such batches makes no step. Each statistic has a line in ``stats_help`` of
-    the class, of a module or of an object among the hyperparameters.
+    and its ``compute_objectives`` returns a ``StepResult``, whose ``commit``
+    hands the embeddings to ``collapse``. Each statistic has a line in
+    ``stats_help`` of the class, of a module or of an object among the
+    hyperparameters.
 
     Hyperparameters: ``seed``, ``output_folder``, ``epoch_counter``,
     ``lr_schedule`` (factor of the learning rate, a number or a schedule),
@@ -114,16 +138,12 @@ class SpeakerBrain(sb.Brain):
                 "Name another --output_folder."
             )
         self.random_states = RandomStates()
-        self.window_is_finite = True
-        self.window_teaches = False
-        self.nothing_to_learn = False
+        # of the batches since the last step
+        self.gradients_are_usable, self.something_to_learn = True, False
         self.steps_without = 0
-        self.batch_is_finite = True
         self.lost_in_a_row = 0
-        self.batch_stats = {}
-        self.views_per_step = 0
         self.utterances_hash = None  # of subclasses that keep rows
-        self.buffers_before = []
+        self.statistics_before = []
         self.training_seconds = 0.0
         self.train_stats = {}
         self.epoch_log = EpochLog(log)
@@ -260,7 +280,7 @@ class SpeakerBrain(sb.Brain):
             group.update(settings)
         if sb.utils.distributed.if_main_process():
             path = os.path.join(self.hparams.output_folder, "stats_help.json")
-            with write_whole(path) as file:
+            with writing(path), write_whole(path) as file:
                 json.dump(self.all_stats_help(), file, indent=2)
         # same weights everywhere, from here on other random numbers
         torch.manual_seed(self.hparams.seed + 1000 * distributed.rank())
@@ -283,7 +303,7 @@ class SpeakerBrain(sb.Brain):
         }
 
     def fit_batch(self, batch):
-        """One batch: forward, backward and, at the end of a window, a step.
+        """One batch: forward, backward, commit and, if it is time, a step.
 
         Arguments
         ---------
@@ -299,62 +319,77 @@ class SpeakerBrain(sb.Brain):
         self.random_states.restore_pending()
         self.wait_seconds += time.monotonic() - self.clock
         self.unreadable.note(batch.unreadable)
-        window = self._window()
-        should_step = self.step in (window[-1], self.steps_per_epoch)
+        accumulated = self._accumulated()
+        should_step = self.step == accumulated[-1]
         self.on_fit_batch_start(batch, should_step)
-        self._note_buffers()
+        self._keep_statistics()
         with self.no_sync(not should_step):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
-                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            self._check_finite(loss, batch)
-            if self.window_is_finite:
-                self.scaler.scale(loss / len(window)).backward()
-        if self.batch_is_finite:
-            self.note({"loss": loss, **self.batch_stats})
-        self.window_teaches |= not self.nothing_to_learn
-        stepped = should_step and self.window_is_finite and self.window_teaches
-        if stepped:
-            stepped = self.optimizers_step()
+                result = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            finite = distributed.everywhere(result.loss.detach().isfinite())
+            self.gradients_are_usable &= finite
+            if self.gradients_are_usable:
+                loss = result.loss / len(accumulated)
+                self.scaler.scale(loss).backward()
+        if finite:
+            with torch.no_grad():
+                result.commit()
+            self.note({"loss": result.loss, **result.stats})
+        else:
+            self._undo(result.loss, batch)
+        self.something_to_learn |= result.teaches
+        stepped = False
         if should_step:
+            if self.gradients_are_usable and self.something_to_learn:
+                stepped = self.optimizers_step()
             self._count_steps_without()
             self.zero_grad(set_to_none=True)
-            self.window_is_finite, self.window_teaches = True, False
-        self.on_fit_batch_end(batch, outputs, loss, stepped)
-        loss = loss.detach().cpu()
+            self.gradients_are_usable, self.something_to_learn = True, False
+        self.on_fit_batch_end(batch, outputs, result.loss, stepped)
+        loss = result.loss.detach().cpu()
         now = time.monotonic()
         self.training_seconds += now - self.clock
         self.clock = now
         return loss
 
-    def _window(self):
+    def _accumulated(self):
         """Steps of the epoch whose gradients are added to this one's."""
         size = self.grad_accumulation_factor
         first = (self.step - 1) // size * size + 1
         return range(first, min(first + size - 1, self.steps_per_epoch) + 1)
 
-    @torch.no_grad()
-    def _note_buffers(self):
-        """Keeps the buffers as they are, in memory that is taken once."""
-        buffers = list(self.modules.buffers())
-        if [b.shape for b in self.buffers_before] != [b.shape for b in buffers]:
-            self.buffers_before = [torch.empty_like(b) for b in buffers]
-        for kept, buffer in zip(self.buffers_before, buffers):
-            kept.copy_(buffer)
+    def _running_statistics(self):
+        """Buffers that a forward pass may change: running statistics.
 
-    def _check_finite(self, loss, batch):
-        """Gives up the window in all processes if one loss is not finite.
-
-        Buffers get their values from before: such a batch may have left its
-        traces in a queue or in running statistics.
+        What a module with ``commit`` keeps is not changed by a forward pass.
         """
-        finite = torch.isfinite(loss.detach())
-        self.batch_is_finite = distributed.everywhere(finite)
-        if self.batch_is_finite:
-            return
-        for buffer, kept in zip(self.modules.buffers(), self.buffers_before):
-            buffer.copy_(kept)
-        self.window_is_finite = False
+        return [
+            buffer
+            for module in self.modules.modules()
+            if not hasattr(module, "commit")
+            for buffer in module.buffers(recurse=False)
+        ]
+
+    @torch.no_grad()
+    def _keep_statistics(self):
+        """Copies them, into memory that is taken once."""
+        buffers = self._running_statistics()
+        if [b.shape for b in self.statistics_before] != [
+            b.shape for b in buffers
+        ]:
+            self.statistics_before = [torch.empty_like(b) for b in buffers]
+        if buffers:
+            torch._foreach_copy_(self.statistics_before, buffers)
+
+    @torch.no_grad()
+    def _undo(self, loss, batch):
+        """Restores running statistics after a loss that is not finite."""
+        if self.statistics_before:
+            torch._foreach_copy_(
+                self._running_statistics(), self.statistics_before
+            )
+        finite = torch.isfinite(loss)
         ids = distributed.gather_objects([] if finite else batch.id)
         if sb.utils.distributed.if_main_process():
             logger.warning(
@@ -379,9 +414,9 @@ class SpeakerBrain(sb.Brain):
         )
 
     def _count_steps_without(self):
-        """Warns of windows in a row that had nothing to learn from."""
+        """Warns of steps in a row that had nothing to learn from."""
         self.steps_without += 1
-        if self.window_teaches:
+        if self.something_to_learn:
             self.steps_without = 0
         if self.steps_without == PATIENCE:
             logger.warning(
@@ -447,13 +482,13 @@ class SpeakerBrain(sb.Brain):
             )
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        """Never inside a window, nor after the last step of an epoch.
+        """Not during gradient accumulation, nor after the last step.
 
-        Gradients of a window are not part of a checkpoint. At the end of an
-        epoch comes a checkpoint anyway; one just before it would be resumed
-        with an epoch of no steps, of which there is nothing to say.
+        Accumulated gradients are not part of a checkpoint. At the end of an
+        epoch a checkpoint is saved anyway; one just before it would be resumed
+        with an epoch without steps.
         """
-        last = self._window()[-1]
+        last = self._accumulated()[-1]
         if self.step != last or last == self.steps_per_epoch:
             return False
         self.stopping = self._stop_requested()
@@ -553,9 +588,8 @@ class SpeakerBrain(sb.Brain):
         """
         summary = self.collapse.summarize()
         self.train_stats.update(summary)
-        # a resumed epoch has fewer steps
-        steps = self.sums["loss"][1] if "loss" in self.sums else 0
-        views = steps * self.views_per_step * distributed.world_size()
+        # of this process; all have as many
+        views = self.collapse.count * distributed.world_size()
         self.train_stats["views_per_second"] = views / seconds
         warnings = self.collapse.warnings(summary)
         if unreadable := self.train_stats["unreadable"]:

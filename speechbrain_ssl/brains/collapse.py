@@ -54,6 +54,8 @@ class CollapseStats:
             Any leading axes [..., emb_dim].
         """
         unit = F.normalize(embedding.detach().float().flatten(0, -2), dim=-1)
+        # covariances are small differences, which TF32 would round away
+        unit = unit.double()
         self.count += len(unit)
         self.total = self.total + unit.sum(0)
         self.outer = self.outer + unit.T @ unit
@@ -74,7 +76,7 @@ class CollapseStats:
             return {}
         mean = distributed.mean(self.total / self.count)
         second = distributed.mean(self.outer / self.count)
-        covariance = (second - torch.outer(mean, mean)).double().cpu()
+        covariance = (second - torch.outer(mean, mean)).cpu()
         variance = covariance.diagonal().clamp(min=0.0)
         spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0.0)
         share = spectrum / spectrum.sum().clamp(min=1e-20)

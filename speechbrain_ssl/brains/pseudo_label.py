@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.brains.base import EpochLog, SpeakerBrain, writing
+from speechbrain_ssl.brains.base import (
+    EpochLog,
+    SpeakerBrain,
+    StepResult,
+    writing,
+)
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
@@ -116,7 +121,6 @@ class PseudoLabelBrain(SpeakerBrain):
         batch = batch.to(self.device)
         wavs = self.sampler.augment(batch.views.data, batch.draws.data)
         crops, _ = self.sampler.split(wavs)
-        self.views_per_step = len(wavs)
         embedding = self.modules.encoder(crops[:1]).embedding[0]
         cosines = self.modules.classifier(embedding)
         if self.epoch < self.hparams.loss.correct_from:
@@ -132,33 +136,45 @@ class PseudoLabelBrain(SpeakerBrain):
         return self.module("classifier")(embedding)
 
     def compute_objectives(self, predictions, batch, stage):
-        """The gated loss; notes what was learnt of each utterance."""
-        _, cosines, clean_cosines = predictions
+        """The gated loss.
+
+        Arguments
+        ---------
+        predictions : tuple of torch.Tensor
+            Embeddings, cosines and clean cosines.
+        batch : PaddedBatch
+            With ``index`` and ``speed``.
+        stage : sb.Stage
+            Always TRAIN.
+
+        Returns
+        -------
+        StepResult
+            Its ``commit`` keeps the decisions for the gate.
+        """
+        embedding, cosines, clean_cosines = predictions
         index = torch.as_tensor(batch.index, device=self.device)
         speed = torch.as_tensor(batch.speed, device=self.device)
         # the labels of all utterances stay on the CPU
         labels = self.decisions.labels[index.cpu()].to(self.device)
         labels = labels + self.labels.count * speed
         with torch.autocast(torch.device(self.device).type, enabled=False):
-            loss, learnt, self.batch_stats = self.hparams.loss(
+            loss, learnt, stats = self.hparams.loss(
                 cosines, labels, clean_cosines, self.hparams.gate, self.epoch
             )
             regularizer = getattr(self.hparams, "regularizer", None)
             if regularizer is not None:
-                loss, stats = regularizer(loss)
-                self.batch_stats.update(stats)
-        nothing = self.batch_stats["nothing_selected"]
-        self.nothing_to_learn = bool(nothing)
-        # a class at any speed is one class of the file
-        learnt = learnt._replace(label=learnt.label % self.labels.count)
-        self.learnt = index, learnt
-        return loss
+                loss, distance = regularizer(loss)
+                stats = {**stats, **distance}
 
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Keeps the decisions for the gate."""
-        if self.batch_is_finite:
-            self.collapse.append(outputs[0][None])
-            self.decisions.write(*self.learnt)
+        def commit():
+            self.collapse.append(embedding)
+            # a class at any speed is one class of the file
+            label = learnt.label % self.labels.count
+            self.decisions.write(index, learnt._replace(label=label))
+
+        teaches = not bool(stats["nothing_selected"])
+        return StepResult(loss, stats, teaches, commit)
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the statistics, unless an epoch is resumed half-way."""

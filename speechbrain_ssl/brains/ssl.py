@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.brains.base import SpeakerBrain
+from speechbrain_ssl.brains.base import SpeakerBrain, StepResult
 from speechbrain_ssl.pseudo_labels.extract import (
     embed_utterances,
     utterances_hash,
@@ -57,7 +57,7 @@ class SSLBrain(SpeakerBrain):
         super().on_fit_start()
 
     def compute_forward(self, batch, stage):
-        """Views of a batch to what student and teacher say about them.
+        """Runs student and teacher on the augmented views of a batch.
 
         Arguments
         ---------
@@ -86,7 +86,6 @@ class SSLBrain(SpeakerBrain):
         if "teacher" in self.modules:
             teacher = self.modules.teacher(global_crops)
         index = torch.as_tensor(batch.index, device=self.device)
-        self.views_per_step = len(seen) * len(index)
         number = tuple(range(len(global_crops + local_crops)))
         return (
             student._replace(index=index, number=number[-len(seen) :]),
@@ -97,13 +96,35 @@ class SSLBrain(SpeakerBrain):
         )
 
     def compute_objectives(self, predictions, batch, stage):
-        """The objective's loss; its statistics go to ``batch_stats``."""
+        """The objective's loss.
+
+        Arguments
+        ---------
+        predictions : tuple of Views
+            Outputs of student and teacher.
+        batch : PaddedBatch
+            Not needed: objectives see tensors only.
+        stage : sb.Stage
+            Always TRAIN.
+
+        Returns
+        -------
+        StepResult
+            With the statistics of the objective and the agreement of views.
+        """
         student, teacher = predictions
-        # half a precision of cosines is too little for small temperatures
+        # half precision of cosines is too little for small temperatures
         with torch.autocast(torch.device(self.device).type, enabled=False):
             loss, stats = self.modules.objective(student, teacher, self.epoch)
-        self.batch_stats = {**stats, **self._agreement(student, teacher)}
-        return loss
+
+        def commit():
+            self.collapse.append(student.embedding)
+            objective = self.module("objective")
+            if hasattr(objective, "commit"):
+                objective.commit(student, teacher)
+
+        stats = {**stats, **self._agreement(student, teacher)}
+        return StepResult(loss, stats, True, commit)
 
     @torch.no_grad()
     def _agreement(self, student, teacher):
@@ -120,8 +141,6 @@ class SSLBrain(SpeakerBrain):
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher after each optimiser step."""
-        if self.batch_is_finite:
-            self.collapse.append(outputs[0].embedding)
         if should_step and "teacher" in self.modules:
             self.module("teacher").update(self.module("student"), self.epoch)
 

@@ -18,21 +18,17 @@ class Views(NamedTuple):
         Head outputs, the space of the loss [views, batch, proj_dim].
     index : torch.Tensor
         Rows of the utterances in the training CSV [batch], for objectives
-        that keep something per utterance; None where nobody asks.
+        that keep something per utterance; None where nobody asks. Where the
+        teacher's differ, the keys come from other utterances.
     number : tuple of int
         What distinguishes the views: the same number in student and teacher
         is the same augmented crop. None stands for 0, 1, 2 ...
-    own : torch.Tensor
-        The utterances' own projections, where ``projection`` holds those of
-        others in their place (SSPS), for objectives that keep projections;
-        None where they are the same.
     """
 
     embedding: torch.Tensor
     projection: torch.Tensor
     index: torch.Tensor | None = None
     number: tuple | None = None
-    own: torch.Tensor | None = None
 
 
 def check_views(objective, views, dim=None, utterances=1):

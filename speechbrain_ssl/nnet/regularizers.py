@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, one_of
 from speechbrain_ssl.nnet.precision import full_precision
 
 # keeps the root's gradient finite where a dimension is constant (VICReg)
@@ -183,9 +184,13 @@ class DistanceToPretrained:
         "distance": "Sum of the norms of the changes of all trained tensors.",
     }
 
-    def __init__(self, module, weight=0.01, self_normalized=False):
-        if not weight >= 0:
-            raise ValueError(f"weight must be 0 or more, not {weight}")
+    @checked(weight=number(0), self_normalized=one_of(True, False))
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        weight: float = 0.01,
+        self_normalized: bool = False,
+    ):
         self.moving = [p for p in module.parameters() if p.requires_grad]
         self.start = [p.detach().clone() for p in self.moving]
         self.weight, self.self_normalized = weight, self_normalized

@@ -1,9 +1,11 @@
 """The teacher: a student averaged over time."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 
+from speechbrain_ssl.checks import checked, number, schedule
 from speechbrain_ssl.nnet.schedules import at
 
 
@@ -31,7 +33,12 @@ class EMATeacher(torch.nn.Module):
     [[0.25, 0.25]]
     """
 
-    def __init__(self, student, momentum):
+    @checked(momentum=schedule(number(0, 1)))
+    def __init__(
+        self,
+        student: torch.nn.Module,
+        momentum: float | Callable[[float], float],
+    ):
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.momentum = momentum

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number
+from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import squared_off_diagonal
 
@@ -46,37 +48,18 @@ class BarlowTwins(torch.nn.Module):
         ),
     }
 
-    def __init__(self, off_diagonal_weight=0.005, scale=0.025):
+    @checked(off_diagonal_weight=number(0), scale=number(above=0))
+    def __init__(
+        self, off_diagonal_weight: float = 0.005, scale: float = 0.025
+    ):
         super().__init__()
-        if off_diagonal_weight < 0 or scale <= 0:
-            raise ValueError(
-                "off_diagonal_weight must not be negative and scale must be "
-                f"positive, got {off_diagonal_weight} and {scale}"
-            )
         self.off_diagonal_weight = off_diagonal_weight
         self.scale = scale
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch.
-
-        Arguments
-        ---------
-        student : Views
-            Two views or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over pairs of different views.
-        stats : dict of torch.Tensor
-            ``diagonal``: mean correlation of a dimension with itself in
-            another view, 0 when all points are equal. ``off_diagonal``: root
-            of the mean square of all others, 1 when all dimensions are copies
-            of one.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch, the mean over pairs of different views.
 
         Raises
         ------

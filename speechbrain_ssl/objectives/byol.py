@@ -6,7 +6,8 @@ self-supervised learning", NeurIPS 2020 (https://arxiv.org/abs/2006.07733).
 
 import torch
 
-from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.checks import checked, whole
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 
 
@@ -44,37 +45,24 @@ class BYOL(torch.nn.Module):
         ),
     }
 
-    def __init__(self, dim, hidden=4096, norm=torch.nn.BatchNorm1d):
+    @checked(dim=whole(1), hidden=whole(1))
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 4096,
+        norm: type | None = torch.nn.BatchNorm1d,
+    ):
         super().__init__()
-        if dim < 1 or hidden < 1:
-            raise ValueError(
-                f"dim and hidden must be positive, not {dim} and {hidden}"
-            )
         self.dim = dim
         self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch, the mean of 2 - 2 cos over utterances and pairs.
 
-        Arguments
-        ---------
-        student : Views
-            Any views.
-        teacher : Views
-            Of the same utterances.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over utterances and pairs of different views: 2 - 2
-            cos. The paper adds the two orders of two views, which is twice
-            this.
-        stats : dict of torch.Tensor
-            ``cosine`` of predictions and their targets; ``negative_cosine``
-            of predictions and targets of other utterances, near ``cosine``
-            and 1 on collapse.
+        The pairs are those of different views. The paper adds the two orders
+        of two views, which is twice this.
 
         Raises
         ------

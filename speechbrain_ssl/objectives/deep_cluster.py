@@ -11,11 +11,16 @@ prototypical momentum contrastive learning", ICASSP 2021
 (https://arxiv.org/abs/2012.07178).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, one_of
 from speechbrain_ssl.nnet.assignment import prototypes_used
+from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.precision import full_precision
 
 
@@ -63,12 +68,19 @@ class DeepCluster(torch.nn.Module):
         ),
     }
 
+    @checked(
+        temperature=number(above=0),
+        concentrations=one_of(True, False),
+        smoothing=number(0),
+    )
     def __init__(
-        self, tables, temperature=0.1, concentrations=False, smoothing=10.0
+        self,
+        tables: Sequence[Any],
+        temperature: float = 0.1,
+        concentrations: bool = False,
+        smoothing: float = 10.0,
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
         if not tables:
             raise ValueError("DeepCluster needs one table or more, got none")
         self.tables = list(tables)
@@ -78,31 +90,17 @@ class DeepCluster(torch.nn.Module):
         # of each table: its centroids, and the temperatures made for them
         self._made = {}
 
-    def forward(self, student, teacher, epoch):
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            With ``index``, any number of views.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over views, clusterings and utterances that are in
-            a cluster.
-        stats : dict of torch.Tensor
-            ``accuracy`` of finding the cluster, ``clusters_predicted`` (exp
-            of the entropy of the mean prediction; 1 on collapse).
+        The mean is over views, clusterings and utterances in a cluster.
 
         Raises
         ------
         ValueError
-            If nothing has been clustered.
+            If there is no index of the utterances, or no cluster yet.
         """
         if student.index is None:
             raise ValueError("DeepCluster needs the index of the utterances")

@@ -9,13 +9,15 @@ al., "DINOv2", 2023 (https://arxiv.org/abs/2304.07193).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, schedule, whole
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import consistency, koleo
 from speechbrain_ssl.nnet.schedules import at
@@ -74,27 +76,26 @@ class DINO(torch.nn.Module):
         ),
     }
 
+    @checked(
+        prototypes=whole(1),
+        student_temperature=number(above=0),
+        teacher_temperature=schedule(number(above=0)),
+        center_momentum=number(0, 1),
+        sinkhorn_iterations=whole(0),
+        consistency_weight=number(0),
+        koleo_weight=number(0),
+    )
     def __init__(
         self,
-        prototypes,
-        student_temperature=0.1,
-        teacher_temperature=0.04,
-        center_momentum=0.9,
-        sinkhorn_iterations=0,
-        consistency_weight=0.0,
-        koleo_weight=0.0,
+        prototypes: int,
+        student_temperature: float = 0.1,
+        teacher_temperature: float | Callable[[float], float] = 0.04,
+        center_momentum: float = 0.9,
+        sinkhorn_iterations: int = 0,
+        consistency_weight: float = 0.0,
+        koleo_weight: float = 0.0,
     ):
         super().__init__()
-        if not 0 <= center_momentum <= 1:
-            raise ValueError(
-                f"center_momentum must be in 0..1, not {center_momentum}"
-            )
-        if student_temperature <= 0 or sinkhorn_iterations < 0:
-            raise ValueError(
-                "student_temperature must be positive and sinkhorn_iterations "
-                f"0 or more, not {student_temperature} and "
-                f"{sinkhorn_iterations}"
-            )
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.center_momentum = center_momentum
@@ -103,27 +104,12 @@ class DINO(torch.nn.Module):
         self.koleo_weight = koleo_weight
         self.register_buffer("center", torch.zeros(prototypes))
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch; in training mode also moves the center.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            Any views, mostly global and local crops.
-        teacher : Views
-            The global crops.
-        epoch : float
-            Training time.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over utterances and pairs of different views.
-        stats : dict of torch.Tensor
-            ``teacher_entropy`` (nats) of a target, ``kl`` from target to
-            prediction, ``prototypes_used`` (exp of the entropy of the mean
-            target). On collapse the first climbs to log(prototypes), or the
-            last falls to 1.
+        The mean is over utterances and pairs of different views.
 
         Raises
         ------
@@ -144,8 +130,6 @@ class DINO(torch.nn.Module):
             spread = torch.stack([koleo(x) for x in embedding])
             loss = loss + self.koleo_weight * spread.mean()
 
-        if self.training and not self.sinkhorn_iterations:
-            self._move_center(logits)
         entropy = torch.special.entr(target).sum(-1).mean(1)[t].mean()
         return loss, {
             "teacher_entropy": entropy,
@@ -201,7 +185,10 @@ class DINO(torch.nn.Module):
         return scaled.logsumexp(-1).mean(1, keepdim=True) - chosen
 
     @torch.no_grad()
-    def _move_center(self, logits):
-        """Moves the center towards the mean of a batch [views, batch, K]."""
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Moves the center towards the mean of a batch."""
+        if self.sinkhorn_iterations:
+            return
+        logits = full_precision(teacher.projection)
         batch_center = distributed.mean(logits.mean(dim=(0, 1)))
         self.center.lerp_(batch_center, 1.0 - self.center_momentum)

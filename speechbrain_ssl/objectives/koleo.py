@@ -7,6 +7,7 @@ al., "DINOv2", TMLR 2024 (https://arxiv.org/abs/2304.07193).
 
 import torch
 
+from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import koleo
 
@@ -37,25 +38,13 @@ class KoLeo(torch.nn.Module):
         ),
     }
 
-    def forward(self, student, teacher, epoch):
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            Any views of two utterances or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over views of minus the logarithm of the distance of
-            unit embeddings to the nearest one of the same view.
-        stats : dict of torch.Tensor
-            ``nearest_distance``, its geometric mean: from 0 on collapse to 2.
+        It is the mean over views of minus the logarithm of the distance of a
+        unit embedding to the nearest other one of the same view.
 
         Raises
         ------

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import different_views
+from speechbrain_ssl.checks import checked, one_of
+from speechbrain_ssl.nnet.branch import Views, different_views
 from speechbrain_ssl.nnet.precision import full_precision
-
-KINDS = ("nce", "bce", "mine")
 
 
 class LIM(torch.nn.Module):
@@ -49,34 +48,17 @@ class LIM(torch.nn.Module):
         ),
     }
 
-    def __init__(self, kind="nce"):
+    @checked(kind=one_of("nce", "bce", "mine"))
+    def __init__(self, kind: str = "nce"):
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(
-                f"kind must be one of {', '.join(KINDS)}, not {kind!r}"
-            )
         self.kind = kind
 
-    def forward(self, student, teacher, epoch):
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            Two views or more of two utterances or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over utterances and pairs of different views.
-        stats : dict of torch.Tensor
-            ``accuracy``: share of positives closer than their negative; mean
-            ``positive_cosine`` and ``negative_cosine``, both near 1 on
-            collapse.
+        The mean is over utterances and pairs of different views.
 
         Raises
         ------

@@ -6,17 +6,17 @@ X. He and G. Wan, "Learning speaker embedding with momentum contrast", 2020
 (https://arxiv.org/abs/2001.01986).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.checks import checked, number, one_of, whole
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
-
-# the cosine of a key to itself, less what float32 may lose of it
-SAME = 1 - 1e-5
 
 
 class MoCo(torch.nn.Module):
@@ -33,9 +33,9 @@ class MoCo(torch.nn.Module):
         Number of negative keys.
     temperature : float
         Temperature of the softmax.
-    margin : float or torch.nn.Module
-        Taken off the positive cosine (CosFace); 0 is plain InfoNCE. Or one
-        of ``speechbrain_ssl.nnet.margins``.
+    margin : float, callable or torch.nn.Module
+        Subtracted from the positive cosine (CosFace), or a schedule of it; 0
+        is plain InfoNCE. Or another margin of ``speechbrain_ssl.nnet.margins``.
     symmetric : bool
         Whether every view is a query for every other one. Otherwise the
         first view is the query and the second one the key, as in the paper.
@@ -61,45 +61,41 @@ class MoCo(torch.nn.Module):
         ),
     }
 
+    @checked(
+        dim=whole(1),
+        queue_size=whole(1),
+        temperature=number(above=0),
+        symmetric=one_of(True, False),
+    )
     def __init__(
         self,
-        dim,
-        queue_size=65536,
-        temperature=0.07,
-        margin=0.0,
-        symmetric=True,
+        dim: int,
+        queue_size: int = 65536,
+        temperature: float = 0.07,
+        margin: float | Callable[[float], float] | torch.nn.Module = 0.0,
+        symmetric: bool = True,
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
         self.temperature = temperature
         self.margin = as_margin(margin)
         self.symmetric = symmetric
         self.register_buffer(
             "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
         )
+        # the utterance of each key: its row in the training CSV, -1 if unknown
+        self.register_buffer(
+            "rows", torch.full((queue_size,), -1, dtype=torch.long)
+        )
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch; in training mode also fills the queue.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            Queries, two views or more.
-        teacher : Views
-            Keys of the same utterances; view v of the teacher is view v of
-            the student.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over utterances and pairs of different views.
-        stats : dict of torch.Tensor
-            ``accuracy`` of finding the positive; mean ``positive_cosine``
-            and ``negative_cosine``, both near 1 on collapse.
+        The mean is over utterances and pairs of different views. Where the
+        key comes from another utterance (``teacher.index``), the keys of that
+        utterance in the queue are not negatives.
 
         Raises
         ------
@@ -108,33 +104,26 @@ class MoCo(torch.nn.Module):
         """
         q, k = different_views(student, teacher)
         check_views(self, student, self.queue.shape[1])
-        point = full_precision(student.projection)
-        key = F.normalize(full_precision(teacher.projection.detach()), dim=-1)
-        fresh = key
-        if teacher.own is not None:
-            fresh = F.normalize(full_precision(teacher.own.detach()), dim=-1)
+        query = full_precision(student.projection)
         if not self.symmetric:
             # the first query and its first key, as if there were no others
-            point, key, fresh = point[q[:1]], key[k[:1]], fresh[k[:1]]
-            q, k = [0], [0]
-        query = F.normalize(point, dim=-1)
+            query, q, k = query[q[:1]], [0], k[:1]
+        query = F.normalize(query, dim=-1)
+        key = F.normalize(full_precision(teacher.projection.detach()), dim=-1)
         positive = (query[q] * key[k]).sum(-1)
-        # a copy, as the queue moves on before the gradient is computed
-        negative = query @ self.queue.T.clone()
+        negative = query @ self.queue.T
         mean_negative = negative.detach().mean()
-        if teacher.own is not None:
-            # the positive of another utterance may wait in the queue as well
-            itself = (key @ self.queue.T > SAME).any(0)
+        mine, theirs = student.index, teacher.index
+        # one tensor, unless positives were replaced by those of others
+        if not (mine is None or theirs is None or theirs is mine):
+            itself = theirs[:, None] == self.rows
+            itself &= (theirs != mine)[:, None]
             negative = negative.masked_fill(itself, -torch.inf)
-        harder = self.margin(positive, negative, point.norm(dim=-1)[q], q)
-        spread = (harder.negative / self.temperature).logsumexp(-1)[harder.row]
-        logit = harder.positive / self.temperature
+        spread = (negative / self.temperature).logsumexp(-1)[q]
+        logit = self.margin(positive, epoch) / self.temperature
         # -log(e^p / (e^p + sum of e^n)); cross_entropy would add thousands of
         # small terms to a large one and lose them in float32
-        loss = F.softplus(spread - logit).mean() + harder.penalty
-
-        if self.training:
-            self._enqueue(fresh)
+        loss = F.softplus(spread - logit).mean()
         found = positive > negative.detach().amax(-1)[q]
         return loss, {
             "accuracy": found.float().mean(),
@@ -143,9 +132,22 @@ class MoCo(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def _enqueue(self, key):
-        """Overwrites the oldest keys with new ones [views, batch, dim]."""
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Overwrites the oldest keys of the queue with those of a batch."""
+        _, k = different_views(student, teacher)
+        key = F.normalize(full_precision(teacher.projection), dim=-1)
+        key = key if self.symmetric else key[k[:1]]
+        row = teacher.index
+        if row is None:
+            row = key.new_full(key.shape[1:2], -1, dtype=torch.long)
         # utterance-major over all processes: the order of one process
         keys = distributed.gather(key.transpose(0, 1)).flatten(0, 1)
+        rows = distributed.gather(row).repeat_interleave(len(key))
         slots = next_slots(self.seen, len(keys), len(self.queue))
         self.queue[slots] = keys[-len(slots) :]
+        self.rows[slots] = rows[-len(slots) :]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Loads a state; version 0.1 had no ``rows``."""
+        state_dict.setdefault(prefix + "rows", self.rows)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.checks import checked, number, whole
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.heads import mlp
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
@@ -66,21 +67,23 @@ class NNCLR(torch.nn.Module):
         ),
     }
 
+    @checked(
+        dim=whole(1),
+        hidden=whole(1),
+        queue_size=whole(1),
+        temperature=number(above=0),
+        neighbors_from=number(0),
+    )
     def __init__(
         self,
-        dim,
-        hidden=4096,
-        queue_size=65536,
-        temperature=0.2,
-        norm=torch.nn.BatchNorm1d,
-        neighbors_from=0.0,
+        dim: int,
+        hidden: int = 4096,
+        queue_size: int = 65536,
+        temperature: float = 0.2,
+        norm: type | None = torch.nn.BatchNorm1d,
+        neighbors_from: float = 0.0,
     ):
         super().__init__()
-        if temperature <= 0 or queue_size < 1:
-            raise ValueError(
-                "temperature must be positive and queue_size 1 or more, not "
-                f"{temperature} and {queue_size}"
-            )
         self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
         self.temperature = temperature
         self.neighbors_from = neighbors_from
@@ -89,27 +92,12 @@ class NNCLR(torch.nn.Module):
         )
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch; in training mode also fills the queue.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            Two views or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Training time, for ``neighbors_from``.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over utterances and pairs of different views.
-        stats : dict of torch.Tensor
-            ``accuracy`` of finding the positive; mean ``positive_cosine``
-            and ``negative_cosine`` of positives to predictions, and
-            ``neighbor_cosine`` of views to their neighbors; all near 1 on
-            collapse.
+        The mean is over utterances and pairs of different views.
 
         Raises
         ------
@@ -135,9 +123,6 @@ class NNCLR(torch.nn.Module):
         cosine = cosine.flatten(0, 1)
         loss = F.cross_entropy(cosine / self.temperature, own)
 
-        # one view, as the views of an utterance are much alike
-        if self.training:
-            self._enqueue(key[0])
         with torch.no_grad():
             positive = cosine.gather(1, own[:, None])
             others = max(cosine.numel() - len(cosine), 1)
@@ -150,8 +135,12 @@ class NNCLR(torch.nn.Module):
         return loss, stats
 
     @torch.no_grad()
-    def _enqueue(self, key):
-        """Overwrites the oldest keys with new ones [batch, dim]."""
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Overwrites the oldest views of the queue with the first of a batch.
+
+        One view of an utterance is enough, as its views are much alike.
+        """
+        key = F.normalize(full_precision(student.projection[0]), dim=-1)
         keys = distributed.gather(key)
         slots = next_slots(self.seen, len(keys), len(self.queue))
         self.queue[slots] = keys[-len(slots) :]

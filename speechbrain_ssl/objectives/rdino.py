@@ -5,10 +5,13 @@ using regularized distillation framework", ICASSP 2023
 (https://arxiv.org/abs/2211.04168).
 """
 
+from collections.abc import Callable
+
 import torch
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import check_views
+from speechbrain_ssl.checks import checked, number, schedule, whole
+from speechbrain_ssl.nnet.branch import Views, check_views
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     covariance,
@@ -51,13 +54,19 @@ class RDINO(torch.nn.Module):
     (True, True)
     """
 
+    @checked(
+        width=whole(1),
+        weight=schedule(number(0)),
+        variance_weight=number(0),
+        covariance_weight=number(0),
+    )
     def __init__(
         self,
-        dino,
-        width,
-        weight=0.2,
-        variance_weight=10.0,
-        covariance_weight=0.125,
+        dino: torch.nn.Module,
+        width: int,
+        weight: float | Callable[[float], float] = 0.2,
+        variance_weight: float = 10.0,
+        covariance_weight: float = 0.125,
     ):
         super().__init__()
         self.dino = dino
@@ -81,26 +90,16 @@ class RDINO(torch.nn.Module):
             ),
         }
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch; in training mode also moves DINO's center.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch, DINO's and the regularisation.
 
-        Arguments
-        ---------
-        student : Views
-            Any views, global crops first.
-        teacher : Views
-            The global crops.
-        epoch : float
-            Training time.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar.
-        stats : dict of torch.Tensor
-            DINO's, ``variance`` (0 when every dimension of the student's wide
-            layer has a standard deviation of one, 1 on collapse) and
-            ``covariance`` (sum of squares over the width).
+        Raises
+        ------
+        ValueError
+            If there is no teacher, no pair of different views, only one
+            utterance, or if projections have another width.
         """
         wide, logits = self._parts(student)
         check_views(self, student, utterances=2)
@@ -126,6 +125,12 @@ class RDINO(torch.nn.Module):
             "variance": 2 * variance.detach(),
             "covariance": redundancy.detach(),
         }
+
+    @torch.no_grad()
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Moves DINO's center."""
+        _, logits = self._parts(teacher)
+        self.dino.commit(student, teacher._replace(projection=logits))
 
     def warnings(self, stats):
         """DINO's, in words.

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, one_of, whole
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import consistency, koleo
@@ -84,26 +85,34 @@ class SDPN(torch.nn.Module):
         ),
     }
 
+    @checked(
+        dim=whole(1),
+        prototypes=whole(1),
+        temperature=number(above=0),
+        sharpening=number(above=0),
+        sinkhorn_iterations=whole(0),
+        train_prototypes=one_of(True, False),
+        entropy_weight=number(0),
+        koleo_weight=number(0),
+        dimension_weight=number(0),
+        consistency_weight=number(0),
+        prototype_std=number(above=0),
+    )
     def __init__(
         self,
-        dim,
-        prototypes=1024,
-        temperature=0.1,
-        sharpening=0.25,
-        sinkhorn_iterations=3,
-        train_prototypes=True,
-        entropy_weight=1.0,
-        koleo_weight=0.1,
-        dimension_weight=0.0,
-        consistency_weight=0.0,
-        prototype_std=0.02,
+        dim: int,
+        prototypes: int = 1024,
+        temperature: float = 0.1,
+        sharpening: float = 0.25,
+        sinkhorn_iterations: int = 3,
+        train_prototypes: bool = True,
+        entropy_weight: float = 1.0,
+        koleo_weight: float = 0.1,
+        dimension_weight: float = 0.0,
+        consistency_weight: float = 0.0,
+        prototype_std: float = 0.02,
     ):
         super().__init__()
-        if temperature <= 0 or sharpening <= 0:
-            raise ValueError(
-                "temperature and sharpening must be positive, not "
-                f"{temperature} and {sharpening}"
-            )
         self.prototypes = Prototypes(dim, prototypes, prototype_std)
         self.prototypes.requires_grad_(train_prototypes)
         self.temperature = temperature
@@ -115,26 +124,13 @@ class SDPN(torch.nn.Module):
         self.consistency_weight = consistency_weight
         self.utterances = prototypes  # of the last step, for warnings
 
-    def forward(self, student, teacher, epoch):
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            In the paper four local crops.
-        teacher : Views
-            In the paper one global crop, not augmented.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar.
-        stats : dict of torch.Tensor
-            ``cross_entropy``, ``entropy_gap`` (0 when all prototypes are
-            predicted alike, log K on collapse), ``koleo`` (mean over views),
-            ``prototypes_used`` (exp of the entropy of the mean prediction).
+        The cross-entropy is the mean over utterances and pairs of different
+        views.
 
         Raises
         ------
@@ -143,7 +139,6 @@ class SDPN(torch.nn.Module):
         """
         s, t = different_views(student, teacher)
         check_views(self, student, self.prototypes.weight.shape[1], 2)
-        self.utterances = student.projection.shape[1] * distributed.world_size()
         log_prob = F.log_softmax(self._score(student), dim=-1)
         with torch.no_grad():
             score = self._score(teacher) / self.sharpening
@@ -173,6 +168,11 @@ class SDPN(torch.nn.Module):
             "koleo": spread.detach().mean(),
             "prototypes_used": prototypes_used(prob),
         }
+
+    @torch.no_grad()
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Notes how many utterances a step has, for ``warnings``."""
+        self.utterances = student.projection.shape[1] * distributed.world_size()
 
     def warnings(self, stats):
         """Says in words what the statistics of an epoch mean.

@@ -8,12 +8,14 @@ self-supervised speaker verification", Interspeech 2023
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import check_views
+from speechbrain_ssl.checks import checked, number
+from speechbrain_ssl.nnet.branch import Views, check_views
 from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.precision import full_precision
 
@@ -28,9 +30,10 @@ class SimCLR(torch.nn.Module):
     ---------
     temperature : float
         Temperature of the softmax.
-    margin : float or torch.nn.Module
-        Taken off the cosine of positives (CosFace); 0 is plain NT-Xent. Or
-        one of ``speechbrain_ssl.nnet.margins``.
+    margin : float, callable or torch.nn.Module
+        Subtracted from the cosine of positives (CosFace), or a schedule of
+        it; 0 is plain NT-Xent. Or another margin of
+        ``speechbrain_ssl.nnet.margins``.
 
     Example
     -------
@@ -51,45 +54,31 @@ class SimCLR(torch.nn.Module):
         ),
     }
 
-    def __init__(self, temperature=0.07, margin=0.0):
+    @checked(temperature=number(above=0))
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        margin: float | Callable[[float], float] | torch.nn.Module = 0.0,
+    ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
         self.temperature = temperature
         self.margin = as_margin(margin)
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch.
-
-        Arguments
-        ---------
-        student : Views
-            Two views or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over views and their positives.
-        stats : dict of torch.Tensor
-            ``accuracy`` of ranking a positive above all negatives; mean
-            ``positive_cosine`` and ``negative_cosine``, both near 1 on
-            collapse.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch, the mean over views and their positives.
 
         Raises
         ------
         ValueError
-            If there is only one view.
+            If there is only one view, or one utterance in all processes.
         """
         views, batch, _ = student.projection.shape
         if views < 2:
             raise ValueError(f"SimCLR needs two views or more, got {views}")
         check_views(self, student, utterances=2)
-        point = full_precision(student.projection)
-        anchor = F.normalize(point, dim=-1)
+        anchor = F.normalize(full_precision(student.projection), dim=-1)
         # [processes, views, batch, dim] to the order of the anchors
         everyone = distributed.gather_with_gradient(anchor[None])
         everyone = everyone.transpose(0, 1).flatten(1, 2)
@@ -104,11 +93,10 @@ class SimCLR(torch.nn.Module):
         positive = cosine[:, torch.arange(batch), :, mine].permute(1, 2, 0)
         positive = positive[a, b]
         negative = cosine.masked_fill(same, -math.inf).flatten(2)
-        harder = self.margin(positive, negative, point.norm(dim=-1)[a], a)
-        spread = (harder.negative / self.temperature).logsumexp(-1)[harder.row]
-        logit = harder.positive / self.temperature
+        spread = (negative / self.temperature).logsumexp(-1)[a]
+        logit = self.margin(positive, epoch) / self.temperature
         # -log(e^p / (e^p + sum of e^n)) without forming the quotient
-        loss = F.softplus(spread - logit).mean() + harder.penalty
+        loss = F.softplus(spread - logit).mean()
         with torch.no_grad():
             found = positive > negative.amax(-1)[a]
             # own utterances are masked, all others count alike

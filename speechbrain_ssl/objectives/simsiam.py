@@ -6,7 +6,8 @@ X. Chen and K. He, "Exploring simple siamese representation learning", CVPR
 
 import torch
 
-from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.checks import checked, whole
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 
 
@@ -46,36 +47,23 @@ class SimSiam(torch.nn.Module):
         ),
     }
 
-    def __init__(self, dim, hidden=512, norm=torch.nn.BatchNorm1d):
+    @checked(dim=whole(1), hidden=whole(1))
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 512,
+        norm: type | None = torch.nn.BatchNorm1d,
+    ):
         super().__init__()
-        if dim < 1 or hidden < 1:
-            raise ValueError(
-                f"dim and hidden must be positive, not {dim} and {hidden}"
-            )
         self.dim = dim
         self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch, minus the mean cosine, from -1 to 1.
 
-        Arguments
-        ---------
-        student : Views
-            Two views or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar from -1 to 1: minus the mean cosine over utterances and
-            pairs of different views.
-        stats : dict of torch.Tensor
-            ``cosine`` of predictions and their targets; ``negative_cosine``
-            of predictions and targets of other utterances, near ``cosine``
-            and 1 on collapse.
+        The mean is over utterances and pairs of different views.
 
         Raises
         ------

@@ -5,9 +5,13 @@ self-supervised speaker verification", Interspeech 2025
 (https://arxiv.org/abs/2505.14561).
 """
 
+from typing import Any
+
 import torch
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, whole
+from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.queues import next_slots
 
 # from an utterance and a time to a draw that looks random (Knuth)
@@ -15,13 +19,14 @@ HASH = 2654435761
 
 
 class SSPS(torch.nn.Module):
-    """Lets an objective meet positives of other recordings.
+    """Gives an objective positives of other recordings.
 
-    The projections of the second side (the teacher, or the second view
-    where there is none) are replaced by ones from a queue whose utterance is
-    in the nearest other cluster, or in the own one. Until the table of
-    clusters is filled, and where the queue holds no such utterance, the
-    positive stays what it is.
+    The projections of the teacher, or of all views but the first where there
+    is no teacher, are replaced by projections from a queue. These are of an
+    utterance in the nearest other cluster, or in the same cluster. The
+    positive is not replaced until the table of clusters is filled, and where
+    the queue holds no such utterance. ``teacher.index`` tells the objective
+    which utterance a replaced positive is of.
 
     Arguments
     ---------
@@ -34,8 +39,7 @@ class SSPS(torch.nn.Module):
     queue_size : int
         Number of projections kept, in every process and checkpoint. For DINO
         they are as wide as there are prototypes: 25,000 of 65,536 would be
-        6.5 GB, and as much again while a batch may still be given up, so take
-        fewer of both.
+        6.5 GB, so take fewer of both.
     neighbors : int
         Positives come from one of so many nearest other clusters; 0: from
         the own cluster.
@@ -55,10 +59,16 @@ class SSPS(torch.nn.Module):
     0.0
     """
 
-    def __init__(self, objective, table, dim, queue_size=25000, neighbors=1):
+    @checked(dim=whole(1), queue_size=whole(1), neighbors=whole(0))
+    def __init__(
+        self,
+        objective: torch.nn.Module,
+        table: Any,
+        dim: int,
+        queue_size: int = 25000,
+        neighbors: int = 1,
+    ):
         super().__init__()
-        if neighbors < 0:
-            raise ValueError(f"neighbors must be 0 or more, not {neighbors}")
         self.objective = objective
         self.table = table
         self.neighbors = neighbors
@@ -79,45 +89,50 @@ class SSPS(torch.nn.Module):
             ),
         }
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch; in training mode also fills the queue.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of the objective, with positives of other utterances.
 
-        Arguments
-        ---------
-        student : Views
-            With ``index``.
-        teacher : Views
-            What the objective wants.
-        epoch : float
-            Training time.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, the objective's.
-        stats : dict of torch.Tensor
-            The objective's, and the share of ``replaced`` positives.
+        Raises
+        ------
+        ValueError
+            If there is no index of the utterances.
         """
         if student.index is None:
             raise ValueError("SSPS needs the index of the utterances")
-        side = student if teacher is None else teacher
         slot = self._draw(student.index)
         found = slot >= 0
-        sampled = self.queue[slot.clamp(min=0)].to(side.projection.dtype)
-        kept = side.projection[:1] if teacher is None else side.projection[:0]
-        rest = side.projection[len(kept) :]
-        rest = torch.where(found[:, None], sampled, rest)
-        changed = side._replace(
-            projection=torch.cat([kept, rest]), own=side.projection
-        )
+        slot = slot.clamp(min=0)
+
+        def replaced(projection):
+            sampled = self.queue[slot].to(projection.dtype)
+            return torch.where(found[:, None], sampled, projection)
+
         if teacher is None:
-            loss, stats = self.objective(changed, None, epoch)
+            first, rest = student.projection[:1], student.projection[1:]
+            student = student._replace(
+                projection=torch.cat([first, replaced(rest)])
+            )
         else:
-            loss, stats = self.objective(student, changed, epoch)
-        if self.training:
-            fresh = side.projection[0].detach().to(self.queue.dtype)
-            self._enqueue(fresh, student.index)
+            teacher = teacher._replace(
+                projection=replaced(teacher.projection),
+                index=torch.where(found, self.row[slot], student.index),
+            )
+        loss, stats = self.objective(student, teacher, epoch)
         return loss, {**stats, "replaced": found.float().mean()}
+
+    @torch.no_grad()
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Keeps the utterances' own projections, and lets the objective do so."""
+        if hasattr(self.objective, "commit"):
+            self.objective.commit(student, teacher)
+        side = student if teacher is None else teacher
+        own = distributed.gather(side.projection[0].to(self.queue.dtype))
+        index = distributed.gather(student.index)
+        slots = next_slots(self.seen, len(index), len(self.queue))
+        self.queue[slots] = own[-len(slots) :]
+        self.row[slots] = index[-len(slots) :]
 
     def warnings(self, stats):
         """The objective's, if it has any.
@@ -157,12 +172,3 @@ class SSPS(torch.nn.Module):
         order = (number // 7919) % count.clamp(min=1)
         place = (fits.cumsum(1) == order[:, None] + 1) & fits
         return torch.where(count > 0, place.int().argmax(1), nothing)
-
-    @torch.no_grad()
-    def _enqueue(self, projection, index):
-        """Overwrites the oldest entries with [batch, dim] and [batch]."""
-        projection = distributed.gather(projection)
-        index = distributed.gather(index)
-        slots = next_slots(self.seen, len(index), len(self.queue))
-        self.queue[slots] = projection[-len(slots) :]
-        self.row[slots] = index[-len(slots) :]

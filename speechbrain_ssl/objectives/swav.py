@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
 from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.heads import Prototypes
@@ -64,28 +65,28 @@ class SwAV(torch.nn.Module):
         ),
     }
 
+    @checked(
+        dim=whole(1),
+        prototypes=whole(1),
+        temperature=number(above=0),
+        epsilon=number(above=0),
+        iterations=whole(1),
+        queue_size=whole(0),
+        queue_from=number(0),
+        target_views=whole(1),
+    )
     def __init__(
         self,
-        dim,
-        prototypes=512,
-        temperature=0.1,
-        epsilon=0.05,
-        iterations=3,
-        queue_size=0,
-        queue_from=15.0,
-        target_views=2,
+        dim: int,
+        prototypes: int = 512,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        queue_size: int = 0,
+        queue_from: float = 15.0,
+        target_views: int = 2,
     ):
         super().__init__()
-        if min(temperature, epsilon) <= 0:
-            raise ValueError(
-                "temperature and epsilon must be positive, not "
-                f"{temperature} and {epsilon}"
-            )
-        if min(iterations, target_views, queue_size + 1) < 1:
-            raise ValueError(
-                "iterations and target_views must be 1 or more and queue_size "
-                f"0 or more, not {iterations}, {target_views} and {queue_size}"
-            )
         self.prototypes = Prototypes(dim, prototypes)
         self.temperature = temperature
         self.epsilon = epsilon
@@ -97,26 +98,12 @@ class SwAV(torch.nn.Module):
         )
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch; in training mode also fills the queue.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            Two views or more, global ones first.
-        teacher : None
-            Not used.
-        epoch : float
-            Training time.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over utterances and pairs of different views.
-        stats : dict of torch.Tensor
-            ``target_entropy`` (nats), up to log(prototypes) on collapse;
-            ``kl`` from target to prediction; ``prototypes_used`` by targets
-            and ``predictions_used``, down to 1 on collapse onto one.
+        The mean is over utterances and pairs of different views.
 
         Raises
         ------
@@ -134,11 +121,6 @@ class SwAV(torch.nn.Module):
         # one sum over batch and prototypes would lose digits
         cross = -torch.einsum("sbk,tbk->stb", log_prob, target).mean(-1)
         cross = cross[s, t].mean()
-        if self.training and len(self.queue):
-            if student.own is not None:  # others' keys are in the queue already
-                own = full_precision(student.own.detach()[: len(key)])
-                key = F.normalize(own, dim=-1)
-            self._enqueue(key)
         entropy = torch.special.entr(target).sum(-1).mean(1)[t].mean()
         return cross, {
             "target_entropy": entropy,
@@ -163,8 +145,12 @@ class SwAV(torch.nn.Module):
         return rows[:batch].transpose(0, 1)
 
     @torch.no_grad()
-    def _enqueue(self, key):
-        """Overwrites the oldest keys with new ones [views, batch, dim]."""
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Overwrites the oldest views of the queue with those of a batch."""
+        if not len(self.queue):
+            return
+        key = full_precision(student.projection[: self.target_views])
+        key = F.normalize(key, dim=-1)
         keys = distributed.gather(key.transpose(0, 1))
         slots = next_slots(self.seen, len(keys), len(self.queue))
         self.queue[slots, : len(key)] = keys[-len(slots) :]

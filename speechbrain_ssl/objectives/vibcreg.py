@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, whole
+from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     squared_off_diagonal,
@@ -65,24 +67,24 @@ class VIbCReg(torch.nn.Module):
         ),
     }
 
+    @checked(
+        invariance_weight=number(0),
+        variance_weight=number(0),
+        covariance_weight=number(0),
+        group_size=whole(1),
+        iterations=whole(1),
+        eps=number(above=0),
+    )
     def __init__(
         self,
-        invariance_weight=1.0,
-        variance_weight=1.0,
-        covariance_weight=8.0,
-        group_size=64,
-        iterations=5,
-        eps=1e-5,
+        invariance_weight: float = 1.0,
+        variance_weight: float = 1.0,
+        covariance_weight: float = 8.0,
+        group_size: int = 64,
+        iterations: int = 5,
+        eps: float = 1e-5,
     ):
         super().__init__()
-        weights = invariance_weight, variance_weight, covariance_weight
-        if min(weights) < 0:
-            raise ValueError(f"Weights must not be negative, got {weights}")
-        if group_size < 1 or iterations < 1 or eps <= 0:
-            raise ValueError(
-                "group_size, iterations and eps must be positive, not "
-                f"{group_size}, {iterations} and {eps}"
-            )
         self.invariance_weight = invariance_weight
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
@@ -90,27 +92,10 @@ class VIbCReg(torch.nn.Module):
         self.iterations = iterations
         self.eps = eps
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch.
-
-        Arguments
-        ---------
-        student : Views
-            Two views or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar.
-        stats : dict of torch.Tensor
-            The terms without their weights, means over views or pairs of
-            them, after whitening: ``invariance``, ``variance`` (1 on
-            collapse) and ``covariance`` (mean squared correlation, 1 when
-            all dimensions are copies of one).
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch; the statistics are without the weights.
 
         Raises
         ------

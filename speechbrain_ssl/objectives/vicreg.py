@@ -10,6 +10,8 @@ has 25, 25 and 1 for images.
 import torch
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number
+from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     covariance,
@@ -54,41 +56,26 @@ class VICReg(torch.nn.Module):
         ),
     }
 
+    @checked(
+        invariance_weight=number(0),
+        variance_weight=number(0),
+        covariance_weight=number(0),
+    )
     def __init__(
         self,
-        invariance_weight=1.0,
-        variance_weight=1.0,
-        covariance_weight=0.1,
+        invariance_weight: float = 1.0,
+        variance_weight: float = 1.0,
+        covariance_weight: float = 0.1,
     ):
         super().__init__()
-        weights = invariance_weight, variance_weight, covariance_weight
-        if min(weights) < 0:
-            raise ValueError(f"Weights must not be negative, got {weights}")
         self.invariance_weight = invariance_weight
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch.
-
-        Arguments
-        ---------
-        student : Views
-            Two views or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar.
-        stats : dict of torch.Tensor
-            The terms without their weights, means over views or pairs of
-            them: ``invariance``, ``variance`` (0 when every dimension has a
-            standard deviation of one, 1 on collapse) and ``covariance`` (sum
-            of squares over the number of dimensions).
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch; the statistics are without the weights.
 
         Raises
         ------

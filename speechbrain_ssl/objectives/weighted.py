@@ -1,9 +1,12 @@
 """A weighted sum of objectives over the same views."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 
+from speechbrain_ssl.checks import checked, each, number, schedule
+from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.schedules import at
 
 
@@ -32,7 +35,12 @@ class Weighted(torch.nn.Module):
     True
     """
 
-    def __init__(self, objectives, weights):
+    @checked(weights=each(schedule(number(0))))
+    def __init__(
+        self,
+        objectives: Sequence[torch.nn.Module],
+        weights: Sequence[float | Callable[[float], float]],
+    ):
         super().__init__()
         if not objectives or len(objectives) != len(weights):
             raise ValueError(
@@ -53,26 +61,14 @@ class Weighted(torch.nn.Module):
                 found[prefix + stat] = text
         return found
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Weighted sum of the losses.
 
-        Arguments
-        ---------
-        student : Views
-            For all objectives.
-        teacher : Views or None
-            For all objectives.
-        epoch : float
-            Training time.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, weighted sum.
-        stats : dict of torch.Tensor
-            ``loss`` of each objective before it is weighted, and its
-            statistics, as ``moco_loss``, or ``moco_1_loss`` and
-            ``moco_2_loss`` where there are two of a class.
+        The statistics of an objective get the name of its class as a prefix,
+        as in ``moco_accuracy``, with a number if there are two of a class:
+        ``moco_1_accuracy``. ``moco_loss`` is the loss without its weight.
 
         Raises
         ------
@@ -88,6 +84,12 @@ class Weighted(torch.nn.Module):
             stats[prefix + "loss"] = loss.detach()
             stats.update({prefix + name: x for name, x in said.items()})
         return total, stats
+
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Lets each objective keep what it keeps of a batch."""
+        for objective in self.objectives:
+            if hasattr(objective, "commit"):
+                objective.commit(student, teacher)
 
     def warnings(self, stats):
         """Says in words what the statistics of an epoch mean.

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import check_views, different_views
+from speechbrain_ssl.checks import checked, number, whole
+from speechbrain_ssl.nnet.branch import Views, check_views, different_views
 from speechbrain_ssl.nnet.precision import full_precision
 
 
@@ -51,17 +52,24 @@ class WMSE(torch.nn.Module):
         ),
     }
 
-    def __init__(self, dim, whitening_size=128, iterations=1, eps=0.0):
+    @checked(
+        dim=whole(1),
+        whitening_size=whole(2),
+        iterations=whole(1),
+        eps=number(0, 1),
+    )
+    def __init__(
+        self,
+        dim: int,
+        whitening_size: int = 128,
+        iterations: int = 1,
+        eps: float = 0.0,
+    ):
         super().__init__()
         if whitening_size <= dim:
             raise ValueError(
                 f"whitening_size must be larger than dim ({dim}), not "
                 f"{whitening_size}: fewer points do not fill all dimensions"
-            )
-        if iterations < 1 or not 0 <= eps <= 1:
-            raise ValueError(
-                "iterations must be positive and eps in 0..1, got "
-                f"{iterations} and {eps}"
             )
         self.dim = dim
         self.whitening_size = whitening_size
@@ -70,26 +78,13 @@ class WMSE(torch.nn.Module):
         # seeds the cuts: the same in all processes, and after resuming
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
-    def forward(self, student, teacher, epoch):
-        """Loss of one batch; in training mode the next one is cut otherwise.
+    def forward(
+        self, student: Views, teacher: Views | None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of one batch.
 
-        Arguments
-        ---------
-        student : Views
-            Two views or more.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar, mean over utterances and pairs of different views; 0 when
-            views agree, 2 when they know nothing of each other.
-        stats : dict of torch.Tensor
-            ``whitened_cosine`` of views of an utterance after whitening;
-            ``negative_cosine`` of different utterances before, 1 on collapse.
+        The mean is over utterances and pairs of different views: 0 if the
+        whitened views of an utterance are equal, 2 if they are independent.
 
         Raises
         ------
@@ -108,8 +103,6 @@ class WMSE(torch.nn.Module):
         parts = points[:, self._cut(batch).to(points.device)]
         unit = F.normalize(self._whiten(parts), dim=-1)
         cosine = (unit[s] * unit[t]).sum(-1).mean()
-        if self.training:
-            self.batches += 1
         with torch.no_grad():
             # the mean over all pairs of utterances, less those with themselves
             center = F.normalize(points, dim=-1).mean(1)
@@ -118,6 +111,11 @@ class WMSE(torch.nn.Module):
             "whitened_cosine": cosine.detach(),
             "negative_cosine": (total - 1) / (batch - 1),
         }
+
+    @torch.no_grad()
+    def commit(self, student: Views, teacher: Views | None) -> None:
+        """Lets the next batch be cut into other parts."""
+        self.batches += 1
 
     def _check(self, batch):
         """Refuses what cannot be whitened."""
@@ -142,10 +140,12 @@ class WMSE(torch.nn.Module):
 
     def _whiten(self, parts):
         """Parts [..., size, dim] with the identity as covariance."""
-        parts = parts - parts.mean(dim=-2, keepdim=True)
+        dtype = parts.dtype
+        # rounded to TF32, a covariance may have no Cholesky decomposition
+        parts = (parts - parts.mean(dim=-2, keepdim=True)).double()
         sigma = parts.mT @ parts / (parts.shape[-2] - 1)
         if not sigma.isfinite().all():
-            return parts * torch.nan  # the loss says it, not Cholesky
+            return (parts * torch.nan).to(dtype)  # seen in the loss
         eye = torch.eye(self.dim, dtype=parts.dtype, device=parts.device)
         try:
             root = torch.linalg.cholesky(
@@ -158,4 +158,5 @@ class WMSE(torch.nn.Module):
                 f"({self.dim}) is too large. Set eps to 1e-3 or so, raise "
                 "whitening_size, or narrow the head."
             ) from error
-        return torch.linalg.solve_triangular(root, parts.mT, upper=False).mT
+        white = torch.linalg.solve_triangular(root, parts.mT, upper=False).mT
+        return white.to(dtype)

@@ -10,6 +10,7 @@ log-losses [batch] to bool [batch].
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from speechbrain.utils.checkpoints import (
 )
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, whole
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,10 @@ class FixedGate:
     tensor([ True, False])
     """
 
-    def __init__(self, thresholds, round_index=0):
+    @checked(round_index=whole(0))
+    def __init__(
+        self, thresholds: float | Sequence[float], round_index: int = 0
+    ):
         nats = np.atleast_1d(np.asarray(thresholds, dtype=float))
         if not nats.size or not (nats >= 0).all():
             raise ValueError(
@@ -117,9 +122,15 @@ class MixtureGate:
     tensor([ True, False])
     """
 
-    def __init__(self, min_separation=2.0, min_weight=0.02, patience=3):
-        if patience < 1:
-            raise ValueError(f"patience must be 1 or more, not {patience}")
+    @checked(
+        min_separation=number(0), min_weight=number(0, 0.5), patience=whole(1)
+    )
+    def __init__(
+        self,
+        min_separation: float = 2.0,
+        min_weight: float = 0.02,
+        patience: int = 3,
+    ):
         self.min_separation = min_separation
         self.min_weight = min_weight
         self.patience = patience

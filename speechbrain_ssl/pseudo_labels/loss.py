@@ -9,18 +9,19 @@ loss-gate and label correction", Interspeech 2022
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, one_of, schedule, whole
+from speechbrain_ssl.nnet.margins import add_to_angle, turn
 from speechbrain_ssl.nnet.schedules import at
 
 # below, log(softplus(x)) is x to float32's last bit
 TINY = -15.0
-# a sine has no gradient at the ends of the cosine
-END = 1e-7
 
 
 class Learnt(NamedTuple):
@@ -93,7 +94,8 @@ class Classifier(torch.nn.Module):
     torch.Size([2, 15])
     """
 
-    def __init__(self, emb_dim, classes, subcenters=1):
+    @checked(emb_dim=whole(1), classes=whole(1), subcenters=whole(1))
+    def __init__(self, emb_dim: int, classes: int, subcenters: int = 1):
         super().__init__()
         weight = torch.empty(classes * subcenters, emb_dim)
         self.weight = torch.nn.Parameter(torch.nn.init.xavier_normal_(weight))
@@ -131,19 +133,22 @@ class AAMSoftmax(torch.nn.Module):
     tensor([[0., 3.]])
     """
 
+    @checked(
+        margin=schedule(number(0, below=math.pi / 2)),
+        scale=schedule(number(above=0)),
+        subcenters=whole(1),
+        topk=whole(0),
+        topk_margin=number(0),
+    )
     def __init__(
-        self, margin=0.2, scale=30.0, subcenters=1, topk=0, topk_margin=0.06
+        self,
+        margin: float | Callable[[float], float] = 0.2,
+        scale: float | Callable[[float], float] = 30.0,
+        subcenters: int = 1,
+        topk: int = 0,
+        topk_margin: float = 0.06,
     ):
         super().__init__()
-        if not callable(margin) and not 0 <= margin < math.pi / 2:
-            raise ValueError(f"margin must be in [0, pi / 2), not {margin}")
-        if not callable(scale) and not scale > 0:
-            raise ValueError(f"scale must be positive, not {scale}")
-        if subcenters < 1 or topk < 0:
-            raise ValueError(
-                "subcenters must be 1 or more and topk 0 or more, not "
-                f"{subcenters} and {topk}"
-            )
         self.margin, self.scale, self.subcenters = margin, scale, subcenters
         self.topk, self.topk_margin = topk, topk_margin
 
@@ -163,14 +168,9 @@ class AAMSoftmax(torch.nn.Module):
         if self.topk:
             others = logit.detach().scatter(1, row, -math.inf)
             hard = others.topk(min(self.topk, logit.shape[1] - 1)).indices
-            closer = _turned(logit.gather(1, hard), -self.topk_margin)
+            closer = turn(logit.gather(1, hard), -self.topk_margin)
             logit = logit.scatter(1, hard, closer)
-        # beyond pi - margin the turned cosine would grow again
-        farther = torch.where(
-            target > -math.cos(margin),
-            _turned(target, margin),
-            target - margin * math.sin(margin),
-        )
+        farther = add_to_angle(target, margin)
         return at(self.scale, epoch) * logit.scatter(1, row, farther)
 
 
@@ -232,23 +232,23 @@ class GatedLoss(torch.nn.Module):
         ),
     }
 
+    @checked(
+        gate_from=number(0),
+        correct_from=number(0),
+        target=one_of("hard", "soft"),
+        temperature=number(above=0),
+        threshold=number(0, 1),
+    )
     def __init__(
         self,
-        aam,
-        gate_from=0.0,
-        correct_from=math.inf,
-        target="hard",
-        temperature=0.1,
-        threshold=0.5,
+        aam: AAMSoftmax,
+        gate_from: float = 0.0,
+        correct_from: float = math.inf,
+        target: str = "hard",
+        temperature: float = 0.1,
+        threshold: float = 0.5,
     ):
         super().__init__()
-        if target not in ("hard", "soft"):
-            raise ValueError(f"target must be hard or soft, not {target!r}")
-        if not temperature > 0 or not 0 <= threshold <= 1:
-            raise ValueError(
-                "temperature must be positive and threshold from 0 to 1, not "
-                f"{temperature} and {threshold}"
-            )
         self.aam, self.target = aam, target
         self.gate_from, self.correct_from = gate_from, correct_from
         self.temperature, self.threshold = temperature, threshold
@@ -332,10 +332,3 @@ class GatedLoss(torch.nn.Module):
             }
         loss = used.sum() / count.masked_fill(count == 0, 1)
         return loss, Learnt(log_losses, trusted, corrected, learnt), stats
-
-
-def _turned(cosine, angle):
-    """Cosine of an angle that is made larger."""
-    cosine = cosine.clamp(-1 + END, 1 - END)
-    sine = torch.sqrt((1 - cosine) * (1 + cosine))
-    return cosine * math.cos(angle) - sine * math.sin(angle)

@@ -12,6 +12,7 @@ import torch
 
 from speechbrain_ssl.brains import base
 from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.objectives.nnclr import NNCLR
 from speechbrain_ssl.objectives.simclr import SimCLR
 from speechbrain_ssl.script import defer_signals, run_script
 from tests.brains import tiny
@@ -304,8 +305,11 @@ def test_a_loss_that_is_no_number_skips_the_step_and_names_utterances(
     assert records(tmp_path)[0]["train"]["loss"] > 0
 
 
+@pytest.mark.parametrize(
+    "objective", [None, NNCLR(tiny.DIM, 8, queue_size=20)], ids=["moco", "bn"]
+)
 def test_a_batch_without_numbers_leaves_no_trace_in_queue_or_statistics(
-    corpus, tmp_path
+    corpus, tmp_path, objective
 ):
     class Spoils(SSLBrain):
         def compute_forward(self, batch, stage):
@@ -314,7 +318,12 @@ def test_a_batch_without_numbers_leaves_no_trace_in_queue_or_statistics(
             return super().compute_forward(batch, stage)
 
     brain = run(
-        corpus, tmp_path, encoder=tiny.ecapa, epochs=1, brain_class=Spoils
+        corpus,
+        tmp_path,
+        encoder=tiny.ecapa,
+        objective=objective,
+        epochs=1,
+        brain_class=Spoils,
     )
     for name, value in tiny.state_of(brain).items():
         assert torch.isfinite(value).all(), name
@@ -524,3 +533,41 @@ def test_damaged_files_of_development_trials_do_not_end_training(
     trials.write_text("00.wav 01.wav target\n00.wav 05.wav nontarget\n")
     run(folder, tmp_path / "other", dev_trials=str(trials))
     assert all(not r.get("valid") for r in records(tmp_path / "other"))
+
+
+def test_only_running_statistics_are_copied_in_each_step(corpus, tmp_path):
+    brain = run(
+        corpus,
+        tmp_path,
+        encoder=tiny.ecapa,
+        objective=NNCLR(tiny.DIM, 8, queue_size=20),
+        epochs=1,
+    )
+    copied = {id(buffer) for buffer in brain._running_statistics()}
+    objective = brain.module("objective")
+    kept = {id(objective.queue), id(objective.seen)}
+    assert copied == {id(b) for b in brain.modules.buffers()} - kept
+
+
+def test_what_an_objective_keeps_is_that_of_batches_with_a_finite_loss(
+    corpus, tmp_path
+):
+    class Counting(SimCLR):
+        commits = 0
+
+        def commit(self, student, teacher):
+            assert not torch.is_grad_enabled()
+            self.commits += 1
+
+    class Breaks(Counting):
+        calls = 0
+
+        def forward(self, student, teacher, epoch):
+            self.calls += 1
+            loss, stats = super().forward(student, teacher, epoch)
+            return loss * (float("inf") if self.calls == 3 else 1.0), stats
+
+    for make, wanted in ((Counting, 4), (Breaks, 3)):
+        objective = make()
+        run(corpus, tmp_path / make.__name__, objective=objective, epochs=1)
+        assert objective.commits == wanted

@@ -133,5 +133,7 @@ def test_normalising_a_loss_of_nothing_gives_no_nan():
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(ValueError, match="weight must be 0 or more"):
+    with pytest.raises(
+        ValueError, match="weight must be a number of at least 0"
+    ):
         DistanceToPretrained(torch.nn.Linear(2, 2), -0.1)

@@ -113,5 +113,5 @@ def test_projections_of_another_width_are_refused():
 
 @pytest.mark.parametrize("sizes", [(0, 8), (4, 0)])
 def test_bad_settings_are_refused(sizes):
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="must be a whole number"):
         BYOL(*sizes)

@@ -11,6 +11,7 @@ from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.dino import DINO
 from speechbrain_ssl.testing import check_objective
+from tests.objectives.examples import step
 from tests.objectives.reference import distillation
 
 
@@ -101,10 +102,10 @@ def test_center_follows_the_batch_after_it_was_used():
     objective = DINO(7)
     teacher = Views(torch.zeros(2, 3, 5), torch.full((2, 3, 7), 2.0))
     student = views(2)
-    before = objective.eval()(student, teacher, 0.0)[0]
-    assert objective.train()(student, teacher, 0.0)[0] == before
+    before = objective(student, teacher, 0.0)[0]
+    assert step(objective, student, teacher)[0] == before
     for _ in range(21):
-        objective(student, teacher, 0.0)
+        step(objective, student, teacher)
     # a (1 - 0.9^n)
     assert torch.allclose(objective.center, torch.tensor(2 * 0.9015), atol=1e-4)
 
@@ -182,7 +183,8 @@ def train(objective, steps=150, offset=0.0):
         mine = student(crops)
         with torch.no_grad():
             theirs = teacher(crops)
-        loss, stats = objective(Views(crops, mine), Views(crops, theirs), 0.0)
+        both = Views(crops, mine), Views(crops, theirs)
+        loss, stats = step(objective, *both)
         moving.zero_grad()
         loss.backward()
         moving.step()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.testing import check_objective
+from tests.objectives.examples import step
 from tests.objectives.reference import contrastive
 
 
@@ -62,7 +63,7 @@ def test_collapse_shows_in_negatives_and_accuracy():
     objective = MoCo(8, queue_size=6)
     point = torch.ones(2, 6, 8)
     for _ in range(2):
-        _, stats = objective(Views(point, point), Views(point, point), 0.0)
+        _, stats = step(objective, Views(point, point), Views(point, point))
     assert stats["negative_cosine"].item() == pytest.approx(1.0)
     assert stats["accuracy"].item() == 0.0
 
@@ -78,24 +79,49 @@ def test_orthonormal_utterances_are_healthy():
     assert stats["accuracy"].item() == 1.0
 
 
-def test_a_positive_of_another_utterance_is_not_kept_and_no_negative():
-    """What SSPS puts in the place of the own key."""
+@pytest.mark.parametrize("turn", [0.0, 1e-2])
+def test_keys_of_the_utterance_of_a_replaced_positive_are_no_negatives(turn):
+    """Also where TF32 gives its cosine to itself as 0.999 only."""
     objective = MoCo(4, queue_size=6, temperature=1.0).double()
     # of unit length in float64 as well
-    other = F.normalize(objective.queue[2], dim=-1)
-    student, teacher = (views(2, 3, 4, dtype=torch.float64) for _ in range(2))
-    replaced = teacher._replace(
-        projection=other.expand(2, 3, 4), own=teacher.projection
+    objective.queue = F.normalize(objective.queue, dim=-1)
+    objective.rows.copy_(torch.tensor([7, 8, 9, 9, 0, 1]))
+    student, teacher = (
+        views(2, 3, 4, dtype=torch.float64)._replace(index=torch.arange(3))
+        for _ in range(2)
     )
-    queue = objective.queue.clone()
+    # the first two utterances have keys in the queue, too: negatives still
+    other = F.normalize(objective.queue[2] + turn, dim=-1)
+    replaced = teacher._replace(
+        projection=other.expand(2, 3, 4), index=torch.tensor([9, 9, 2])
+    )
     loss, _ = objective(student, replaced, 0.0)
     unit = F.normalize(student.projection, dim=-1)
-    rest = (unit @ queue[[0, 1, 3, 4, 5]].T).exp().sum(-1)
+    cosine = (unit @ objective.queue.T).exp()
+    rest = cosine.sum(-1)
+    rest[:, :2] -= cosine[:, :2, 2:4].sum(-1)
     positive = (unit @ other).exp()
     expected = -(positive / (positive + rest)).log().mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-    kept = F.normalize(teacher.projection.transpose(0, 1), dim=-1)
-    assert torch.equal(objective.queue, kept.flatten(0, 1))
+
+
+def test_own_keys_of_past_epochs_stay_negatives():
+    objective = MoCo(4, queue_size=6)
+    student, teacher = views(2, 3, 4), views(2, 3, 4)
+    plain, _ = objective(student, teacher, 0.0)
+    objective.rows.copy_(torch.tensor([0, 1, 2, 0, 1, 2]))
+    rows = torch.arange(3)
+    loss, _ = objective(
+        student._replace(index=rows), teacher._replace(index=rows.clone()), 0.0
+    )
+    assert torch.equal(loss, plain)
+
+
+def test_keys_know_their_utterances():
+    objective = MoCo(4, queue_size=5)
+    teacher = views(2, 3, 4)._replace(index=torch.tensor([4, 9, 6]))
+    step(objective, views(2, 3, 4), teacher)
+    assert objective.rows.tolist() == [6, 4, 9, 9, 6]
 
 
 def test_another_width_is_refused():
@@ -108,7 +134,7 @@ def test_queue_keeps_the_newest_keys_after_wrapping():
     seen = []
     for _ in range(4):
         teacher = views(2, 3, 4)
-        objective(views(2, 3, 4), teacher, 0.0)
+        step(objective, views(2, 3, 4), teacher)
         keys = F.normalize(teacher.projection, dim=-1)
         seen.append(keys.transpose(0, 1).flatten(0, 1))
     newest = torch.cat(seen)[-10:]
@@ -120,7 +146,7 @@ def test_queue_keeps_the_newest_keys_after_wrapping():
 def test_a_batch_larger_than_the_queue_fills_it_with_its_last_keys():
     objective = MoCo(4, queue_size=3)
     teacher = views(2, 5, 4)
-    objective(views(2, 5, 4), teacher, 0.0)
+    step(objective, views(2, 5, 4), teacher)
     keys = F.normalize(teacher.projection, dim=-1).transpose(0, 1)
     stored = sorted(objective.queue.tolist())
     assert stored == sorted(keys.flatten(0, 1)[-3:].tolist())
@@ -129,23 +155,28 @@ def test_a_batch_larger_than_the_queue_fills_it_with_its_last_keys():
 def test_own_keys_enter_the_queue_after_the_loss():
     objective = MoCo(4, queue_size=6)
     student, teacher = views(2, 3, 4), views(2, 3, 4)
-    with_old_queue = objective.eval()(student, teacher, 0.0)[0]
-    assert torch.equal(
-        objective.train()(student, teacher, 0.0)[0], with_old_queue
-    )
+    with_old_queue = objective(student, teacher, 0.0)[0]
+    assert torch.equal(step(objective, student, teacher)[0], with_old_queue)
     assert not torch.equal(objective(student, teacher, 0.0)[0], with_old_queue)
 
 
-def test_moving_the_queue_does_not_change_the_gradient():
-    gradients = []
-    for training in (True, False):
-        torch.manual_seed(0)
-        objective = MoCo(4, queue_size=6).train(training)
-        point = torch.randn(2, 3, 4, requires_grad=True)
-        loss, _ = objective(Views(point, point), views(2, 3, 4), 0.0)
-        loss.backward()
-        gradients.append(point.grad)
-    assert torch.equal(*gradients)
+def test_only_the_key_of_the_query_is_kept_where_one_view_asks():
+    objective = MoCo(4, queue_size=6, symmetric=False)
+    teacher = views(2, 3, 4)
+    step(objective, views(2, 3, 4), teacher)
+    keys = F.normalize(teacher.projection[1], dim=-1)
+    assert torch.equal(objective.queue[:3], keys)
+    assert objective.seen.item() == 3
+
+
+def test_a_state_without_rows_can_be_loaded():
+    """Version 0.1 did not keep whose the keys are."""
+    old = MoCo(4, queue_size=6)
+    state = {k: v for k, v in old.state_dict().items() if k != "rows"}
+    new = MoCo(4, queue_size=6)
+    new.load_state_dict(state)
+    assert torch.equal(new.queue, old.queue)
+    assert new.rows.tolist() == [-1] * 6
 
 
 def test_keeps_the_contract():

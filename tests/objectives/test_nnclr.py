@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.objectives.nnclr import NNCLR
 from speechbrain_ssl.testing import check_objective
+from tests.objectives.examples import step
 from tests.objectives.reference import neighbours
 
 
@@ -67,7 +68,7 @@ def test_before_its_epoch_it_is_contrast_of_the_views_themselves():
 def test_the_queue_fills_before_neighbors_are_taken():
     objective = NNCLR(4, 5, queue_size=3, neighbors_from=9.0)
     student = views(2, 3, 4)
-    objective(student, None, 0.0)
+    step(objective, student)
     keys = F.normalize(student.projection[0], dim=-1)
     assert torch.equal(objective.queue, keys)
 
@@ -98,7 +99,7 @@ def test_collapse_shows_in_the_negatives():
     objective = identity(8, 4)
     points = torch.ones(2, 6, 8)
     for _ in range(2):
-        _, stats = objective(Views(points, points), None, 0.0)
+        _, stats = step(objective, Views(points, points))
     assert stats["negative_cosine"].item() == pytest.approx(1.0)
     assert stats["neighbor_cosine"].item() == pytest.approx(1.0)
 
@@ -108,7 +109,7 @@ def test_queue_keeps_the_newest_first_views_after_wrapping():
     seen = []
     for _ in range(4):
         student = views(3, 3, 4)
-        objective(student, None, 0.0)
+        step(objective, student)
         seen.append(F.normalize(student.projection[0], dim=-1))
     assert objective.seen.item() == 12
     in_order = objective.queue.roll(-(12 % 7), 0)
@@ -118,7 +119,7 @@ def test_queue_keeps_the_newest_first_views_after_wrapping():
 def test_a_batch_larger_than_the_queue_fills_it_with_its_last_keys():
     objective = NNCLR(4, 5, queue_size=3)
     student = views(2, 5, 4)
-    objective(student, None, 0.0)
+    step(objective, student)
     keys = F.normalize(student.projection[0], dim=-1)
     assert sorted(objective.queue.tolist()) == sorted(keys[-3:].tolist())
 
@@ -126,8 +127,8 @@ def test_a_batch_larger_than_the_queue_fills_it_with_its_last_keys():
 def test_own_keys_enter_the_queue_after_the_loss():
     objective = NNCLR(4, 5, queue_size=6, norm=None)
     student = views(2, 3, 4)
-    before = objective.eval()(student, None, 0.0)[0]
-    assert torch.equal(objective.train()(student, None, 0.0)[0], before)
+    before = objective(student, None, 0.0)[0]
+    assert torch.equal(step(objective, student)[0], before)
     assert not torch.equal(objective(student, None, 0.0)[0], before)
 
 

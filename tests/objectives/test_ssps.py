@@ -11,6 +11,7 @@ from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.objectives.simclr import SimCLR
 from speechbrain_ssl.objectives.ssps import SSPS
 from speechbrain_ssl.testing import check_objective
+from tests.objectives.examples import step
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 # clusters 0 and 1 are neighbors, 2 is on its own side, nearer to 1
@@ -45,8 +46,8 @@ def filled(neighbors=1, **kwargs):
     """All six utterances are in the queue."""
     objective = SSPS(Witness(), table(), 4, 8, neighbors, **kwargs)
     teacher = views(range(6))
-    objective(views(range(6)), teacher, 0.0)
-    return objective.eval(), teacher.projection[0]
+    step(objective, views(range(6)), teacher)
+    return objective, teacher.projection[0]
 
 
 @pytest.mark.parametrize("neighbors, wanted", [(1, [1, 0, 1]), (2, None)])
@@ -64,17 +65,45 @@ def test_positives_come_from_the_nearest_other_clusters(neighbors, wanted):
         assert clusters == wanted
     assert all(a != b for a, b in zip(clusters, [0, 1, 2]))
     assert objective.objective.student is student
+    rows = objective.objective.teacher.index
+    assert torch.equal(LABELS[rows], LABELS[place])
 
 
 def test_moco_keeps_the_keys_of_the_utterances_themselves():
     objective = SSPS(MoCo(4, queue_size=6), table(), 4, 8)
     first, second = views(range(6), count=2), views([0, 2, 5], count=2)
-    objective(first, first, 0.0)
-    _, stats = objective(second, second, 0.0)
+    step(objective, first, first)
+    _, stats = step(objective, second, second)
     assert stats["replaced"].item() == 1.0
     keys = second.projection.transpose(0, 1).flatten(0, 1)
     unit = torch.nn.functional.normalize(keys, dim=-1)
     assert torch.equal(objective.objective.queue, unit)
+
+
+def test_moco_does_not_take_the_positive_for_a_negative():
+    """Whatever rounding does to its cosine, as TF32 does on a GPU."""
+    objective = SSPS(MoCo(4, queue_size=12), table(), 4, 8)
+    batch = views(range(6))
+    step(objective, batch, batch)
+    rough = batch.projection + 1e-2 * torch.randn(2, 6, 4)
+    objective.objective.queue = torch.nn.functional.normalize(
+        rough.transpose(0, 1).flatten(0, 1), dim=-1
+    )
+    loss, stats = objective(batch, batch, 0.0)
+    moco = objective.objective
+    slot = objective._draw(batch.index)
+    positive = batch._replace(projection=objective.queue[slot].expand(2, 6, 4))
+    for i in range(6):
+        kept = moco.rows != objective.row[slot[i]]
+        alone = MoCo(4, queue_size=10)
+        alone.queue = moco.queue[kept]
+        one = [
+            Views(*[x[:, i : i + 1] for x in side[:2]])
+            for side in (batch, positive)
+        ]
+        loss = loss - alone(*one, 0.0)[0] / 6
+    assert loss.item() == pytest.approx(0.0, abs=1e-5)
+    assert stats["replaced"] == 1.0
 
 
 def test_with_a_single_cluster_nothing_is_replaced():
@@ -94,16 +123,16 @@ def test_in_the_own_cluster_another_utterance_is_taken():
 
 def test_without_a_teacher_the_first_view_stays():
     objective = SSPS(Witness(), table(), 4, 8)
-    objective(views(range(6)), None, 0.0)
+    step(objective, views(range(6)))
     student = views([0, 2, 5], count=3)
-    objective.eval()(student, None, 0.0)
+    objective(student, None, 0.0)
     given = objective.objective.student.projection
     assert torch.equal(given[0], student.projection[0])
     assert not (given[1:] == student.projection[1:]).any()
 
 
 def test_nothing_is_replaced_before_clusters_and_candidates_are_there():
-    empty = SSPS(Witness(), table(), 4, 8).eval()
+    empty = SSPS(Witness(), table(), 4, 8)
     unclustered = SSPS(Witness(), ClusterTable(KMeans(), 2), 4, 8)
     unclustered.table.prepare(6)
     for objective in (empty, unclustered):
@@ -130,7 +159,7 @@ def test_the_queue_keeps_the_newest_after_wrapping():
     batches = [[0, 1, 2], [3, 4, 5], [1]]
     teachers = [views(batch) for batch in batches]
     for teacher in teachers:
-        objective(teacher, teacher, 0.0)
+        step(objective, teacher, teacher)
     assert objective.row.tolist() == [5, 1, 2, 3, 4]
     newest = torch.cat([t.projection[0] for t in teachers])[-5:]
     assert {tuple(x) for x in objective.queue.tolist()} == {
@@ -146,8 +175,16 @@ def test_the_queue_keeps_the_newest_after_wrapping():
 def test_keeps_the_contract_with_every_kind(objective, teachers):
     made = SSPS(objective, table(), 4, 8)
     points = views(range(6))
-    made(points, points if teachers else None, 0.0)
-    check_objective(made, dim=4, teacher_views=teachers)
+    step(made, points, points if teachers else None)
+    # without a teacher the first view keeps its place, and all others are
+    # replaced by what has no gradient
+    check_objective(
+        made,
+        dim=4,
+        teacher_views=teachers,
+        exchangeable=bool(teachers),
+        learning_views=None if teachers else 1,
+    )
 
 
 def test_draws_do_not_repeat_for_ever():

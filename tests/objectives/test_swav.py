@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from speechbrain_ssl.nnet.branch import Views
 from speechbrain_ssl.objectives.swav import SwAV
 from speechbrain_ssl.testing import check_objective
+from tests.objectives.examples import step
 from tests.objectives.reference import clustering
 
 
@@ -67,9 +68,8 @@ def test_a_full_queue_is_assigned_along_with_the_batch():
     objective = SwAV(7, 5, epsilon=0.3, queue_size=4, queue_from=1.0).double()
     past = [views(3, 2, 7, dtype=torch.float64) for _ in range(2)]
     for student in past:
-        objective(student, None, 0.0)
+        step(objective, student)
     student = views(3, 3, 7, dtype=torch.float64)
-    objective.eval()
     without, _ = objective(student, None, 0.9)
     found, _ = objective(student, None, 1.0)
     queues = torch.cat([x.projection[:2] for x in past], dim=1).tolist()
@@ -82,7 +82,7 @@ def test_a_full_queue_is_assigned_along_with_the_batch():
 
 def test_a_queue_that_is_not_full_is_not_used():
     objective = SwAV(7, 5, queue_size=4, queue_from=0.0).double()
-    objective(views(2, 3, 7, dtype=torch.float64), None, 0.0)
+    step(objective, views(2, 3, 7, dtype=torch.float64))
     student = views(2, 3, 7, dtype=torch.float64)
     loss, _ = objective(student, None, 9.0)
     alone, _ = slow(objective, student.projection)
@@ -94,7 +94,7 @@ def test_queue_keeps_the_newest_utterances_after_wrapping():
     seen = []
     for _ in range(4):
         student = views(3, 3, 4)
-        objective(student, None, 0.0)
+        step(objective, student)
         seen.append(F.normalize(student.projection[:2], dim=-1))
     newest = torch.cat(seen, dim=1)[:, -5:].transpose(0, 1)
     assert objective.seen.item() == 12
@@ -104,7 +104,7 @@ def test_queue_keeps_the_newest_utterances_after_wrapping():
 def test_a_batch_larger_than_the_queue_fills_it_with_its_last_utterances():
     objective = SwAV(4, 5, queue_size=3)
     student = views(2, 5, 4)
-    objective(student, None, 0.0)
+    step(objective, student)
     keys = F.normalize(student.projection, dim=-1).transpose(0, 1)
     stored = sorted(objective.queue.tolist())
     assert stored == sorted(keys[-3:].tolist())
@@ -165,13 +165,3 @@ def test_a_single_view_is_refused():
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         SwAV(4, 5, **setting)
-
-
-def test_the_queue_keeps_an_utterances_own_keys():
-    """Not what SSPS put in their place."""
-    objective = SwAV(7, 5, queue_size=4)
-    student = views(3, 4, 7)
-    own = torch.randn(3, 4, 7)
-    objective(student._replace(own=own), None, 0.0)
-    wanted = torch.nn.functional.normalize(own[:2].transpose(0, 1), dim=-1)
-    assert torch.equal(objective.queue, wanted)

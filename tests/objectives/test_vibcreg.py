@@ -94,5 +94,5 @@ def test_dimensions_left_over_are_refused():
     ],
 )
 def test_bad_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="negative|positive"):
+    with pytest.raises(ValueError, match=next(iter(settings))):
         VIbCReg(**settings)

@@ -12,6 +12,7 @@ from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.objectives.simclr import SimCLR
 from speechbrain_ssl.objectives.weighted import Weighted
 from speechbrain_ssl.testing import check_objective
+from tests.objectives.examples import step
 
 
 def views(*shape):
@@ -28,8 +29,8 @@ class Alarmed(torch.nn.Module):
 
 def test_is_the_sum_of_weight_times_loss():
     student, teacher = views(2, 3, 5), views(2, 3, 5)
-    moco = MoCo(5, 7).eval()
-    objective = Weighted([SimCLR(), moco, LIM()], [0.3, 2.0, 1.5]).eval()
+    moco = MoCo(5, 7)
+    objective = Weighted([SimCLR(), moco, LIM()], [0.3, 2.0, 1.5])
     loss, _ = objective(student, teacher, 0.0)
     parts = [x(student, teacher, 0.0)[0] for x in (SimCLR(), moco, LIM())]
     expected = sum(w * x.item() for w, x in zip([0.3, 2.0, 1.5], parts))
@@ -69,7 +70,8 @@ def test_objectives_of_one_class_are_numbered():
 def test_a_weight_of_zero_still_fills_the_queue():
     moco = MoCo(5, 7)
     before = moco.queue.clone()
-    Weighted([LIM(), moco], [1.0, 0.0])(views(2, 3, 5), views(2, 3, 5), 0.0)
+    both = Weighted([LIM(), moco], [1.0, 0.0])
+    step(both, views(2, 3, 5), views(2, 3, 5))
     assert not torch.equal(moco.queue, before)
 
 
@@ -81,7 +83,9 @@ def test_warnings_of_the_objectives_are_passed_on():
 
 def test_parameters_and_buffers_are_those_of_the_objectives():
     state = Weighted([SimCLR(), MoCo(5, 7)], [1, 1]).state_dict()
-    assert sorted(state) == ["objectives.1.queue", "objectives.1.seen"]
+    assert sorted(state) == [
+        f"objectives.1.{name}" for name in ("queue", "rows", "seen")
+    ]
 
 
 def test_keeps_the_contract():
