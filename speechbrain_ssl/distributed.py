@@ -1,8 +1,9 @@
 """Means and concatenations over processes; identities in a single process."""
 
-import datetime
 import gc
 import os
+import socket
+import time
 
 import torch
 import torch.distributed.nn
@@ -40,23 +41,37 @@ def start(run_opts, seconds=50):
     Raises
     ------
     ValueError
-        If the first process cannot be reached.
+        If the first process cannot be reached, or one ends before all are
+        there.
     """
-    number, address = os.environ.get("RANK"), os.environ.get("MASTER_ADDR")
-    waits = number not in (None, "0") and address is not None
-    if waits and not torch.distributed.is_initialized():
-        port = int(os.environ["MASTER_PORT"])
+    if os.environ.get("RANK", "0") != "0" and "MASTER_ADDR" in os.environ:
+        _find_first(seconds)
+    try:
+        ddp_init_group(run_opts)
+    except torch.distributed.DistError as error:
+        raise ValueError(
+            f"The group of processes cannot be started: {error} Was one of "
+            "them killed?"
+        ) from error
+
+
+def _find_first(seconds):
+    """Waits until the first process listens."""
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    end = time.monotonic() + seconds
+    while True:
         try:
-            torch.distributed.TCPStore(
-                address, port, timeout=datetime.timedelta(seconds=seconds)
-            )
-        except torch.distributed.DistError as error:
+            socket.create_connection(place, timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() < end:
+                time.sleep(0.2)
+                continue
             raise ValueError(
-                f"Process {number} cannot reach the first process at "
-                f"{address}:{port} within {seconds} s: it has ended or has "
-                "not been started."
+                f"Process {os.environ['RANK']} cannot reach the first process "
+                f"at {place[0]}:{place[1]} ({error}): it has ended, or was "
+                f"not started within {seconds} s."
             ) from error
-    ddp_init_group(run_opts)
 
 
 def on_first(function, *args):

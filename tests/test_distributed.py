@@ -2,7 +2,10 @@
 
 import functools
 import os
+import socket
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -292,3 +295,64 @@ def test_batch_normalisation_trains_in_processes_without_gpu(tmp_path):
         # next forward spreads those of process 0, which are the ones saved
         if "running" not in name:
             assert torch.equal(value, second[name]), name
+
+
+@pytest.fixture
+def port(monkeypatch):
+    """Makes this process the second one of a group; the port of the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    values = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2}
+    values.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=number)
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    return number
+
+
+def test_missing_first_process_is_not_waited_for(port):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="Process 1 cannot reach the first"):
+        distributed.start({"distributed_backend": "gloo"}, seconds=0.5)
+    assert time.monotonic() - began < 5
+
+
+def test_first_process_that_ends_before_the_group_stands_is_an_error(port):
+    first = [
+        torch.distributed.TCPStore(
+            "127.0.0.1", port, 2, is_master=True, wait_for_workers=False
+        )
+    ]
+    timer = threading.Timer(2.0, first.clear)  # its server ends with it
+    timer.start()
+    with pytest.raises(ValueError, match="Was one of them killed"):
+        distributed.start({"distributed_backend": "gloo"})
+    timer.join()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("fails", [True, False])
+def test_error_of_the_first_process_is_one_of_all(monkeypatch, rank, fails):
+    calls = []
+
+    def function(text):
+        calls.append(text)
+        if fails:
+            raise OSError(text)
+        return 7
+
+    def gather(mine):
+        assert rank == 0 or mine is None
+        return [("OSError: full" if fails else None), None]
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "gather_objects", gather)
+    if fails:
+        expected = OSError if rank == 0 else ValueError
+        with pytest.raises(expected, match="full"):
+            distributed.on_first(function, "full")
+    else:
+        found = distributed.on_first(function, "full")
+        assert found == (7 if rank == 0 else None)
+    assert calls == ["full"] * (rank == 0)
