@@ -11,6 +11,7 @@ exit code
 """
 
 import contextlib
+import gc
 import logging
 import os
 import pathlib
@@ -37,7 +38,6 @@ QUIET = {
     "speechbrain.utils.epoch_loop": logging.WARNING,
     "speechbrain.utils.parameter_transfer": logging.WARNING,
     "speechbrain.utils.seed": logging.WARNING,
-    "speechbrain.utils.train_logger": logging.ERROR,
 }
 
 
@@ -85,27 +85,31 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
+        code, text = 0, None
         main(sys.argv[1:] if argv is None else argv)
         distributed.leave()
     except Interrupted as end:
-        _say(f"{name}: {end.text}")
-        raise
+        code, text = end.code, end.text
     except RuntimeError as error:
         # a signal to the whole group also ends the loader's workers
         if _Signals.received is None or "DataLoader worker" not in str(error):
             raise
         end = Interrupted(_Signals.received, "ended before a checkpoint.")
-        _say(f"{name}: {end.text}")
-        raise end from None
+        code, text = end.code, end.text
     except EXPECTED as error:
         logger.debug("Stopped", exc_info=True)
         if comes_from_users_code(error):
             raise
-        _say(f"{name}: {error}")
-        sys.exit(1)
+        code, text = 1, str(error)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if code:
+        _say(f"{name}: {text}")
+        # The exception is gone, and with it the frames that held a loader:
+        # its workers end now and not when the interpreter does.
+        gc.collect()
+        sys.exit(code)
 
 
 def _say(text):
@@ -133,6 +137,24 @@ def defer_signals() -> Iterator[None]:
         _Signals.deferred = False
     if _Signals.received is not None:
         raise Interrupted(_Signals.received)
+
+
+def outlive_signal(worker: int) -> None:
+    """Lets a loader worker outlive a signal that its whole group receives.
+
+    The training needs its workers until the step is done. A second SIGTERM
+    ends a worker, as when the loader is closed.
+
+    Arguments
+    ---------
+    worker : int
+        Its number; this is a ``worker_init_fn``.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGTERM,
+        lambda number, frame: signal.signal(number, signal.SIG_DFL),
+    )
 
 
 def stop_requested() -> int | None:

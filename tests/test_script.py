@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+import time
 
 import pytest
 
 from speechbrain_ssl import script
 from speechbrain_ssl.checks import check, number
-from speechbrain_ssl.script import Interrupted, defer_signals, run_script
+from speechbrain_ssl.script import defer_signals, run_script
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_fault_of_a_plugin_keeps_its_traceback(plugin):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_a_script_at_once_with_its_exit_code(number, capsys):
-    with pytest.raises(Interrupted) as end:
+    with pytest.raises(SystemExit) as end:
         run_script(lambda argv: os.kill(os.getpid(), number))
     assert end.value.code == 128 + number
     said = f"train.py: {signal.Signals(number).name}: ended.\n"
@@ -94,7 +95,7 @@ def test_signal_in_a_training_is_noted_and_obeyed_at_its_end(capsys):
             seen.append(script.stop_requested())
         seen.append("after")
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(SystemExit):
         run_script(main)
     assert seen == [signal.SIGTERM]
     assert script.stop_requested() is None
@@ -110,7 +111,7 @@ def test_same_signal_some_seconds_later_ends_at_once(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
             raise AssertionError("still here")
 
-    with pytest.raises(Interrupted, match="130"):
+    with pytest.raises(SystemExit, match="130"):
         run_script(main)
 
 
@@ -120,7 +121,7 @@ def test_workers_that_the_signal_killed_are_no_error(capsys):
             os.kill(os.getpid(), signal.SIGTERM)
             raise RuntimeError("DataLoader worker (pid 3) is killed")
 
-    with pytest.raises(Interrupted, match="143"):
+    with pytest.raises(SystemExit, match="143"):
         run_script(main)
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "train.py: SIGTERM: ended before a checkpoint."
@@ -130,3 +131,20 @@ def test_handlers_of_signals_come_back():
     before = signal.getsignal(signal.SIGTERM)
     run_script(lambda argv: None)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_worker_outlives_one_signal_of_its_group_but_not_two():
+    ready = os.pipe()
+    if not (worker := os.fork()):
+        script.outlive_signal(0)
+        os.write(ready[1], b"x")
+        while True:
+            time.sleep(0.01)
+            os.write(ready[1], b"x")
+    os.read(ready[0], 1)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker, each)
+        time.sleep(0.1)
+        assert os.waitpid(worker, os.WNOHANG) == (0, 0)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitpid(worker, 0)[1] == signal.SIGTERM

@@ -59,7 +59,7 @@ from speechbrain_ssl.nnet.schedules import lr_factor
 from speechbrain_ssl.options import OptionsError, run_option_types, settings_of
 from speechbrain_ssl.pseudo_labels.labels import write_labels
 from speechbrain_ssl.report.plots import gate_plot
-from speechbrain_ssl.script import defer_signals
+from speechbrain_ssl.script import defer_signals, outlive_signal
 
 logger = logging.getLogger(__name__)
 
@@ -477,6 +477,7 @@ def fit(
         "batch_size": training.batch_size,
         "num_workers": training.num_workers,
         "persistent_workers": training.num_workers > 0,
+        "worker_init_fn": outlive_signal,
         "drop_last": True,
     }
     if not brain.debug:

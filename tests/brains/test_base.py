@@ -104,7 +104,7 @@ class Signalled(Watching):
     ],
 )
 def test_signal_saves_and_the_run_goes_on_with_the_same_bits(
-    corpus, tmp_path, signal_at, number, place, monkeypatch
+    corpus, tmp_path, signal_at, number, place, monkeypatch, capsys
 ):
     settings = {"encoder": tiny.ecapa, "signal": number}
     whole = run(corpus, tmp_path / "whole", **settings, brain_class=Watching)
@@ -120,7 +120,8 @@ def test_signal_saves_and_the_run_goes_on_with_the_same_bits(
     with pytest.raises(SystemExit) as end:
         run_script(train)
     assert end.value.code == 128 + number
-    assert f"saved after {place}; the same command" in end.value.text
+    said = f"saved after {place}; the same command"
+    assert said in capsys.readouterr().err
     second = run(corpus, parts, **settings, brain_class=Watching)
     expected, found = tiny.state_of(whole), tiny.state_of(second)
     for name, value in expected.items():
