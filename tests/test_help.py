@@ -37,7 +37,9 @@ def test_each_key_is_listed_once_with_default_and_comment(text):
         assert len(found) == wanted, key
     assert "  --batch_size 64" in lines
     assert "  --data_folder VALUE (required)" in lines
-    assert any(x.startswith("  --embeddings_folder null # null:") for x in lines)
+    assert any(
+        x.startswith("  --embeddings_folder null # null:") for x in lines
+    )
     assert any(x.strip().startswith("global_seconds: 3.0") for x in lines)
 
 

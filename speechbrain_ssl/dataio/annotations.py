@@ -137,15 +137,14 @@ def read_annotation(csv_path, data_root=None, extra=()):
         If a column is missing, a value is wrong, an ID is repeated or the
         file has no row. The message names the file, the line and the value.
     """
-    with open(csv_path, newline="", encoding="utf-8-sig") as file:
-        rows = _numbered_rows(file, csv_path)
-        header = _read_header(rows, csv_path, extra)
-        # one growing buffer per column does not fragment the heap
-        buffers = [bytearray() for _ in range(6)]
-        while chunk := list(itertools.islice(rows, _CHUNK)):
-            parsed = _parse_chunk(chunk, header, extra, data_root, csv_path)
-            for buffer, column in zip(buffers, parsed):
-                buffer += column.tobytes()
+    rows = numbered_rows(csv_path)
+    header = _read_header(rows, csv_path, extra)
+    # one growing buffer per column does not fragment the heap
+    buffers = [bytearray() for _ in range(6)]
+    while chunk := list(itertools.islice(rows, _CHUNK)):
+        parsed = _parse_chunk(chunk, header, extra, data_root, csv_path)
+        for buffer, column in zip(buffers, parsed):
+            buffer += column.tobytes()
     text, lengths, hashes, durations, start, stop = buffers
     if not text:
         raise ValueError(
@@ -412,18 +411,22 @@ def _share(column):
         ) from error
 
 
-def _numbered_rows(file, csv_path):
-    """Yields rows that are not blank, with the number of their last line."""
-    reader = csv.reader(file, skipinitialspace=True)
-    try:
-        for row in reader:
-            if row:
-                yield row, reader.line_num
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{csv_path} is not a UTF-8 CSV file after line "
-            f"{reader.line_num}: {error}"
-        ) from error
+def numbered_rows(csv_path):
+    """Yields the rows of a CSV file, and the number of their last line.
+
+    Blank rows are skipped. Raises ValueError if the file is damaged.
+    """
+    with open(csv_path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        try:
+            for row in reader:
+                if row:
+                    yield row, reader.line_num
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{csv_path} is not a UTF-8 CSV file after line "
+                f"{reader.line_num}: {error}"
+            ) from error
 
 
 def _read_header(rows, csv_path, extra):
@@ -528,16 +531,15 @@ def _check_unique(hashes, csv_path):
         return
     # equal hashes are almost certainly equal IDs: compare the IDs themselves
     lines = {}
-    with open(csv_path, newline="", encoding="utf-8-sig") as file:
-        rows = _numbered_rows(file, csv_path)
-        place = next(rows)[0].index("ID")
-        for row, line in rows:
-            utterance = row[place]
-            if hash(utterance) not in suspects:
-                continue
-            if utterance in lines:
-                raise ValueError(
-                    f"{csv_path}: lines {lines[utterance]} and {line} have "
-                    f"the same ID {utterance!r}. Make the IDs unique."
-                )
-            lines[utterance] = line
+    rows = numbered_rows(csv_path)
+    place = next(rows)[0].index("ID")
+    for row, line in rows:
+        utterance = row[place]
+        if hash(utterance) not in suspects:
+            continue
+        if utterance in lines:
+            raise ValueError(
+                f"{csv_path}: lines {lines[utterance]} and {line} have the "
+                f"same ID {utterance!r}. Make the IDs unique."
+            )
+        lines[utterance] = line

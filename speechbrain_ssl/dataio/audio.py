@@ -198,18 +198,7 @@ def write_left_out(
 
 
 def is_file(path: str) -> bool:
-    """Whether a file is there, or the tar file that should hold it.
-
-    Arguments
-    ---------
-    path : str
-        A file, or ``shard.tar::name.flac``.
-
-    Returns
-    -------
-    bool
-        False for folders, pipes and devices, too.
-    """
+    """Whether a regular file, or the tar file of a member, exists."""
     shard, is_member, _ = path.rpartition(SHARD)
     return os.path.isfile(shard + ".tar" if is_member else path)
 

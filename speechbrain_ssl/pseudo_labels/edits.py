@@ -13,13 +13,13 @@ cluster. After it is dropped or split, a cluster cannot be used again. A
 repeated line has no effect.
 """
 
-import csv
 from typing import NamedTuple
 
 import numpy as np
 
 from speechbrain_ssl.clustering.clusterers import tidy
 from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.dataio.annotations import numbered_rows
 
 COLUMNS = ("action", "cluster", "value")
 ACTIONS = ("merge", "split", "drop")
@@ -79,15 +79,8 @@ def read_edits(csv_path):
     >>> read_edits(path)[0][1:]
     ('merge', 12, 57)
     """
-    with open(csv_path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, skipinitialspace=True)
-        try:
-            rows = [(reader.line_num, row) for row in reader if any(row)]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{csv_path} is not a UTF-8 CSV file: {error}"
-            ) from error
-    header = [name.strip() for name in rows[0][1]] if rows else []
+    rows = [row for row in numbered_rows(csv_path) if any(row[0])]
+    header = [name.strip() for name in rows[0][0]] if rows else []
     if header != list(COLUMNS):
         raise ValueError(
             f"{csv_path}: the first line must be {','.join(COLUMNS)}, but is "
@@ -97,7 +90,7 @@ def read_edits(csv_path):
         raise ValueError(f"{csv_path} has a header but no other line.")
     return [
         _parse(row, f"{csv_path}, line {line_num}")
-        for line_num, row in rows[1:]
+        for row, line_num in rows[1:]
     ]
 
 

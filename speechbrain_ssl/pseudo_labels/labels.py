@@ -8,7 +8,6 @@ incomplete.
 """
 
 import contextlib
-import csv
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ import numpy as np
 from speechbrain_ssl.dataio.annotations import (
     ROOT,
     Utterances,
+    numbered_rows,
     read_annotation,
     write_annotation,
 )
@@ -329,46 +329,34 @@ def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
 def _read_speakers(csv_path):
     """Returns speaker and line of each ID, and the rows without a speaker."""
     speakers, lines, nameless = {}, {}, 0
-    with open(csv_path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = reader.fieldnames or []
-        named = [name for name in SPEAKER_COLUMNS if name in columns]
-        if "ID" not in columns or not named:
-            raise ValueError(
-                f"{csv_path} has the columns {', '.join(columns)}; expected ID "
-                f"and one of {', '.join(SPEAKER_COLUMNS)}."
-            )
-        for row in _rows(reader, csv_path):
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{csv_path}, line {reader.line_num}: expected "
-                    f"{len(columns)} values ({','.join(columns)}). Quote "
-                    "values that contain commas."
-                )
-            name, speaker = row["ID"].strip(), row[named[0]].strip()
-            if not speaker:
-                nameless += 1
-                continue
-            if speakers.setdefault(name, speaker) != speaker:
-                raise ValueError(
-                    f"{csv_path}: {name!r} has the speaker "
-                    f"{speakers[name]!r} on line {lines[name]} and "
-                    f"{speaker!r} on line {reader.line_num}. Keep one of the "
-                    "rows."
-                )
-            lines[name] = reader.line_num
-    return speakers, lines, nameless
-
-
-def _rows(reader, csv_path):
-    """Yields the rows of a CSV file, and adds the file to errors."""
-    try:
-        yield from reader
-    except (csv.Error, UnicodeDecodeError) as error:
+    rows = numbered_rows(csv_path)
+    columns, _ = next(rows, ([], 0))
+    named = [name for name in SPEAKER_COLUMNS if name in columns]
+    if "ID" not in columns or not named:
         raise ValueError(
-            f"{csv_path} is not a UTF-8 CSV file after line "
-            f"{reader.line_num}: {error}"
-        ) from error
+            f"{csv_path} has the columns {', '.join(columns)}; expected ID "
+            f"and one of {', '.join(SPEAKER_COLUMNS)}."
+        )
+    for values, line in rows:
+        if len(values) != len(columns):
+            raise ValueError(
+                f"{csv_path}, line {line}: expected {len(columns)} values "
+                f"({','.join(columns)}), found {len(values)}. Quote values "
+                "that contain commas."
+            )
+        row = dict(zip(columns, values))
+        name, speaker = row["ID"].strip(), row[named[0]].strip()
+        if not speaker:
+            nameless += 1
+            continue
+        if speakers.setdefault(name, speaker) != speaker:
+            raise ValueError(
+                f"{csv_path}: {name!r} has the speaker {speakers[name]!r} on "
+                f"line {lines[name]} and {speaker!r} on line {line}. Keep one "
+                "of the rows."
+            )
+        lines[name] = line
+    return speakers, lines, nameless
 
 
 def _refuse_two_speakers(csv_path, keys, speakers, lines):
