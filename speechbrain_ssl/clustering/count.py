@@ -1,13 +1,19 @@
 """Choice of the number of clusters."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, clone
 
-from speechbrain_ssl.clustering.quality import silhouette
+from speechbrain_ssl.checks import checked, number, whole
+from speechbrain_ssl.clustering.quality import centroids, silhouette
 
 logger = logging.getLogger(__name__)
+
+# of fewer centroids the silhouette says nothing
+FEWEST = 10
 
 
 class BestCount(ClusterMixin, BaseEstimator):
@@ -62,8 +68,8 @@ class BestCount(ClusterMixin, BaseEstimator):
         """
         self.silhouettes_ = {}
         best = None
-        for number in np.atleast_1d(self.n_clusters).tolist():
-            count = max(round(number * len(X) if number < 1 else number), 2)
+        for wanted in np.atleast_1d(self.n_clusters).tolist():
+            count = max(round(wanted * len(X) if wanted < 1 else wanted), 2)
             clusterer = clone(self.clusterer).set_params(n_clusters=count)
             labels = np.asarray(clusterer.fit_predict(X))
             found = silhouette(X, labels)
@@ -72,3 +78,160 @@ class BestCount(ClusterMixin, BaseEstimator):
             self.silhouettes_[count] = found
             logger.info("%d clusters: silhouette %.4f", count, found)
         return best
+
+
+class Levels(ClusterMixin, BaseEstimator):
+    """Clusters the centroids of clusters while these form clusters themselves.
+
+    The silhouette finds the finest groups. Where a speaker was recorded on
+    several occasions, these are the occasions: recordings of one occasion share
+    a device and a room. So the centroids of the clusters are clustered in turn,
+    each counting once, whatever the size of its cluster.
+
+    A further level is accepted if its best silhouette exceeds what points
+    without any clusters give: as many points drawn from one Gaussian with the
+    mean and covariance of the centroids, as in the gap statistic (R.
+    Tibshirani, G. Walther and T. Hastie, "Estimating the number of clusters in
+    a data set via the gap statistic", J. R. Stat. Soc. B 63, 2001). Neither the
+    number of speakers nor of levels has to be known.
+
+    Arguments
+    ---------
+    clusterer : object
+        scikit-learn clusterer with a parameter ``n_clusters``.
+    n_clusters : list of float, or float
+        Numbers that ``BestCount`` tries at each level. With a number that is
+        not a share of the points there is one level.
+    ratio : float
+        Smallest ratio of the silhouette of a further level to that of the
+        Gaussian points.
+    max_levels : int
+        Largest number of levels; 1 gives the labels of ``BestCount``.
+    references : int
+        Draws of the Gaussian points; their silhouettes are averaged.
+    seed : int
+        Seed of these draws.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+
+    Example
+    -------
+    >>> from speechbrain_ssl.clustering.clusterers import TwoStage
+    >>> rng = np.random.default_rng(0)
+    >>> speakers = np.repeat(rng.standard_normal((20, 16)), 3, axis=0)
+    >>> occasions = speakers + 0.5 * rng.standard_normal((60, 16))
+    >>> points = np.repeat(occasions, 4, axis=0)
+    >>> points = points + 0.1 * rng.standard_normal((240, 16))
+    >>> levels = Levels(TwoStage(linkage="ward"), n_clusters=[0.25, 1 / 3])
+    >>> len(set(levels.fit_predict(points).tolist()))
+    20
+    >>> [level["accepted"] for level in levels.levels_]
+    [True, True, False]
+    """
+
+    @checked(
+        ratio=number(0),
+        max_levels=whole(1),
+        references=whole(1),
+        seed=whole(0),
+    )
+    def __init__(
+        self,
+        clusterer: Any,
+        n_clusters: float | Sequence[float],
+        ratio: float = 1.25,
+        max_levels: int = 3,
+        references: int = 3,
+        seed: int = 0,
+    ):
+        BestCount(clusterer, n_clusters)  # refuses wrong numbers
+        self.clusterer = clusterer
+        self.n_clusters = n_clusters
+        self.ratio = ratio
+        self.max_levels = max_levels
+        self.references = references
+        self.seed = seed
+
+    @property
+    def distributed(self) -> bool:
+        """Whether all processes must call ``fit_predict``."""
+        return getattr(self.clusterer, "distributed", False)
+
+    def fit_predict(self, X: np.ndarray, y: None = None) -> np.ndarray:
+        """Finds clusters.
+
+        Arguments
+        ---------
+        X : np.ndarray
+            Points [n, dim].
+
+        Returns
+        -------
+        np.ndarray
+            Number of each point's cluster, -1 for none [n]; ``n_clusters_``
+            and ``levels_`` are kept. The latter has for each level that was
+            tried the number of its ``points`` and ``clusters``, its
+            ``silhouette``, the ``reference`` (None for the first level), and
+            whether it was ``accepted``.
+        """
+        rng = np.random.default_rng(self.seed)
+        labels, _ = self._level(X, None)
+        shares = (np.atleast_1d(self.n_clusters) < 1).all()
+        most = self.max_levels if shares else 1
+        while len(self.levels_) < most and labels.max() >= FEWEST:
+            centers, _ = centroids(X, labels)
+            joined, accepted = self._level(centers, rng)
+            if not accepted:
+                break
+            known = labels >= 0
+            labels[known] = joined[labels[known]]
+            labels = _renumber(labels)
+        self.n_clusters_ = int(labels.max()) + 1
+        return labels
+
+    def _level(self, points, rng):
+        """Labels of the points of a level, and whether it was accepted."""
+        labels, found = self._best(points)
+        reference = None
+        if rng is None:
+            self.levels_ = []
+        else:
+            chance = [
+                self._best(_gaussian_like(points, rng))[1]
+                for _ in range(self.references)
+            ]
+            reference = float(np.mean(chance))
+        level = {
+            "points": len(points),
+            "clusters": int(labels.max()) + 1,
+            "silhouette": found,
+            "reference": reference,
+            "accepted": reference is None or found > self.ratio * reference,
+        }
+        logger.info("Level %d: %s", len(self.levels_) + 1, level)
+        self.levels_.append(level)
+        return labels, level["accepted"]
+
+    def _best(self, points):
+        """Labels from 0 without gaps, and their silhouette."""
+        counter = BestCount(self.clusterer, self.n_clusters)
+        labels = _renumber(counter.fit_predict(points))
+        return labels, max(counter.silhouettes_.values())
+
+
+def _renumber(labels):
+    """Labels from 0 without gaps, -1 for none."""
+    names, found = np.unique(labels, return_inverse=True)
+    return found - int(names[0] < 0)
+
+
+def _gaussian_like(points, rng):
+    """As many points of one Gaussian with the same mean and covariance."""
+    mean = points.mean(0)
+    # square root of the covariance from a QR decomposition: stable for any rank
+    root = np.linalg.qr(points - mean, mode="r") / len(points) ** 0.5
+    drawn = rng.standard_normal((len(points), len(root))) @ root
+    return (mean + drawn).astype(np.float32)

@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import adjusted_rand_score
 
+from speechbrain_ssl.checks import ArgumentError
 from speechbrain_ssl.clustering.clusterers import TwoStage
-from speechbrain_ssl.clustering.count import BestCount
+from speechbrain_ssl.clustering.count import (
+    BestCount,
+    Levels,
+    _gaussian_like,
+)
 from speechbrain_ssl.clustering.kmeans import KMeans
 
 BY_WARD = TwoStage(linkage="ward")
@@ -42,3 +48,79 @@ def test_all_processes_cluster_if_the_clusterer_asks_for_them():
     for shared in (False, True):
         best = BestCount(KMeans(distributed=shared), [2])
         assert best.distributed is shared
+
+
+SHARES = [0.1, 0.25, 1 / 3, 0.5]
+
+
+def occasions(speakers, per_speaker, recordings, seed=0):
+    """Points of recordings; those of one occasion are closer to each other."""
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((speakers, 24))
+    for count, noise in ((per_speaker, 0.5), (recordings, 0.1)):
+        points = np.repeat(points, count, axis=0)
+        points = points + noise * rng.standard_normal(points.shape)
+    return points, np.arange(len(points)) // (per_speaker * recordings)
+
+
+def test_occasions_of_a_speaker_are_joined():
+    points, speaker = occasions(20, 3, 4)
+    assert len(set(BestCount(BY_WARD, SHARES).fit_predict(points))) == 60
+    levels = Levels(BY_WARD, SHARES)
+    labels = levels.fit_predict(points)
+    assert adjusted_rand_score(speaker, labels) > 0.95
+    assert [level["points"] for level in levels.levels_][:2] == [240, 60]
+    assert levels.levels_[1]["accepted"]
+    assert not levels.levels_[-1]["accepted"]
+    assert levels.n_clusters_ == len(set(labels)) == 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_speakers_of_one_occasion_are_not_joined(seed):
+    points, speaker = occasions(50, 1, 4, seed)
+    levels = Levels(BY_WARD, SHARES)
+    labels = levels.fit_predict(points)
+    assert adjusted_rand_score(speaker, labels) == 1.0
+    first, second = levels.levels_
+    assert first["reference"] is None and first["accepted"]
+    assert not second["accepted"]
+    assert second["silhouette"] <= 1.25 * second["reference"]
+
+
+def test_one_level_is_what_the_counter_finds():
+    points, _ = occasions(20, 3, 4)
+    labels = Levels(BY_WARD, SHARES, max_levels=1).fit_predict(points)
+    assert (labels == BestCount(BY_WARD, SHARES).fit_predict(points)).all()
+
+
+def test_noise_is_noise_at_all_levels():
+    class LastIsNoise(TwoStage):
+        def fit_predict(self, X, y=None):
+            labels = super().fit_predict(X)
+            return np.where(len(X) == 240 and X[:, 0] == X[-1, 0], -1, labels)
+
+    points, speaker = occasions(20, 3, 4)
+    levels = Levels(LastIsNoise(linkage="ward"), [0.25, 1 / 3])
+    labels = levels.fit_predict(points)
+    assert labels[-1] == -1 and (labels[:-1] >= 0).all()
+    assert adjusted_rand_score(speaker[:-1], labels[:-1]) > 0.95
+
+
+def test_points_without_clusters_have_mean_and_covariance_of_the_others():
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((4000, 3)) @ rng.standard_normal((3, 6)) + 2
+    drawn = _gaussian_like(points, rng)
+    assert np.allclose(drawn.mean(0), points.mean(0), atol=0.15)
+    assert np.allclose(np.cov(drawn.T), np.cov(points.T), atol=0.4)
+
+
+def test_a_negative_ratio_is_refused():
+    with pytest.raises(ArgumentError, match="ratio"):
+        Levels(BY_WARD, SHARES, ratio=-1.0)
+
+
+def test_a_number_that_is_no_share_makes_one_level():
+    points, _ = occasions(20, 3, 4)
+    levels = Levels(BY_WARD, 60)
+    assert len(set(levels.fit_predict(points))) == 60
+    assert len(levels.levels_) == 1

@@ -229,6 +229,7 @@ def cluster(hparams, embeddings):
         "clusterer": type(clusterer).__name__,
         "seed": hparams["seed"],
         "empty_clusters": getattr(clusterer, "n_empty_", None),
+        "levels": getattr(clusterer, "levels_", None),
         "failed": len(embeddings.failed),
         **tidied,
     }
