@@ -30,8 +30,8 @@ def run(sandbox, monkeypatch):  # noqa: F811
         return module.main(
             [
                 str(RECIPE / "hparams/pseudo_labels.yaml"),
-                f"--model_folder={sandbox}/model",
-                f"--data_folder={sandbox}/audio",
+                f"--model_folder={sandbox}/tests/tmp/ssl/model",
+                f"--data_folder={sandbox}/tests/tmp/ssl/audio",
                 f"--output_folder={out}",
                 "--noprogressbar",
                 "--device=cpu",
@@ -67,10 +67,12 @@ def test_two_parts_and_then_a_second_round(
 
     embeddings = load(out / "embeddings")
     assert embeddings.ids == names
-    training = read_annotation(out / "train.csv", sandbox / "audio")
+    training = read_annotation(
+        out / "train.csv", sandbox / "tests/tmp/ssl/audio"
+    )
     labels = read_labels(
         out / "pseudo_labels.csv",
-        sandbox / "audio",
+        sandbox / "tests/tmp/ssl/audio",
         embeddings.meta["made"]["embeddings"],
         training,
     )
@@ -91,7 +93,9 @@ def test_two_parts_and_then_a_second_round(
     assert json.loads((again / "report.json").read_text()) == report
     assert report["quality"]["previous"] == {"ARI": 1.0, "utterances": 12}
     assert report["oracle"]["speakers"] == 4
-    same = read_labels(again / "pseudo_labels.csv", sandbox / "audio")
+    same = read_labels(
+        again / "pseudo_labels.csv", sandbox / "tests/tmp/ssl/audio"
+    )
     assert np.array_equal(same.classes, labels.classes)
 
 
@@ -151,9 +155,13 @@ def test_what_was_heard_corrects_the_labels_twice(
     assert (first / "clusters.html").read_text() == page
     assert "Clusters to listen to" in (second / "clusters.html").read_text()
     # the corrected labels belong to the training set, and can be corrected
-    training = read_annotation(first / "train.csv", sandbox / "audio")
+    training = read_annotation(
+        first / "train.csv", sandbox / "tests/tmp/ssl/audio"
+    )
     found = read_labels(
-        second / "pseudo_labels.csv", sandbox / "audio", training=training
+        second / "pseudo_labels.csv",
+        sandbox / "tests/tmp/ssl/audio",
+        training=training,
     )
     name = found.utterances.row(0)["ID"]
     (second / "edits.csv").write_text(f"action,cluster,value\ndrop,,{name}\n")
@@ -187,7 +195,7 @@ def test_corrections_that_cannot_be_followed_change_nothing(run, tmp_path):
     report = json.loads((first / "report.json").read_text())
     report["labels"]["embeddings"] = 64 * "0"
     (first / "report.json").write_text(json.dumps(report))
-    with pytest.raises(ValueError, match="made of other embeddings"):
+    with pytest.raises(ValueError, match="made from other embeddings"):
         run(second, *flags, f"--edits={edits}")
 
 
