@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import speechbrain as sb
 import torch
 from hyperpyyaml import resolve_references
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
+from speechbrain.utils.data_pipeline import GeneratorDynamicItem
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from speechbrain_ssl import distributed
@@ -421,20 +421,26 @@ def views_of(utterances, view_sampler) -> UtteranceDataset:
     """
     view_sampler.prepare(utterances)
 
-    @sb.utils.data_pipeline.takes("key", "wav", "start", "stop")
-    @sb.utils.data_pipeline.provides("views", "draws", "speed")
-    def views_pipeline(key, wav, start, stop):
-        views, draws = view_sampler(key, wav, start, stop)
-        yield views
-        yield draws
-        yield view_sampler.speed_of(key)
-
+    # no local function: workers that are not forked get a pickle
+    views = GeneratorDynamicItem(
+        takes=["key", "wav", "start", "stop"],
+        func=functools.partial(_views, view_sampler),
+        provides=["views", "draws", "speed"],
+    )
     return UtteranceDataset(
         utterances,
-        dynamic_items=[views_pipeline],
+        dynamic_items=[views],
         output_keys=["id", "index", "views", "draws", "speed"],
         seed=view_sampler.seed,
     )
+
+
+def _views(view_sampler, key, wav, start, stop):
+    """Yields views, draws and speed of an utterance."""
+    views, draws = view_sampler(key, wav, start, stop)
+    yield views
+    yield draws
+    yield view_sampler.speed_of(key)
 
 
 def fit(
