@@ -9,12 +9,15 @@ A value out of range raises an ``ArgumentError`` that names the argument. When
 a YAML file is loaded, ``speechbrain_ssl.options`` adds the key.
 """
 
+import contextlib
 import functools
 import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+LATE_EPOCH = 1000.0
 
 
 class ArgumentError(ValueError):
@@ -86,8 +89,9 @@ def checked(**rules: Rule) -> Callable:
         @functools.wraps(target)
         def wrapped(*args, **kwargs):
             given = signature.bind(*args, **kwargs).arguments
-            for name in rules.keys() & given.keys():
-                check(name, given[name], rules[name])
+            for name, rule in rules.items():
+                if name in given:
+                    check(name, given[name], rule)
             return target(*args, **kwargs)
 
         return wrapped
@@ -114,6 +118,8 @@ def check(name: str, value: Any, rule: Rule) -> None:
     """
     try:
         holds = rule.holds(value)
+    except ArgumentError as error:  # of a schedule, which has arguments too
+        raise ValueError(f"{name}: {error}") from error
     except (TypeError, ValueError):
         holds = False
     if not holds:
@@ -176,12 +182,13 @@ def whole(low: int = 0, high: float = math.inf) -> Rule:
 
 
 def schedule(rule: Rule) -> Rule:
-    """A number, or a schedule whose value at epoch 0 is such a number.
+    """A number, or a schedule of such numbers.
 
     Arguments
     ---------
     rule : Rule
-        For the number.
+        For the number; of a schedule, for its values at the first epoch and
+        long after the last one.
 
     Returns
     -------
@@ -190,7 +197,13 @@ def schedule(rule: Rule) -> Rule:
     """
 
     def holds(value):
-        return rule.holds(value(0.0) if callable(value) else value)
+        if not callable(value):
+            return rule.holds(value)
+        values = [value(0.0)]
+        # a user's schedule may not be defined after the last epoch
+        with contextlib.suppress(ArithmeticError, LookupError):
+            values.append(value(LATE_EPOCH))
+        return all(map(rule.holds, values))
 
     return Rule(holds, f"{rule.text}, or a schedule of such numbers")
 
@@ -305,5 +318,8 @@ def _text(value):
     """A value as the user would write it."""
     if value is None:
         return "null"
+    if isinstance(value, functools.partial):
+        arguments = ", ".join(f"{k}: {v}" for k, v in value.keywords.items())
+        return f"{value.func.__name__} with {arguments}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -37,7 +37,6 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
-from speechbrain_ssl.checks import ArgumentError
 from speechbrain_ssl.help import REFUSED
 
 # Also options of the command line, though without a help text.
@@ -56,17 +55,6 @@ RENAMED_CLASSES = {
 # A value that begins with one of these is a piece of YAML.
 YAML_BEGINS = ("[", "{", "(", "!", '"', "'")
 CLOSING = {"[": "]", "{": "}", "(": ")"}
-# What goes wrong while the objects of the YAML are made, for other reasons
-# than a fault in their code.
-USER_ERRORS = (
-    ImportError,
-    KeyError,
-    OSError,
-    TypeError,
-    ValueError,
-    YAMLError,
-    pydoc.ErrorDuringImport,
-)
 
 
 class OptionsError(ValueError):
@@ -554,7 +542,9 @@ def _build(file, overrides):
     try:
         with open(file, encoding="utf-8") as stream:
             return load_hyperpyyaml(stream, overrides)
-    except USER_ERRORS as error:
+    # torch and SpeechBrain refuse arguments by any kind of exception; the
+    # traceback of a fault in a user's own code is printed by run_script
+    except Exception as error:
         try:
             key, what = _place(file, overrides, error)
         except YAMLError:  # it is an included file that cannot be parsed
@@ -574,16 +564,17 @@ def _message(error):
         if "'!ref'" in str(error.problem):
             return "a !ref leads back to itself."
         return error.problem
-    if isinstance(error, OSError) or not error.args:
-        return str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        return str(error)
+    if not error.args:  # such as an assertion without a text
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        return f"{type(error).__name__} at `{line}`."
     # hyperpyyaml puts a line for each enclosing object in front.
     return str(error.args[-1])
 
 
 def _sources(file, key, what, error):
     """Names the keys that a refused argument refers to."""
-    if not isinstance(error, (ArgumentError, TypeError, ValueError)):
-        return ""
     argument = getattr(error, "argument", None)
     keys = dict.fromkeys(
         name

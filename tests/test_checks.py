@@ -1,5 +1,6 @@
 """Declared types and ranges: what is accepted, and what the message says."""
 
+import functools
 import inspect
 
 import numpy as np
@@ -80,6 +81,23 @@ def test_arguments_are_checked_by_position_and_by_name_but_not_defaults():
         Loss(3, 0)
     with pytest.raises(ArgumentError, match="size"):
         Loss(3, size=0)
+
+
+@checked(epochs=number(above=0))
+def ramp(epoch, epochs, stop=1.0):
+    return stop * min(epoch / epochs, 1.0)
+
+
+def test_schedules_are_checked_from_the_first_to_the_last_epoch():
+    rule = schedule(number(0, 1))
+    check("momentum", functools.partial(ramp, epochs=3), rule)
+    late = functools.partial(ramp, epochs=3, stop=2)
+    said = "momentum must be .*, not ramp with epochs: 3, stop: 2"
+    with pytest.raises(ArgumentError, match=said):
+        check("momentum", late, rule)
+    with pytest.raises(ValueError, match="momentum: epochs must be .* not 0"):
+        check("momentum", functools.partial(ramp, epochs=0), rule)
+    check("momentum", lambda epoch: [1.0][int(epoch)], rule)
 
 
 def test_signature_and_binding_errors_are_those_of_the_function():

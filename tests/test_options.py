@@ -329,6 +329,16 @@ def test_nested_placeholder_can_be_given(load):
     "text, message",
     [
         ("a_b: 1\nlr: 2\na_b: 3\n", 'line 3: found duplicate key "a_b"'),
+        (
+            "net: !new:torch.nn.Linear\n    in_features: -1\n"
+            "    out_features: 2\n",
+            r"the key 'net' .*torch.nn.Linear.*negative dimension",
+        ),
+        (
+            "net: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN\n"
+            "    input_size: 3\n    channels: [8, 8]\n",
+            "the key 'net' .*: AssertionError at `assert len\\(channels",
+        ),
         ("lr: 1\nx: [1, 2\n", "moco.yaml, line 3 is not readable as YAML"),
         ("just text\n", "must consist of lines 'key: value'"),
         ("", "must consist of lines 'key: value'"),
