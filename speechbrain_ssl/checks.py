@@ -116,14 +116,15 @@ def check(name: str, value: Any, rule: Rule) -> None:
     ArgumentError
         If the rule does not hold.
     """
+    fault = None
     try:
         holds = rule.holds(value)
     except ArgumentError as error:  # of a schedule, which has arguments too
         raise ValueError(f"{name}: {error}") from error
-    except (TypeError, ValueError):
-        holds = False
-    if not holds:
-        raise ArgumentError(name, rule.text, value)
+    except (TypeError, ValueError) as error:
+        holds, fault = False, error
+    if not holds:  # a fault in a schedule of the user keeps its traceback
+        raise ArgumentError(name, rule.text, value) from fault
 
 
 def number(

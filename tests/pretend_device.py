@@ -23,7 +23,7 @@ INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # operators whose other operand may be a scalar tensor on the CPU
 WITH_SCALAR = set(
     "add sub rsub mul div pow fmod remainder floor_divide maximum minimum "
-    "clamp_min clamp_max "
+    "clamp_min clamp_max fill "
     "eq ne lt le gt ge where masked_fill bitwise_and bitwise_or "
     "logical_and logical_or".split()
 )

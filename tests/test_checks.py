@@ -113,3 +113,13 @@ def test_signature_and_binding_errors_are_those_of_the_function():
 def test_rule_for_an_argument_that_does_not_exist_is_refused():
     with pytest.raises(TypeError, match="no"):
         checked(seed=whole())(lambda dim: dim)
+
+
+def test_a_fault_of_a_schedule_is_the_cause_of_the_message():
+    def broken(epoch):
+        return epoch + "1"
+
+    with pytest.raises(ArgumentError) as refusal:
+        check("momentum", broken, schedule(number(0, 1)))
+    assert isinstance(refusal.value.__cause__, TypeError)
+    assert refusal.value.__cause__.__traceback__.tb_next is not None
