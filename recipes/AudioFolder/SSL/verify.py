@@ -543,7 +543,7 @@ def seconds_of(parts):
 
 
 def describe(list_path, summary, folder):
-    """Two lines on one list, or two for each kind of score and more.
+    """Lines about one list: its audio, then the results of each kind of score.
 
     Arguments
     ---------
@@ -559,20 +559,29 @@ def describe(list_path, summary, folder):
     str
         The lines.
     """
-    lines = []
+    name, lines = os.path.basename(list_path), []
+    if "audio" in summary:
+        audio_lines = describe_audio(*summary["audio"].values())
+        lines += [f"{name}: {line}" for line in audio_lines]
+    for where, count in summary.get("known_files", {}).items():
+        if count:
+            lines.append(
+                f"{name}: warning: {count} files are in the {where} too, so "
+                "that these figures are not those of unknown recordings"
+            )
     for kind, ending in SCORES.items():
         found = summary[kind]
         if found is None:
             continue
         if found["EER"] is None:
             lines.append(
-                f"{os.path.basename(list_path)}{ending}: scores of "
+                f"{name}{ending}: scores of "
                 f"{found['trials']} trials of {found['files']} files, no "
                 f"error rates as the list has no labels; in {folder}"
             )
             continue
         lines.append(
-            f"{os.path.basename(list_path)}{ending}: EER {found['EER']:.2f} % "
+            f"{name}{ending}: EER {found['EER']:.2f} % "
             f"(95 % interval {found['EER_low']:.2f} to "
             f"{found['EER_high']:.2f}), minDCF {found['minDCF_0.01']:.3f} at "
             f"p=0.01 and {found['minDCF_0.05']:.3f} at p=0.05"
@@ -587,21 +596,11 @@ def describe(list_path, summary, folder):
             f"  {found['trials']} trials ({found['targets']} targets) of "
             f"{found['files']} files; results in {folder}"
         )
-        for name, part in found.get("conditions", {}).items():
+        for condition, part in found.get("conditions", {}).items():
             rate = "-" if part["EER"] is None else f"{part['EER']:.2f}"
             lines.append(
-                f"  {name}: EER {rate} %, {part['trials']} trials "
+                f"  {condition}: EER {rate} %, {part['trials']} trials "
                 f"({part['targets']} targets)"
-            )
-    if "audio" in summary:
-        lines += [
-            f"  {line}" for line in describe_audio(*summary["audio"].values())
-        ]
-    for where, count in summary.get("known_files", {}).items():
-        if count:
-            lines.append(
-                f"  warning: {count} files are in the {where} too, so that "
-                "these figures are not those of unknown recordings"
             )
     return "\n".join(lines)
 
