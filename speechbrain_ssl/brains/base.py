@@ -25,6 +25,7 @@ from speechbrain_ssl.nnet.parameters import (
     parameters_with,
 )
 from speechbrain_ssl.nnet.schedules import at, lr_factor
+from speechbrain_ssl.nnet.statistics import RunningStatistics
 from speechbrain_ssl.random_states import RandomStates
 from speechbrain_ssl.script import Interrupted, stop_requested
 
@@ -143,7 +144,6 @@ class SpeakerBrain(sb.Brain):
         self.steps_without = 0
         self.lost_in_a_row = 0
         self.utterances_hash = None  # of subclasses that keep rows
-        self.statistics_before = []
         self.training_seconds = 0.0
         self.train_stats = {}
         self.epoch_log = EpochLog(log)
@@ -275,6 +275,7 @@ class SpeakerBrain(sb.Brain):
             names = [name for name in NETWORKS if name in self.modules]
             self.compile_module_keys = names
         super().on_fit_start()
+        self.running_statistics = RunningStatistics(self.modules)
         # a checkpoint brings those that it was trained with
         for group, settings in zip(self.optimizer.param_groups, self.settings):
             group.update(settings)
@@ -322,7 +323,7 @@ class SpeakerBrain(sb.Brain):
         accumulated = self._accumulated()
         should_step = self.step == accumulated[-1]
         self.on_fit_batch_start(batch, should_step)
-        self._keep_statistics()
+        self.running_statistics.keep()
         with self.no_sync(not should_step):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
@@ -359,37 +360,10 @@ class SpeakerBrain(sb.Brain):
         first = (self.step - 1) // size * size + 1
         return range(first, min(first + size - 1, self.steps_per_epoch) + 1)
 
-    def _running_statistics(self):
-        """Buffers that a forward pass may change: running statistics.
-
-        What a module with ``commit`` keeps is not changed by a forward pass.
-        """
-        return [
-            buffer
-            for module in self.modules.modules()
-            if not hasattr(module, "commit")
-            for buffer in module.buffers(recurse=False)
-        ]
-
-    @torch.no_grad()
-    def _keep_statistics(self):
-        """Copies them, into memory that is taken once."""
-        buffers = self._running_statistics()
-        if [b.shape for b in self.statistics_before] != [
-            b.shape for b in buffers
-        ]:
-            self.statistics_before = [torch.empty_like(b) for b in buffers]
-        if buffers:
-            torch._foreach_copy_(self.statistics_before, buffers)
-
-    @torch.no_grad()
     def _undo(self, loss, batch):
         """Restores running statistics after a loss that is not finite."""
-        if self.statistics_before:
-            torch._foreach_copy_(
-                self._running_statistics(), self.statistics_before
-            )
-        finite = torch.isfinite(loss)
+        self.running_statistics.restore()
+        finite = torch.isfinite(loss.detach())
         ids = distributed.gather_objects([] if finite else batch.id)
         if sb.utils.distributed.if_main_process():
             logger.warning(

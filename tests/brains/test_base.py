@@ -544,7 +544,7 @@ def test_only_running_statistics_are_copied_in_each_step(corpus, tmp_path):
         objective=NNCLR(tiny.DIM, 8, queue_size=20),
         epochs=1,
     )
-    copied = {id(buffer) for buffer in brain._running_statistics()}
+    copied = {id(buffer) for buffer in brain.running_statistics.buffers()}
     objective = brain.module("objective")
     kept = {id(objective.queue), id(objective.seen)}
     assert copied == {id(b) for b in brain.modules.buffers()} - kept

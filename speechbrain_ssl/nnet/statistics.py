@@ -1,0 +1,59 @@
+"""Running statistics, to be restored after a batch that has spoiled them."""
+
+import torch
+
+
+class RunningStatistics:
+    """The buffers that forward passes change, and a copy of them.
+
+    These are the buffers of all modules, such as BatchNorm, except of those
+    with ``commit``: objectives change their queues and centers there only.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        With all networks of a training.
+
+    Example
+    -------
+    >>> norm = torch.nn.BatchNorm1d(2)
+    >>> statistics = RunningStatistics(norm)
+    >>> statistics.keep()
+    >>> _ = norm(torch.full((4, 2), torch.nan))
+    >>> statistics.restore()
+    >>> norm.running_mean.tolist()
+    [0.0, 0.0]
+    """
+
+    def __init__(self, module: torch.nn.Module):
+        self.owners = [
+            part
+            for part in module.modules()
+            if not hasattr(part, "commit") and list(part.buffers(recurse=False))
+        ]
+        self.copies = []
+
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers as they are now.
+
+        Returns
+        -------
+        list of torch.Tensor
+            The tensors themselves.
+        """
+        return [x for part in self.owners for x in part.buffers(recurse=False)]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copies the buffers, into memory that is allocated once."""
+        buffers = self.buffers()
+        if [x.shape for x in self.copies] != [x.shape for x in buffers]:
+            self.copies = [torch.empty_like(x) for x in buffers]
+        if buffers:
+            torch._foreach_copy_(self.copies, buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives the buffers the values of the last ``keep``."""
+        if self.copies:
+            torch._foreach_copy_(self.buffers(), self.copies)
