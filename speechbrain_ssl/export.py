@@ -20,14 +20,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ruamel.yaml
 import torch
 from hyperpyyaml import resolve_references
 from speechbrain.inference.classifiers import EncoderClassifier
-from speechbrain.processing.features import STFT
 
 from speechbrain_ssl import safe_yaml
 from speechbrain_ssl.card import write_card
@@ -35,6 +34,7 @@ from speechbrain_ssl.loading import (
     ENCODER_KEYS,
     HPARAMS_NAME,
     WEIGHTS_NAME,
+    check_sample_rate,
     is_export,
     load_weights,
     read_text,
@@ -46,10 +46,10 @@ from speechbrain_ssl.nnet.transformer import PretrainedTransformer
 DEFAULT_RATE = 16000  # of YAMLs without a key sample_rate
 # what torch.compile and DDP put before the names of parameters
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-NEEDS = "It needs `pip install 'speechbrain>=1.1'`."
+NEEDS = "It needs `pip install 'speechbrain>=1.0.3'`."
 NEEDS_US = (
     "It needs the package speechbrain_ssl, whose classes `hyperparams.yaml` "
-    "names, and `pip install 'speechbrain>=1.1' 'transformers>=4.57'`."
+    "names, and `pip install 'speechbrain>=1.1.2' 'transformers>=4.57'`."
 )
 INTERFACE = """\
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
@@ -121,44 +121,6 @@ def encoder_hparams(
     text = f"{out.getvalue()}\n{interface}"
     safe_yaml.check(text, "The encoder cannot be exported")
     return text
-
-
-def check_sample_rate(
-    modules: Iterable[torch.nn.Module], sample_rate: int
-) -> None:
-    """Checks that an encoder is built for the sample rate of its audio.
-
-    Arguments
-    ---------
-    modules : iterable of torch.nn.Module
-        The encoder, its features included.
-    sample_rate : int
-        The rate of the audio in Hz.
-
-    Raises
-    ------
-    ValueError
-        If features are computed for another rate, if their FFT is shorter
-        than their window, or if a pretrained transformer gets another rate
-        than 16000 Hz.
-    """
-    for module in modules:
-        for part in module.modules():
-            name = type(part).__name__
-            found = getattr(part, "sample_rate", sample_rate)
-            if found != sample_rate:
-                raise ValueError(
-                    f"sample_rate is {sample_rate}, but {name} is built for "
-                    f"{found} Hz. Give it the rate in the YAML: sample_rate: "
-                    "!ref <sample_rate>"
-                )
-            if isinstance(part, STFT) and part.n_fft < part.win_length:
-                raise ValueError(
-                    f"At sample_rate {sample_rate} the window of {name} has "
-                    f"{part.win_length} samples, but n_fft is {part.n_fft}. "
-                    f"Set n_fft of compute_features to {part.win_length} or "
-                    "more."
-                )
 
 
 def export(
@@ -486,7 +448,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(export_run(**vars(parser.parse_args(argv))))
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"export: {error.args[0] if error.args else error!r}")
+        # the text of a KeyError has quotes around it
+        text = error.args[0] if isinstance(error, KeyError) else error
+        sys.exit(f"export: {text}")
 
 
 if __name__ == "__main__":

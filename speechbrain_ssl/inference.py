@@ -8,13 +8,17 @@ exports a training run. The code is in ``export``, ``loading`` and ``card``.
 from speechbrain_ssl.card import read_threshold, suggest_threshold
 from speechbrain_ssl.export import (
     check_export,
-    check_sample_rate,
     encoder_hparams,
     export,
     export_run,
     main,
 )
-from speechbrain_ssl.loading import continue_run, load_encoder, start_from
+from speechbrain_ssl.loading import (
+    check_sample_rate,
+    continue_run,
+    load_encoder,
+    start_from,
+)
 
 __all__ = [
     "check_export",

@@ -6,11 +6,12 @@ runs, and weights are read as tensors only.
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.inference.classifiers import EncoderClassifier
+from speechbrain.processing.features import STFT
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 from speechbrain_ssl import safe_yaml
@@ -113,16 +114,70 @@ def start_from(branch: torch.nn.Module, source: str) -> None:
     FileNotFoundError
         If there is no such folder or file.
     ValueError
-        If it holds no weights, or those of another encoder.
+        If it holds no weights, those of another encoder, or those of an
+        encoder for another sample rate.
     """
     path = source
     if os.path.isdir(source):
         check_folder(source)
         path = os.path.join(source, WEIGHTS_NAME)
+        _check_same_rate(branch, os.path.join(source, HPARAMS_NAME))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no model {source} to start from.")
     weights = weights_of_encoder(read_weights(path))
     load_weights(branch.embedding_model, weights, source)
+
+
+def _check_same_rate(branch, path):
+    """Refuses a model whose audio has another rate than an encoder's."""
+    (normalizer,) = safe_yaml.build(
+        read_text(path), path, [("audio_normalizer",)]
+    )
+    rate = (normalizer or AudioNormalizer()).sample_rate
+    try:
+        check_sample_rate([branch], rate)
+    except ValueError as error:
+        raise ValueError(
+            f"The model of {path} is for audio at {rate} Hz: {error}"
+        ) from error
+
+
+def check_sample_rate(
+    modules: Iterable[torch.nn.Module], sample_rate: int
+) -> None:
+    """Checks that an encoder is built for the sample rate of its audio.
+
+    Arguments
+    ---------
+    modules : iterable of torch.nn.Module
+        The encoder, its features included.
+    sample_rate : int
+        The rate of the audio in Hz.
+
+    Raises
+    ------
+    ValueError
+        If features are computed for another rate, if their FFT is shorter
+        than their window, or if a pretrained transformer gets another rate
+        than 16000 Hz.
+    """
+    for module in modules:
+        for part in module.modules():
+            name = type(part).__name__
+            found = getattr(part, "sample_rate", sample_rate)
+            if found != sample_rate:
+                raise ValueError(
+                    f"sample_rate is {sample_rate}, but {name} is built for "
+                    f"{found} Hz. Give it the rate in the YAML: sample_rate: "
+                    "!ref <sample_rate>"
+                )
+            if isinstance(part, STFT) and part.n_fft < part.win_length:
+                raise ValueError(
+                    f"At sample_rate {sample_rate} the window of {name} has "
+                    f"{part.win_length} samples, but n_fft is {part.n_fft}. "
+                    f"Set n_fft of compute_features to {part.win_length} or "
+                    "more."
+                )
 
 
 def continue_run(

@@ -190,7 +190,9 @@ class Evil:
         return os.mkdir, ("pwned",)
 
 
-@pytest.mark.parametrize("load", [load_encoder, lambda f: start_from(None, f)])
+@pytest.mark.parametrize(
+    "load", [load_encoder, lambda f: start_from(branch_of(), f)]
+)
 def test_a_pickle_in_the_place_of_weights_does_not_run(
     model, load, monkeypatch
 ):

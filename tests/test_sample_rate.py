@@ -15,11 +15,15 @@ from speechbrain.lobes.features import Fbank
 
 from speechbrain_ssl.embed import embed
 from speechbrain_ssl.evaluation.metrics import eer
-from speechbrain_ssl.export import check_sample_rate, export
-from speechbrain_ssl.loading import load_encoder
+from speechbrain_ssl.export import export
+from speechbrain_ssl.loading import (
+    check_sample_rate,
+    load_encoder,
+    start_from,
+)
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.verify import verify
-from tests.models import ENCODER, export_model
+from tests.models import ENCODER, branch_of, export_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = ROOT / "recipes/AudioFolder/SSL"
@@ -87,7 +91,7 @@ def test_the_eer_of_an_8_khz_export_is_that_of_stock_speechbrain(
     np.testing.assert_allclose(found, scores, atol=1e-5)
     labels = np.array([int(label) for label, *_ in lines])
     rate, _ = eer(np.array(scores), labels)
-    assert 0 < rate < 1 and ours["EER"] == pytest.approx(100 * rate)
+    assert 0 < rate < 1 and ours["raw"]["EER"] == pytest.approx(100 * rate)
 
 
 def test_verify_and_embed_read_audio_at_the_rate_of_the_model(
@@ -132,6 +136,16 @@ def test_features_of_another_rate_are_refused(tmp_path):
     with pytest.raises(ValueError, match="8000, but STFT is built for 16000"):
         export(branch, text, str(tmp_path / "model"))
     assert not list(tmp_path.iterdir())
+
+
+def test_training_starts_from_a_model_of_the_same_rate_only(model):
+    for rate in (8000, 16000):
+        branch = branch_of(f"sample_rate: {rate}\n{ENCODER}")
+        if rate == 8000:
+            start_from(branch, model)
+            continue
+        with pytest.raises(ValueError, match="model .* is for audio at 8000"):
+            start_from(branch, model)
 
 
 def test_a_window_that_is_longer_than_the_fft_is_named():

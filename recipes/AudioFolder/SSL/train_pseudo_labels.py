@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.export import check_sample_rate
+from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.pseudo_labels.extract import load
 from speechbrain_ssl.pseudo_labels.labels import (

@@ -26,7 +26,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.export import check_sample_rate
+from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.runtime import keep_memory
 from speechbrain_ssl.script import run_script

@@ -26,8 +26,8 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.checks import check, number
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.export import check_sample_rate
 from speechbrain_ssl.files import hash_of, read_json, refuse_changes
+from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import OptionsError, load_experiment
 from speechbrain_ssl.pseudo_labels.labels import (
     CSV_NAME,
