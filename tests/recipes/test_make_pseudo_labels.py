@@ -98,6 +98,18 @@ def test_two_parts_and_then_a_second_round(
     )
     assert np.array_equal(same.classes, labels.classes)
 
+    # embeddings of any origin are enough
+    run(tmp_path / "third", *flags, "--model_folder=null")
+    same = read_labels(tmp_path / "third/pseudo_labels.csv", sandbox / "audio")
+    assert np.array_equal(same.classes, labels.classes)
+    with pytest.raises(ValueError, match="embeddings_folder"):
+        run(tmp_path / "fourth", "--model_folder=null")
+    training = (out / "train.csv").read_text().replace("s3/", "s4/")
+    (tmp_path / "other.csv").write_text(training)
+    other = f"--train_annotation={tmp_path}/other.csv"
+    with pytest.raises(ValueError, match="3 IDs"):
+        run(tmp_path / "fifth", *flags, other, "--model_folder=null")
+
 
 def table(path):
     """Cluster of each utterance of a label file."""

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 
+import numpy as np
 import pytest
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
@@ -99,7 +100,7 @@ for path in json.loads(args["trials"]):
 KEYS = {
     "train_ssl": "data_folder train_annotation seed output_folder skip_prep",
     "make_pseudo_labels": "model_folder data_folder train_annotation seed "
-    "output_folder previous ari pause fail_if",
+    "output_folder previous embeddings_folder ari pause fail_if",
     "train_pseudo_labels": "data_folder train_annotation seed output_folder "
     "pseudo_labels init_from round_index growth pause fail_if",
     "verify": "model_folder output_folder trials",
@@ -163,6 +164,17 @@ def run(script, place):
         )
 
     return functools.partial(run, f"--model_folder={place}/model")
+
+
+def write_embeddings(folder):
+    """What extract writes, as far as the rounds look at it."""
+    folder.mkdir(parents=True)
+    made = {"rows": 1, "embeddings": "abc"}
+    meta = {"settings": {}, "made": made}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "ids.json").write_text('["a"]')
+    (folder / "failed.csv").write_text("ID,reason\n")
+    np.save(folder / "embeddings.npy", np.zeros((1, 2), np.float32))
 
 
 def args_of(folder):
@@ -498,7 +510,7 @@ def test_a_wrong_setting_is_named_before_anything_runs(run, place, flag, said):
 
 def test_wrong_speakers_are_found_out_before_anything_runs(run, place):
     (place / "truth.csv").write_text("ID,spk_id\nz,1\n")
-    with pytest.raises(ValueError, match="knows none"):
+    with pytest.raises(ValueError, match="no speaker for any"):
         run("--truth=PLACE/truth.csv")
     assert not marks_of(place / "out")
 
@@ -542,3 +554,51 @@ def test_the_hparams_of_the_recipe_have_all_keys(script, recipe, train):
     assert first == second
     asked = ["round_index" in s.flags for s in stages if s.name == "train"]
     assert all(asked) if train == "lgl" else not any(asked)
+
+
+def test_rounds_start_from_embeddings_without_an_encoder(run, place):
+    write_embeddings(place / "given")
+    start = f"--embeddings={place}/given"
+    rows = run.func(start, "--rounds=2", "--init=previous")
+    assert [(row["round"], row["stage"]) for row in rows] == [
+        (n, stage) for n in (1, 2) for stage in ("labels", "train")
+    ]
+    out = place / "out"
+    first, second = (args_of(out / f"round{n}/labels") for n in (1, 2))
+    assert first["embeddings_folder"] == str(place / "given")
+    assert "model_folder" not in first
+    assert second["model_folder"] == str(out / "round1/train/model")
+    assert "embeddings_folder" not in second
+    trained = [args_of(out / f"round{n}/train") for n in (1, 2)]
+    assert "init_from" not in trained[0]
+    assert trained[1]["init_from"] == str(out / "round1/train/model")
+
+
+def test_statistics_of_mfccs_are_made_once_as_a_start(
+    run, script, place, monkeypatch
+):
+    made = []
+
+    def extract(rows, folder):
+        made.append(list(rows.ids()))
+        write_embeddings(pathlib.Path(folder))
+
+    monkeypatch.setattr(script.statistics, "extract_statistics", extract)
+    for _ in range(2):
+        run.func("--embeddings=mfcc", "--rounds=1", "--init=none")
+    assert made == [["a", "b", "c", "d"]]
+    labels = args_of(place / "out/round1/labels")
+    folder = str(place / "out/start/mfcc/embeddings")
+    assert labels["embeddings_folder"] == folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model_folder=PLACE/model", "--init=none"], "two starts"),
+        (["--init=start"], "previous or none"),
+    ],
+)
+def test_a_start_from_embeddings_has_no_first_encoder(run, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run.func("--embeddings=mfcc", *flags)

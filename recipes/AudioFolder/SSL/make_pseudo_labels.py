@@ -85,6 +85,12 @@ def check_settings(hparams):
         path = hparams[key]
         if path is not None and not os.path.isfile(path):
             raise FileNotFoundError(f"There is no file {path} ({key}).")
+    given = [hparams[k] for k in ("model_folder", "embeddings_folder", "edits")]
+    if given == [None, None, None]:
+        raise ValueError(
+            "model_folder is null: name a model, or an embeddings_folder with "
+            "complete embeddings."
+        )
     listen = hparams["listen"]
     if not isinstance(listen, int) or listen < 0:
         raise ValueError(
@@ -161,7 +167,7 @@ def find_utterances(hparams):
 
 
 def embed(hparams, run_opts, utterances):
-    """Extracts this job's part of the embeddings.
+    """Extracts this job's part of the embeddings, or reads given ones.
 
     Arguments
     ---------
@@ -177,6 +183,16 @@ def embed(hparams, run_opts, utterances):
     Embeddings
         None if other parts are missing.
     """
+    if hparams["model_folder"] is None:
+        found = load(hparams["embeddings_folder"])
+        unknown = set(found.ids).difference(utterances.ids())
+        if unknown:
+            raise ValueError(
+                f"{hparams['embeddings_folder']} has {len(unknown)} IDs that "
+                f"are not in the training set, e.g. {min(unknown)}. Extract "
+                "the embeddings of this training set."
+            )
+        return found
     device = run_opts["device"] or infer_device()
     model = load_encoder(hparams["model_folder"], device, hparams["trust"])
     return extract(

@@ -5,6 +5,12 @@ To run this recipe::
     > python run_rounds.py hparams/rounds.yaml --data_folder /audio \
         --model_folder results/dino/1/model
 
+Rounds start from an encoder, or from any embeddings of the audio, ``mfcc`` for
+statistics of MFCCs without an encoder::
+
+    > python run_rounds.py hparams/rounds.yaml --data_folder /audio \
+        --embeddings mfcc --init previous
+
 Each stage is a command with a folder of its own: ``start/verify``,
 ``round1/labels``, ``round1/train``, ``round1/verify``, ``round2/labels`` ...
 After a kill the same command goes on: what is done (``stage.json`` says so)
@@ -35,8 +41,8 @@ from speechbrain_ssl.options import (
     run_option_types,
     settings_of,
 )
-from speechbrain_ssl.pseudo_labels import labels
-from speechbrain_ssl.pseudo_labels.extract import encoder_hash
+from speechbrain_ssl.pseudo_labels import labels, statistics
+from speechbrain_ssl.pseudo_labels.extract import encoder_hash, load
 from speechbrain_ssl.report import rounds
 from speechbrain_ssl.script import run_script
 from speechbrain_ssl.stages import only_job, run_command, run_stage
@@ -99,8 +105,21 @@ def check_settings(hparams):
         )
     if not isinstance(hparams["trials"], list):
         raise ValueError("trials must be a list, such as [trials.txt]")
+    embeddings = hparams["embeddings"]
+    if embeddings is not None and hparams["model_folder"] is not None:
+        raise ValueError(
+            "embeddings and model_folder are two starts; give one of them"
+        )
+    if embeddings is not None and hparams["init"] == "start":
+        raise ValueError(
+            "init is start, but rounds that start from embeddings have no "
+            "first encoder: set init to previous or none"
+        )
     keys = ("data_folder", "model_folder", "train_annotation", "truth")
-    for path in [*map(hparams.get, keys), *hparams["trials"]]:
+    paths = [*map(hparams.get, keys), *hparams["trials"]]
+    if embeddings != statistics.NAME:
+        paths.append(embeddings)
+    for path in paths:
         if path is not None and not os.path.exists(path):
             raise FileNotFoundError(f"There is no {path}")
 
@@ -158,23 +177,50 @@ def plan(hparams):
             add(number, "verify", hparams["verify"], **inputs)
         return model
 
-    start = hparams["model_folder"]
-    if start is None:
+    start = model = hparams["model_folder"]
+    given = embeddings_folder(hparams)
+    if start is None and given is None:
         folder = add(0, "ssl", hparams["ssl"], **listed, skip_prep=True)
         start = os.path.join(folder, "model")
-    model = add_model(0, start)
+    if given is None:
+        model = add_model(0, start)
     previous = {}
     for number in range(1, hparams["rounds"] + 1):
-        inputs = {**listed, **previous, "model_folder": model}
+        inputs = {**listed, **previous}
+        if model is None:
+            inputs["embeddings_folder"] = given
+        else:
+            inputs["model_folder"] = model
         folder = add(number, "labels", hparams["labels"], **inputs)
         previous = {"previous": os.path.join(folder, labels.CSV_NAME)}
         inputs = {**listed, "pseudo_labels": previous["previous"]}
-        if hparams["init"] != "none":
+        if hparams["init"] != "none" and model is not None:
             first = hparams["init"] == "start"
             inputs["init_from"] = start if first else model
         folder = add(number, "train", hparams["train"], **inputs)
         model = add_model(number, os.path.join(folder, "model"))
     return stages
+
+
+def embeddings_folder(hparams):
+    """Folder of the embeddings that rounds start from, or None."""
+    if hparams["embeddings"] == statistics.NAME:
+        root = hparams["output_folder"]
+        return os.path.join(root, "start", statistics.NAME, "embeddings")
+    return hparams["embeddings"]
+
+
+def extract_statistics(hparams):
+    """Makes embeddings of the audio without an encoder."""
+    folder, path = embeddings_folder(hparams), hparams["train_annotation"]
+    mark = os.path.dirname(folder)
+    inputs = {"train_annotation": f"SHA-256 {hash_of(path)}"}
+
+    def work():
+        rows = read_annotation(path, hparams["data_folder"])
+        statistics.extract_statistics(rows, folder)
+
+    run_stage(mark, inputs, work)
 
 
 def list_audio(hparams):
@@ -205,6 +251,8 @@ def inputs_of(stage, processes):
             value = f"SHA-256 {hash_of(value)}"
         elif key in MODELS:
             value = f"SHA-256 {encoder_hash(value)}"
+        elif key == "embeddings_folder":
+            value = f"SHA-256 {load(value).meta['made']['embeddings']}"
         if key != "output_folder":
             inputs[f"--{key}"] = value
     return inputs
@@ -287,6 +335,8 @@ def main(argv):
     check_settings(hparams)
     for key in ("data_folder", "output_folder"):
         hparams[key] = os.path.abspath(hparams[key])
+    if hparams["embeddings"] not in (None, statistics.NAME):
+        hparams["embeddings"] = os.path.abspath(hparams["embeddings"])
     data_folder, root = hparams["data_folder"], hparams["output_folder"]
     is_listed = hparams["train_annotation"] is not None
     if not is_listed:
@@ -296,6 +346,8 @@ def main(argv):
     with only_job(root) as lock:
         if not is_listed:
             list_audio(hparams)
+        if hparams["embeddings"] == statistics.NAME:
+            extract_statistics(hparams)
         if hparams["truth"] is not None:  # a wrong file is found out now
             rows = read_annotation(hparams["train_annotation"], data_folder)
             labels.read_truth(hparams["truth"], list(rows.ids()))

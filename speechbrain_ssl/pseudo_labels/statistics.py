@@ -1,0 +1,147 @@
+"""Embeddings without an encoder: statistics of MFCCs, decorrelated.
+
+A weak start of rounds of pseudo-labels, instead of i-vectors, from which
+Z. Aldeneh et al. start in "Speaker-IPL" (https://arxiv.org/abs/2409.10791).
+"""
+
+import os
+import tempfile
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from speechbrain.lobes.features import MFCC
+
+from speechbrain_ssl.dataio.annotations import Utterances
+from speechbrain_ssl.files import hash_of, write_json, write_whole
+from speechbrain_ssl.pseudo_labels.extract import Embeddings, extract, load
+
+NAME = "mfcc"  # where the path of a model stands otherwise
+N_MELS = 40
+
+
+class MFCCStatistics(torch.nn.Module):
+    """Mean, deviation and skewness of MFCCs and their deltas over time.
+
+    Frames whose energy is more than ``floor`` dB below that of the loudest
+    ones count as silence and are left out.
+
+    Arguments
+    ---------
+    sample_rate : int
+        In Hz.
+    n_mfcc : int
+        Coefficients of a frame.
+    floor : float
+        In dB.
+
+    Example
+    -------
+    >>> MFCCStatistics()(torch.randn(2, 16000), torch.ones(2)).shape
+    torch.Size([2, 119])
+    """
+
+    def __init__(
+        self, sample_rate: int = 16000, n_mfcc: int = 20, floor: float = 30.0
+    ):
+        super().__init__()
+        self.floor = floor
+        self.mfcc = MFCC(
+            sample_rate=sample_rate,
+            n_mfcc=n_mfcc,
+            n_mels=N_MELS,
+            context=False,
+        )
+        self.n_mfcc = n_mfcc
+
+    @torch.no_grad()
+    def forward(self, wavs, wav_lens):
+        """Waveforms [batch, time], relative lengths to rows [batch, dim]."""
+        feats = self.mfcc(wavs)[..., : 2 * self.n_mfcc]
+        frames = torch.arange(feats.shape[1], device=feats.device)
+        inside = frames < (wav_lens * feats.shape[1]).ceil()[:, None]
+        energy = feats[..., 0].masked_fill(~inside, -torch.inf)
+        # the first coefficient is the sum of decibels over root of channels
+        per_db = N_MELS**0.5  # its change for a decibel in all channels
+        loud = energy.amax(1, keepdim=True) - self.floor * per_db
+        weight = (inside & (energy >= loud)).float()[..., None]
+        count = weight.sum(1).clamp(min=1)
+        mean = (feats * weight).sum(1) / count
+        centered = (feats - mean[:, None]) * weight
+        deviation = (centered.square().sum(1) / count).sqrt().clamp(min=1e-5)
+        skewness = (centered / deviation[:, None]).pow(3).sum(1) / count
+        # without the level of the utterance
+        return torch.cat([mean[:, 1:], deviation, skewness], dim=1)
+
+
+def extract_statistics(
+    utterances: Utterances,
+    folder: str | os.PathLike,
+    sample_rate: int = 16000,
+    max_seconds: float | None = 20.0,
+    dim: int = 60,
+) -> Embeddings:
+    """Writes statistics of MFCCs as a folder of embeddings.
+
+    Each statistic is scaled to unit variance over the training set, and the
+    statistics are decorrelated and whitened by PCA (scikit-learn).
+
+    Arguments
+    ---------
+    utterances : Utterances
+        The rows.
+    folder : str
+        Where to write, as ``extract`` does.
+    sample_rate : int
+        In Hz.
+    max_seconds : float
+        Of each utterance; None: all of it.
+    dim : int
+        Principal components to keep.
+
+    Returns
+    -------
+    Embeddings
+        Read by ``make_pseudo_labels.py`` as those of an encoder.
+    """
+    folder = os.path.abspath(folder)
+    if os.path.isfile(os.path.join(folder, "meta.json")):
+        return load(folder)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as scratch:
+        place = os.path.join(scratch, "embeddings")
+        raw = extract(
+            MFCCStatistics(sample_rate).eval(),
+            utterances,
+            place,
+            sample_rate,
+            encoder=NAME,
+            max_seconds=max_seconds,
+            batch_seconds=60.0,
+        )
+        points = np.asarray(raw.matrix, dtype=np.float64)
+        scale = make_pipeline(
+            StandardScaler(), PCA(min(dim, *points.shape), whiten=True)
+        )
+        points = scale.fit_transform(points).astype(np.float32)
+        _replace(place, raw, points)
+        os.rename(place, folder)
+    return load(folder)
+
+
+def _replace(folder, raw, points):
+    """Writes other rows into a folder of embeddings."""
+    path = os.path.join(folder, "embeddings.npy")
+    with write_whole(path, "wb") as file:
+        np.save(file, points)
+    made = {
+        **raw.meta["made"],
+        "emb_dim": points.shape[1],
+        "embeddings": hash_of(path),
+    }
+    write_json(
+        os.path.join(folder, "meta.json"),
+        {"settings": raw.meta["settings"], "made": made},
+    )
