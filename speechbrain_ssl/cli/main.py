@@ -14,6 +14,7 @@ MODULES = {
     "onnx": ("speechbrain_ssl.onnx", "a model folder to an ONNX file"),
     "push": ("speechbrain_ssl.push", "a model folder to the Hugging Face hub"),
     "report": ("speechbrain_ssl.report.page", "the HTML page of a run"),
+    "plan": ("speechbrain_ssl.cli.plan", "steps, hours, memory of a training"),
     "doctor": ("speechbrain_ssl.cli.doctor", "versions, devices, extras"),
     "recipe": ("speechbrain_ssl.cli.recipes", "list or copy the recipes"),
 }

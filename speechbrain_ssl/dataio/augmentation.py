@@ -18,6 +18,7 @@ called before ``apply`` receives waveforms on that device.
 
 import contextlib
 import copy
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,11 @@ from speechbrain.augment.time_domain import Resample
 from speechbrain.utils.callchains import lengths_arg_exists
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, interval, number, whole
 from speechbrain_ssl.dataio import banks
 
+logger = logging.getLogger(__name__)
 Parameters = Mapping[str, torch.Tensor]
 
 
@@ -348,6 +351,11 @@ class Noise:
         self.bank = banks.AudioBank.of_clips(
             [clip for kind in self.sources for clip in clips[kind]]
         )
+        hours = ", ".join(
+            f"{size / sample_rate / 3600:.1f} h of {kind}"
+            for kind, size in zip(self.sources, sizes)
+        )
+        _say_memory(hours, self.bank.samples)
 
     def to(self, device: torch.device | str) -> None:
         """Moves recordings to a device."""
@@ -440,6 +448,7 @@ class Reverberation:
         rirs = torch.stack(rirs)
         self.count = len(rirs)
         self.rirs = rirs.share_memory_()
+        _say_memory(f"{self.count} RIRs", self.rirs)
 
     def to(self, device: torch.device | str) -> None:
         """Moves RIRs to a device."""
@@ -771,6 +780,16 @@ def _readers(module):
         for name, value in vars(part).items():
             if isinstance(value, _BaseDataLoaderIter):
                 yield part, name
+
+
+def _say_memory(what, samples):
+    """Logs how much memory recordings take in each process."""
+    if distributed.rank() == 0:
+        logger.info(
+            "Augmentation keeps %s in memory: %.2f GB in each process.",
+            what,
+            samples.numel() * samples.element_size() / 1e9,
+        )
 
 
 @contextlib.contextmanager

@@ -652,3 +652,15 @@ def test_a_module_of_another_rate_or_shape_is_refused(noise_csv):
         prepared(SpeechBrainAugment(doubled))
     with pytest.raises(ValueError, match="SpeechBrain in SpeechBrainAugment"):
         Augmentation({"theirs": DropFreq()})
+
+
+def test_the_log_says_how_much_memory_recordings_take(caplog):
+    with caplog.at_level(logging.INFO):
+        Noise().prepare(16000, None, np.random.default_rng(0))
+        Reverberation(simulated=50).prepare(
+            16000, None, np.random.default_rng(0)
+        )
+    noise, rirs = [record.getMessage() for record in caplog.records]
+    # 60 clips of 10 s of 16 bits; 50 RIRs of half a second of float32
+    assert "0.2 h of noise in memory: 0.02 GB" in noise
+    assert "50 RIRs in memory: 0.00 GB" in rirs

@@ -26,11 +26,13 @@ def run(sandbox, monkeypatch):  # noqa: F811
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def run(out, *flags):
+    def run(out, *flags, model="model"):
+        folder = f"--model_folder={sandbox}/tests/tmp/ssl/{model}"
+        named = [folder] if model else []
         return module.main(
             [
                 str(RECIPE / "hparams/pseudo_labels.yaml"),
-                f"--model_folder={sandbox}/tests/tmp/ssl/model",
+                *named,
                 f"--data_folder={sandbox}/tests/tmp/ssl/audio",
                 f"--output_folder={out}",
                 "--noprogressbar",
@@ -99,16 +101,18 @@ def test_two_parts_and_then_a_second_round(
     assert np.array_equal(same.classes, labels.classes)
 
     # embeddings of any origin are enough
-    run(tmp_path / "third", *flags, "--model_folder=null")
-    same = read_labels(tmp_path / "third/pseudo_labels.csv", sandbox / "audio")
+    run(tmp_path / "third", *flags, model=None)
+    same = read_labels(
+        tmp_path / "third/pseudo_labels.csv", sandbox / "tests/tmp/ssl/audio"
+    )
     assert np.array_equal(same.classes, labels.classes)
     with pytest.raises(ValueError, match="embeddings_folder"):
-        run(tmp_path / "fourth", "--model_folder=null")
+        run(tmp_path / "fourth", model=None)
     training = (out / "train.csv").read_text().replace("s3/", "s4/")
     (tmp_path / "other.csv").write_text(training)
-    other = f"--train_annotation={tmp_path}/other.csv"
+    flags[1] = f"--train_annotation={tmp_path}/other.csv"
     with pytest.raises(ValueError, match="3 IDs"):
-        run(tmp_path / "fifth", *flags, other, "--model_folder=null")
+        run(tmp_path / "fifth", *flags, model=None)
 
 
 def table(path):

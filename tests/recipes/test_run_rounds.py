@@ -57,7 +57,10 @@ if os.path.exists(args.get("fail_if", "")):
     sys.exit(3)
 """
 LABELS = """\
-model = os.path.join(args["model_folder"], "embedding_model.ckpt")
+if "model_folder" in args:
+    model = os.path.join(args["model_folder"], "embedding_model.ckpt")
+else:
+    model = os.path.join(args["embeddings_folder"], "embeddings.npy")
 found = digest(model, args["train_annotation"]).hexdigest() + args["seed"]
 rows = open(args["train_annotation"]).read().split()
 labels = [step(f"chunk{n}", str(int(found[n], 16) % 2)) for n in range(2)]
@@ -73,8 +76,8 @@ write("report.json", json.dumps({"quality": {
 }}))
 """
 TRAIN = """\
-init = os.path.join(args["init_from"], "embedding_model.ckpt")
-found = digest(init, args["pseudo_labels"]).hexdigest()
+init = [args.get("init_from", "") + "/embedding_model.ckpt"] * ("init_from" in args)
+found = digest(*init, args["pseudo_labels"]).hexdigest()
 for epoch in (1, 2):
     step(f"epoch{epoch}", found)
 growth = float(args.get("growth", 0.1)) * int(args["round_index"])

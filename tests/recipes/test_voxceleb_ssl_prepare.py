@@ -78,11 +78,11 @@ def run(tmp_path):
 def test_only_the_training_split_is_listed(vox2, run):
     rows, problems = run(vox2)
     assert set(rows) == {
-        f"dev/wav/{speaker}/{video}/00001"
+        f"{speaker}/{video}/00001"
         for speaker in ("id00012", "id09272")
         for video in VIDEOS
     }
-    assert all(wav == f"{name}.wav" for name, wav in rows.items())
+    assert all(wav == f"dev/wav/{name}.wav" for name, wav in rows.items())
     assert problems == {
         f"test/wav/id00017/{video}/00001.wav": "test split: not used for training"
         for video in VIDEOS
@@ -97,7 +97,7 @@ def test_the_test_split_is_known_by_the_names_of_the_archives(tmp_path, run):
         f"latest/wav/id10002/{VIDEOS[0]}/00001.wav",
     )
     rows, _ = run(tmp_path)
-    assert [name.split("/")[2] for name in rows] == ["id10002", "id10001"]
+    assert [name.split("/")[0] for name in rows] == ["id10001", "id10002"]
 
 
 def test_no_column_holds_the_speaker(vox2, run, tmp_path):
@@ -112,13 +112,27 @@ def test_a_folder_of_speakers_will_do(vox2, run):
     assert problems == {}
 
 
+def test_ids_and_their_order_stay_when_files_are_converted(vox2, run):
+    """From dev/aac/*.m4a to dev/wav/*.wav, as the README does, half-way."""
+    before, _ = run(vox2)
+    name = f"id00012/{VIDEOS[1]}/00001"
+    moved = vox2 / f"dev/flac/{name}.flac"
+    moved.parent.mkdir(parents=True)
+    old = vox2 / f"dev/wav/{name}.wav"
+    soundfile.write(moved, *soundfile.read(old))
+    old.unlink()
+    after, _ = run(vox2)
+    assert list(after) == list(before)
+    assert after[name] == f"dev/flac/{name}.flac"
+
+
 def test_an_utterance_in_two_formats_is_used_once(vox2, run):
     name = f"id00012/{VIDEOS[0]}/00001"
     copy = vox2 / f"dev/aac/{name}.m4a"
     copy.parent.mkdir(parents=True)
     copy.write_bytes(b"never opened")
     rows, problems = run(vox2 / "dev")
-    assert rows[f"wav/{name}"] == f"wav/{name}.wav" and len(rows) == 6
+    assert rows[name] == f"wav/{name}.wav" and len(rows) == 6
     reason = f"duplicate: wav/{name}.wav is used"
     assert problems == {f"aac/{name}.m4a": reason}
 
@@ -161,7 +175,7 @@ def test_m4a_is_measured_where_torchcodec_is(tmp_path, run, encoder):
     path.parent.mkdir(parents=True)
     encoder(0.1 * torch.randn(1, 32000), sample_rate=16000).to_file(path)
     rows, _ = run(tmp_path)
-    assert list(rows) == [f"dev/aac/id00012/{VIDEOS[0]}/00001"]
+    assert list(rows) == [f"id00012/{VIDEOS[0]}/00001"]
 
 
 def test_speakers_of_the_test_are_not_trained_on(vox2, run):

@@ -60,8 +60,9 @@ def prepare_voxceleb_ssl(
 ):
     """Writes an annotation of the training utterances of VoxCeleb.
 
-    The columns are ID, duration, wav, start, stop; the ID is the path without
-    extension. Files that are not used (test split, copies of an utterance in
+    The columns are ID, duration, wav, start, stop; the ID is the path from the
+    speaker on, without extension: moving or converting the files does not
+    change it. Files that are not used (test split, copies of an utterance in
     a second format, damaged files, ...) are listed with the reason in
     skipped.csv in the same folder.
 
@@ -164,16 +165,15 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
             "that contains dev or the speakers."
         )
     _check_speakers(speakers, held_out, allow_test_speakers)
-    paths = [
-        os.path.join(data_folder, name) for name in sorted(chosen.values())
-    ]
+    # in the order of the IDs, wherever the files are
+    paths = [os.path.join(data_folder, chosen[key]) for key in sorted(chosen)]
     _check_torchcodec(paths)
     return paths, problems
 
 
 def utterance_row(path, file):
-    """Row of the annotation; its ID has no extension, so that converting the
-    file does not change it.
+    """Row of the annotation; its ID is the path from the speaker on, without
+    extension, so that moving or converting the file does not change it.
 
     Arguments
     ---------
@@ -182,7 +182,8 @@ def utterance_row(path, file):
     file : audio_folder_prepare.File
         Properties of the file.
     """
-    return os.path.splitext(path)[0], *annotation_row(path, file)[1:]
+    key = UTTERANCE.fullmatch(path.replace(os.sep, "/"))["key"]
+    return key, *annotation_row(path, file)[1:]
 
 
 def speakers_of(lists):
