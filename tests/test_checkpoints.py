@@ -560,8 +560,11 @@ def in_two_processes(rank, folder, results):
 
 
 def test_two_processes_save_fail_and_recover_together(tmp_path):
-    torch.multiprocessing.spawn(
-        in_two_processes, (str(tmp_path), str(tmp_path)), nprocs=2
+    torch.multiprocessing.start_processes(
+        in_two_processes,
+        (str(tmp_path), str(tmp_path)),
+        nprocs=2,
+        start_method="forkserver",
     )
     main, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert main.pop("error") == "ValueError hook of process 0"

@@ -10,7 +10,9 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_ssl import stages
 from speechbrain_ssl.export import main
+from tests.recipes.scripts import run_stage_here
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
 
@@ -49,8 +51,9 @@ SMALL = [
 
 
 def test_it_times_steps_trains_verifies_and_reports(
-    demo, speech, tmp_path, capsys
+    demo, speech, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(stages, "run_command", run_stage_here)
     arguments = [
         *("--data_folder", str(speech)),
         *("--trials", str(speech / "list.txt")),

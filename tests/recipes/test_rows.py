@@ -13,7 +13,8 @@ import sys
 
 import pytest
 
-from tests.recipes.scripts import run_script
+from speechbrain_ssl import stages
+from tests.recipes.scripts import run_script, run_stage_here
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLES = sorted(pathlib.Path(__file__).parent.glob("*.csv"))
@@ -62,6 +63,7 @@ def sandbox(tmp_path_factory):
 @pytest.mark.parametrize("row", table_rows(), ids=name_of)
 def test_row(row, sandbox, monkeypatch):
     monkeypatch.chdir(sandbox)
+    monkeypatch.setattr(stages, "run_command", run_stage_here)
     output = sandbox / "out" / name_of(row)
     run_script(
         ROOT / row["Script_file"],
