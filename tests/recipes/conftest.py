@@ -1,8 +1,15 @@
-"""What recipes make at the start of each run is small here."""
+"""Tiny data, and less of what recipes make at the start of each run."""
+
+import os
+import pathlib
+import runpy
+import shutil
 
 import pytest
 
 from speechbrain_ssl.dataio import banks
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +24,22 @@ def few_clips_and_rirs():
             banks, "simulate_rirs", lambda count, *rest: rirs(5, *rest)
         )
         yield
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory):
+    """A folder in which the paths of the rows lead to their data."""
+    folder = tmp_path_factory.mktemp("recipe rows é")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shutil.copytree(ROOT / "tests/recipes/setup", "tests/recipes/setup")
+        os.symlink(ROOT / "recipes", "recipes")
+        script = "tests/recipes/setup/ssl_samples.py"
+        runpy.run_path(script, None, "__main__")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sandbox(samples):
+    """The data itself."""
+    return samples / "tests/tmp/ssl"

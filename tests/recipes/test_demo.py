@@ -67,7 +67,7 @@ def test_it_times_steps_trains_verifies_and_reports(
     assert summary["steps"] == 3 * summary["epochs"]
     assert "EER" in capsys.readouterr().out
     readme = (tmp_path / "model" / "README.md").read_text()
-    assert "threshold=" in readme
+    assert "same = float(score) >= " in readme
     assert (tmp_path / "report.html").is_file()
     rounds = json.loads((tmp_path / "rounds/summary.json").read_text())
     assert [row["stage"] for row in rounds["stages"]] == [

@@ -12,13 +12,12 @@ from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.options import OptionsError
 from speechbrain_ssl.pseudo_labels.extract import load
 from speechbrain_ssl.pseudo_labels.labels import read_labels
-from tests.recipes.test_rows import sandbox  # noqa: F401 (a fixture)
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
 
 
 @pytest.fixture
-def run(sandbox, monkeypatch):  # noqa: F811
+def run(sandbox, monkeypatch):
     """The script's ``main``, in this process as that is quicker."""
     monkeypatch.syspath_prepend(RECIPE)
     path = RECIPE / "make_pseudo_labels.py"
@@ -47,7 +46,7 @@ def run(sandbox, monkeypatch):  # noqa: F811
 
 def test_two_parts_and_then_a_second_round(
     run,
-    sandbox,  # noqa: F811
+    sandbox,
     tmp_path,
     capsys,
 ):
@@ -130,7 +129,7 @@ def groups(labels):
 
 def test_what_was_heard_corrects_the_labels_twice(
     run,
-    sandbox,  # noqa: F811
+    sandbox,
     tmp_path,
     capsys,
     monkeypatch,

@@ -46,25 +46,11 @@ def unexplained_statistics(output):
     return logged - {name for name, text in meanings.items() if text}
 
 
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory):
-    """A folder with the samples that the rows name."""
-    folder = tmp_path_factory.mktemp("recipe rows é")
-    samples = {row["test_download"] for row in table_rows()}
-    (command,) = samples
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        shutil.copytree(ROOT / "tests/recipes/setup", "tests/recipes/setup")
-        os.symlink(ROOT / "recipes", "recipes")
-        eval(command)  # as run_recipe_tests does
-    return folder
-
-
 @pytest.mark.parametrize("row", table_rows(), ids=name_of)
-def test_row(row, sandbox, monkeypatch):
-    monkeypatch.chdir(sandbox)
+def test_row(row, samples, monkeypatch):
+    monkeypatch.chdir(samples)
     monkeypatch.setattr(stages, "run_command", run_stage_here)
-    output = sandbox / "out" / name_of(row)
+    output = samples / "out" / name_of(row)
     run_script(
         ROOT / row["Script_file"],
         ROOT / row["Hparam_file"],

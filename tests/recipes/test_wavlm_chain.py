@@ -14,6 +14,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_ssl.dataio.annotations import COLUMNS, write_annotation
 from tests.nnet import tiny_transformer
+from tests.recipes.scripts import run_script
 from tests.test_exported_wavlm import PROGRAM
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/VoxCeleb/SSL"
@@ -30,14 +31,8 @@ SMALL = [
 
 def call(script, hparams, **settings):
     flags = [f"--{key}={value}" for key, value in settings.items()]
-    done = subprocess.run(
-        [sys.executable, script, f"hparams/{hparams}.yaml", *flags]
-        + (SMALL if script == "train_pseudo_labels.py" else []),
-        cwd=RECIPE,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    flags += SMALL if script == "train_pseudo_labels.py" else []
+    run_script(RECIPE / script, RECIPE / f"hparams/{hparams}.yaml", *flags)
 
 
 @pytest.fixture(scope="module")
