@@ -26,13 +26,13 @@ def run(sandbox, monkeypatch):
     spec.loader.exec_module(module)
 
     def run(out, *flags, model="model"):
-        folder = f"--model_folder={sandbox}/tests/tmp/ssl/{model}"
+        folder = f"--model_folder={sandbox}/{model}"
         named = [folder] if model else []
         return module.main(
             [
                 str(RECIPE / "hparams/pseudo_labels.yaml"),
                 *named,
-                f"--data_folder={sandbox}/tests/tmp/ssl/audio",
+                f"--data_folder={sandbox}/audio",
                 f"--output_folder={out}",
                 "--noprogressbar",
                 "--device=cpu",
@@ -69,11 +69,11 @@ def test_two_parts_and_then_a_second_round(
     embeddings = load(out / "embeddings")
     assert embeddings.ids == names
     training = read_annotation(
-        out / "train.csv", sandbox / "tests/tmp/ssl/audio"
+        out / "train.csv", sandbox / "audio"
     )
     labels = read_labels(
         out / "pseudo_labels.csv",
-        sandbox / "tests/tmp/ssl/audio",
+        sandbox / "audio",
         embeddings.meta["made"]["embeddings"],
         training,
     )
@@ -95,14 +95,14 @@ def test_two_parts_and_then_a_second_round(
     assert report["quality"]["previous"] == {"ARI": 1.0, "utterances": 12}
     assert report["oracle"]["speakers"] == 4
     same = read_labels(
-        again / "pseudo_labels.csv", sandbox / "tests/tmp/ssl/audio"
+        again / "pseudo_labels.csv", sandbox / "audio"
     )
     assert np.array_equal(same.classes, labels.classes)
 
     # embeddings of any origin are enough
     run(tmp_path / "third", *flags, model=None)
     same = read_labels(
-        tmp_path / "third/pseudo_labels.csv", sandbox / "tests/tmp/ssl/audio"
+        tmp_path / "third/pseudo_labels.csv", sandbox / "audio"
     )
     assert np.array_equal(same.classes, labels.classes)
     with pytest.raises(ValueError, match="embeddings_folder"):
@@ -171,11 +171,11 @@ def test_what_was_heard_corrects_the_labels_twice(
     assert "Clusters to listen to" in (second / "clusters.html").read_text()
     # the corrected labels belong to the training set, and can be corrected
     training = read_annotation(
-        first / "train.csv", sandbox / "tests/tmp/ssl/audio"
+        first / "train.csv", sandbox / "audio"
     )
     found = read_labels(
         second / "pseudo_labels.csv",
-        sandbox / "tests/tmp/ssl/audio",
+        sandbox / "audio",
         training=training,
     )
     name = found.utterances.row(0)["ID"]
