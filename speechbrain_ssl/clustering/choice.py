@@ -1,4 +1,4 @@
-"""A clusterer by its name, so that a command line can choose it."""
+"""Choice of a clusterer by name, on the command line."""
 
 import inspect
 from typing import Any
@@ -10,28 +10,20 @@ METHODS = {"kmeans": KMeans, "two_stage": TwoStage, "graph": Graph}
 
 
 def choose(method: str = "two_stage", **settings: Any):
-    """Makes a clusterer.
-
-    Settings of the other methods are left out, so that one list of settings
-    serves all methods.
+    """Makes a ``KMeans``, ``TwoStage`` or ``Graph``.
 
     Arguments
     ---------
     method : str
-        ``kmeans``, ``two_stage`` (k-means, whose clusters Ward linkage
-        merges) or ``graph``.
+        ``kmeans``, ``two_stage`` or ``graph``.
     **settings
-        Arguments of the three classes.
-
-    Returns
-    -------
-    KMeans or TwoStage or Graph
-        The clusterer.
+        Arguments of these classes; those that the class does not have are
+        ignored, so that one list of settings fits all methods.
 
     Raises
     ------
     ValueError
-        If there is no such method, or no method has a setting.
+        If the method, or a setting in all classes, is unknown.
 
     Example
     -------

@@ -12,7 +12,7 @@ from speechbrain_ssl.clustering.quality import centroids, silhouette
 
 logger = logging.getLogger(__name__)
 
-# of fewer centroids the silhouette says nothing
+# smallest number of centroids for which the silhouette is meaningful
 FEWEST = 10
 
 
@@ -81,36 +81,36 @@ class BestCount(ClusterMixin, BaseEstimator):
 
 
 class Levels(ClusterMixin, BaseEstimator):
-    """Clusters the centroids of clusters while these form clusters themselves.
+    """Clusters the centroids of clusters as long as they form clusters.
 
-    The silhouette finds the finest groups. Where a speaker was recorded on
-    several occasions, these are the occasions: recordings of one occasion share
-    a device and a room. So the centroids of the clusters are clustered in turn,
-    each counting once, whatever the size of its cluster.
+    The silhouette finds the finest groups. If a speaker has several sessions,
+    these are the sessions, because recordings of a session share device and
+    room. Therefore the centroids of the clusters are clustered again; all
+    centroids have the same weight.
 
-    A further level is accepted if its best silhouette exceeds what points
-    without any clusters give: as many points drawn from one Gaussian with the
-    mean and covariance of the centroids, as in the gap statistic (R.
-    Tibshirani, G. Walther and T. Hastie, "Estimating the number of clusters in
-    a data set via the gap statistic", J. R. Stat. Soc. B 63, 2001). Neither the
-    number of speakers nor of levels has to be known.
+    A new level is accepted if its silhouette is higher than that of points
+    without clusters: the same number of points from a Gaussian with the mean
+    and covariance of the centroids, as in the gap statistic (R. Tibshirani, G.
+    Walther and T. Hastie, "Estimating the number of clusters in a data set via
+    the gap statistic", J. R. Stat. Soc. B 63, 2001). The numbers of speakers
+    and of levels need not be known.
 
     Arguments
     ---------
     clusterer : object
-        scikit-learn clusterer with a parameter ``n_clusters``.
+        Clusterer with a parameter ``n_clusters``.
     n_clusters : list of float, or float
-        Numbers that ``BestCount`` tries at each level. With a number that is
-        not a share of the points there is one level.
+        Numbers that ``BestCount`` tries at each level. A number that is not a
+        share of the points gives a single level.
     ratio : float
-        Smallest ratio of the silhouette of a further level to that of the
-        Gaussian points.
+        Smallest ratio of the silhouette of a new level to that of the Gaussian
+        points.
     max_levels : int
         Largest number of levels; 1 gives the labels of ``BestCount``.
     references : int
-        Draws of the Gaussian points; their silhouettes are averaged.
+        Number of draws of the Gaussian points; their silhouettes are averaged.
     seed : int
-        Seed of these draws.
+        Seed of the draws.
 
     Raises
     ------
@@ -147,7 +147,7 @@ class Levels(ClusterMixin, BaseEstimator):
         references: int = 3,
         seed: int = 0,
     ):
-        BestCount(clusterer, n_clusters)  # refuses wrong numbers
+        BestCount(clusterer, n_clusters)  # checks n_clusters
         self.clusterer = clusterer
         self.n_clusters = n_clusters
         self.ratio = ratio
@@ -171,11 +171,10 @@ class Levels(ClusterMixin, BaseEstimator):
         Returns
         -------
         np.ndarray
-            Number of each point's cluster, -1 for none [n]; ``n_clusters_``
-            and ``levels_`` are kept. The latter has for each level that was
-            tried the number of its ``points`` and ``clusters``, its
-            ``silhouette``, the ``reference`` (None for the first level), and
-            whether it was ``accepted``.
+            Cluster of each point, -1 for none [n]. Sets ``n_clusters_`` and
+            ``levels_``, a list with ``points``, ``clusters``, ``silhouette``,
+            ``reference`` (silhouette of the Gaussian points, None for the first
+            level) and ``accepted`` of each level.
         """
         rng = np.random.default_rng(self.seed)
         labels, _ = self._level(X, None)
@@ -193,7 +192,7 @@ class Levels(ClusterMixin, BaseEstimator):
         return labels
 
     def _level(self, points, rng):
-        """Labels of the points of a level, and whether it was accepted."""
+        """Clusters the points of a level; returns labels and acceptance."""
         labels, found = self._best(points)
         reference = None
         if rng is None:
@@ -216,20 +215,20 @@ class Levels(ClusterMixin, BaseEstimator):
         return labels, level["accepted"]
 
     def _best(self, points):
-        """Labels from 0 without gaps, and their silhouette."""
+        """Returns labels from 0 without gaps, and their silhouette."""
         counter = BestCount(self.clusterer, self.n_clusters)
         labels = _renumber(counter.fit_predict(points))
         return labels, max(counter.silhouettes_.values())
 
 
 def _renumber(labels):
-    """Labels from 0 without gaps, -1 for none."""
+    """Renumbers labels from 0 without gaps; negative ones become -1."""
     names, found = np.unique(labels, return_inverse=True)
     return found - int(names[0] < 0)
 
 
 def _gaussian_like(points, rng):
-    """As many points of one Gaussian with the same mean and covariance."""
+    """Draws points from a Gaussian with the mean and covariance of points."""
     mean = points.mean(0)
     # square root of the covariance from a QR decomposition: stable for any rank
     root = np.linalg.qr(points - mean, mode="r") / len(points) ** 0.5

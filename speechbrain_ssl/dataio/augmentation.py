@@ -783,10 +783,10 @@ def _readers(module):
 
 
 def _say_memory(what, samples):
-    """Logs how much memory recordings take in each process."""
+    """Logs the memory of recordings in each process."""
     if distributed.rank() == 0:
         logger.info(
-            "Augmentation keeps %s in memory: %.2f GB in each process.",
+            "Augmentation stores %s in memory: %.2f GB in each process.",
             what,
             samples.numel() * samples.element_size() / 1e9,
         )
