@@ -654,7 +654,9 @@ def test_a_module_of_another_rate_or_shape_is_refused(noise_csv):
         Augmentation({"theirs": DropFreq()})
 
 
-def test_the_log_says_how_much_memory_recordings_take(caplog):
+def test_the_log_says_how_much_memory_recordings_take(caplog, monkeypatch):
+    clips = [torch.ones(10 * RATE, dtype=torch.int16)] * 60
+    monkeypatch.setattr(a, "colored_noise", lambda *_: clips)
     with caplog.at_level(logging.INFO):
         Noise().prepare(16000, None, np.random.default_rng(0))
         Reverberation(simulated=50).prepare(
