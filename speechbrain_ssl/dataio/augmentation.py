@@ -352,7 +352,7 @@ class Noise:
             [clip for kind in self.sources for clip in clips[kind]]
         )
         hours = ", ".join(
-            f"{size / sample_rate / 3600:.1f} h of {kind}"
+            f"{size / sample_rate / 3600:.3g} h of {kind}"
             for kind, size in zip(self.sources, sizes)
         )
         _say_memory(hours, self.bank.samples)
@@ -786,7 +786,7 @@ def _say_memory(what, samples):
     """Logs the memory of recordings in each process."""
     if distributed.rank() == 0:
         logger.info(
-            "Augmentation stores %s in memory: %.2f GB in each process.",
+            "Augmentation stores %s in memory: %.3g GB in each process.",
             what,
             samples.numel() * samples.element_size() / 1e9,
         )
