@@ -111,10 +111,10 @@ def eer(scores, targets):
     return float(rate), float(points.thresholds[best])
 
 
-def min_dcf(scores, targets, p_target):
+def min_dcf(scores, targets, p_target, c_miss=1.0, c_fa=1.0):
     """Smallest detection cost over all thresholds, as NIST normalises it.
 
-    Both errors cost 1. The cost is divided by that of the better of the two
+    The cost is divided by that of the better of the two
     systems which accept all or nothing, so that 1.0 means useless.
 
     Arguments
@@ -125,6 +125,8 @@ def min_dcf(scores, targets, p_target):
         1 for target trials, 0 for non-target trials [trials].
     p_target : float
         Prior probability of a target trial, between 0 and 1.
+    c_miss, c_fa : float
+        Costs of a miss and of a false alarm, above 0.
 
     Returns
     -------
@@ -134,7 +136,8 @@ def min_dcf(scores, targets, p_target):
     Raises
     ------
     ValueError
-        If ``p_target`` is not between 0 and 1, else as ``error_rates``.
+        If ``p_target`` is not between 0 and 1 or a cost is not above 0, else
+        as ``error_rates``.
 
     Example
     -------
@@ -142,9 +145,15 @@ def min_dcf(scores, targets, p_target):
     0.3333333333333333
     """
     _check_p_target(p_target)
+    if not (c_miss > 0 and c_fa > 0):
+        raise ValueError(
+            "c_miss and c_fa are costs of errors and must be above 0, but they "
+            f"are {c_miss} and {c_fa}."
+        )
     points = error_rates(scores, targets)
-    cost = p_target * points.miss + (1.0 - p_target) * points.false_alarm
-    return float(cost.min() / min(p_target, 1.0 - p_target))
+    miss, false_alarm = p_target * c_miss, (1.0 - p_target) * c_fa
+    cost = miss * points.miss + false_alarm * points.false_alarm
+    return float(cost.min() / min(miss, false_alarm))
 
 
 def act_dcf(llrs, targets, p_target):

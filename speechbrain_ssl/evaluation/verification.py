@@ -165,6 +165,7 @@ def summarize(
     trials: Trials,
     groups: str = "auto",
     are_llrs: bool = False,
+    costs: tuple[float, float] = (1.0, 1.0),
 ) -> dict:
     """The metrics of one trial list.
 
@@ -181,6 +182,9 @@ def summarize(
     are_llrs : bool
         Whether the scores are natural log-likelihood ratios, whose
         calibration is measured too.
+    costs : tuple of float
+        Costs of a miss and of a false alarm in the minDCF; others than 1 are
+        in the summary as "c_miss" and "c_fa".
 
     Returns
     -------
@@ -206,21 +210,23 @@ def summarize(
     low, high = metrics.bootstrap(
         scores, targets, group[trials.enrol], group[trials.test]
     )
-    costs = {
-        f"minDCF_{p_target}": metrics.min_dcf(scores, targets, p_target)
+    found = {
+        f"minDCF_{p_target}": metrics.min_dcf(scores, targets, p_target, *costs)
         for p_target in P_TARGETS
     }
+    if tuple(costs) != (1.0, 1.0):
+        found["c_miss"], found["c_fa"] = costs
     if are_llrs:
         for p_target in P_TARGETS:
             cost = metrics.act_dcf(scores, targets, p_target)
-            costs[f"actDCF_{p_target}"] = cost
-        costs["Cllr"] = metrics.cllr(scores, targets)
-        costs["minCllr"] = metrics.min_cllr(scores, targets)
+            found[f"actDCF_{p_target}"] = cost
+        found["Cllr"] = metrics.cllr(scores, targets)
+        found["minCllr"] = metrics.min_cllr(scores, targets)
     return {
         "EER": 100 * rate,
         "EER_low": 100 * low,
         "EER_high": 100 * high,
-        **costs,
+        **found,
         "threshold": threshold,
         "trials": len(targets),
         "targets": int(targets.sum()),
@@ -247,6 +253,8 @@ def verify(
     models: Mapping[str, tuple[str, ...]] | None = None,
     strict: bool = True,
     known: Mapping[str, Iterable[str]] | None = None,
+    scorers: Mapping[str, Callable] | None = None,
+    costs: tuple[float, float] = (1.0, 1.0),
 ) -> dict:
     """Verifies an encoder on a trial list and keeps what it found.
 
@@ -302,6 +310,11 @@ def verify(
         Files that should not be in the list, by what they are: "cohort",
         "training set". Those that are get a warning, see ``known_files``, and
         "known_files" in the summary has their numbers.
+    scorers : dict of str to Callable
+        More scores that are no log-likelihood ratios, by kind, called as
+        ``back_ends`` are; each kind is one more key of the summary.
+    costs : tuple of float
+        Costs of a miss and of a false alarm in the minDCF.
 
     Returns
     -------
@@ -346,11 +359,13 @@ def verify(
     )
     scores = _score(embeddings, trials, cohort, top_n)
     back_ends = back_ends or {}
-    for name, back_end in back_ends.items():
+    for name, back_end in {**back_ends, **(scorers or {})}.items():
         scores[name] = back_end(embeddings, parts, trials)
     summary = dict.fromkeys(KINDS)
     for name, values in scores.items():
-        found = summarize(values, trials, are_llrs=name in back_ends)
+        found = summarize(
+            values, trials, are_llrs=name in back_ends, costs=costs
+        )
         if conditions is not None and trials.targets is not None:
             found["conditions"] = summarize_conditions(
                 values, trials, conditions

@@ -303,3 +303,19 @@ def test_act_dcf_counts_errors_at_the_threshold_of_bayes(p_target):
 def test_a_prior_that_is_none_is_refused_for_the_actual_cost():
     with pytest.raises(ValueError, match="p_target"):
         metrics.act_dcf([1.0, 0.0], [1, 0], 1.0)
+
+
+def test_costs_of_the_errors_weigh_and_normalise_the_detection_cost():
+    """SRE08's point is p 0.01, miss 10; only the ratio of all three counts."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, 200)
+    scores = rng.normal(size=200) + targets
+    slow = min(
+        0.01 * 10 * (scores[targets == 1] < t).mean()
+        + 0.99 * 2 * (scores[targets == 0] >= t).mean()
+        for t in [*scores, np.inf]
+    ) / min(0.01 * 10, 0.99 * 2)
+    found = metrics.min_dcf(scores, targets, 0.01, c_miss=10, c_fa=2)
+    assert found == pytest.approx(slow)
+    with pytest.raises(ValueError, match="c_miss"):
+        metrics.min_dcf(scores, targets, 0.01, c_miss=0)

@@ -373,3 +373,103 @@ def test_plda_learns_from_clusters_that_do_not_calibrate(run, monkeypatch):
     assert not seen["plda"] & seen["calibrator"]
     run(*run.labels, "--plda_rank=2")
     assert len(seen["plda"]) == VOICES
+
+
+def embeddings_of(model, folder):
+    """Unit embeddings of the files of the test list, by their names."""
+    encoder = load_encoder(f"{model}", "cpu")
+    found = {}
+    for path in sorted(folder.glob("v*/*.wav")):
+        wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
+        row = encoder.encode_batch(wav, torch.ones(1)).flatten()
+        found[f"{path.parent.name}/{path.name}"] = row.detach(), wav[0]
+    return encoder, found
+
+
+def scores_of(folder, name="scores.txt"):
+    lines = (folder / name).read_text().splitlines()
+    return [(*line.split()[1:3], float(line.split()[3])) for line in lines]
+
+
+def test_the_mean_of_a_folder_of_embeddings_is_subtracted(
+    run, corpus, tmp_path
+):
+    run(f"--subtract_mean={corpus}/labels/embeddings")
+    matrix = np.load(corpus / "labels/embeddings/embeddings.npy")
+    mean = torch.from_numpy(matrix.mean(0))
+    _, rows = embeddings_of(corpus / "model", corpus / "test")
+    (folder,) = {path.parent for path in tmp_path.rglob("scores.txt")}
+    for enrol, test, score in scores_of(folder):
+        pair = [rows[name][0] - mean for name in (enrol, test)]
+        slow = torch.nn.functional.cosine_similarity(*pair, dim=0)
+        assert score == pytest.approx(slow.item(), abs=1e-4)
+
+
+def test_scores_of_crops_average_all_pairs_and_the_whole_files(
+    run, corpus, tmp_path
+):
+    summary, printed = run("--crops=3", "--crop_seconds=0.2")
+    assert "pairs of crops" in printed
+    encoder, rows = embeddings_of(corpus / "model", corpus / "test")
+    (folder,) = {path.parent for path in tmp_path.rglob("scores.txt")}
+
+    def crops(wav):
+        starts = np.linspace(0, len(wav) - 3200, 3).astype(int)
+        parts = torch.stack([wav[s : s + 3200] for s in starts])
+        return encoder.encode_batch(parts, torch.ones(3)).flatten(1).detach()
+
+    cosine = torch.nn.functional.cosine_similarity
+    for enrol, test, score in scores_of(folder, "scores_crops.txt")[:6]:
+        (a, wav), (b, other) = rows[enrol], rows[test]
+        pairs = [cosine(x, y, dim=0) for x in crops(wav) for y in crops(other)]
+        slow = (sum(pairs) / 9 + cosine(a, b, dim=0)) / 2
+        assert score == pytest.approx(slow.item(), abs=1e-4)
+
+
+def test_the_means_of_clusters_are_a_cohort(run, corpus, tmp_path):
+    summary, _ = run(
+        "--cohort_means",
+        f"--pseudo_labels={corpus}/labels/pseudo_labels.csv",
+        f"--data_folder={corpus}/train",
+        "--top_n=null",
+    )
+    assert summary["as_norm"]["EER"] is not None
+    matrix = torch.from_numpy(
+        np.load(corpus / "labels/embeddings/embeddings.npy")
+    )
+    ids = json.loads((corpus / "labels/embeddings/ids.json").read_text())
+    unit = torch.nn.functional.normalize(matrix, dim=1)
+    cohort = torch.stack(
+        [
+            unit[[n for n, x in enumerate(ids) if x[1] == str(v)]].mean(0)
+            for v in range(VOICES)
+        ]
+    )
+    _, rows = embeddings_of(corpus / "model", corpus / "test")
+    (folder,) = {path.parent for path in tmp_path.rglob("scores.txt")}
+    cosine = torch.nn.functional.cosine_similarity
+    found = scores_of(folder, "scores_as_norm.txt")
+    for (enrol, test, score), (*_, normed) in zip(scores_of(folder), found):
+        sides = [cosine(rows[n][0][None], cohort) for n in (enrol, test)]
+        slow = np.mean(
+            [(score - s.mean()) / s.std(correction=1) for s in sides]
+        )
+        assert normed == pytest.approx(slow, abs=2e-3)
+
+
+def test_costs_of_errors_are_in_the_summary(run):
+    summary, _ = run("--costs=[10, 1]")
+    assert summary["raw"]["c_miss"] == 10 and summary["raw"]["c_fa"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--crops=-1"], "crops must be"),
+        (["--crop_seconds=0"], "crop_seconds"),
+        (["--cohort_means"], "pseudo_labels"),
+    ],
+)
+def test_wrong_settings_of_scores_are_refused(run, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(*flags)

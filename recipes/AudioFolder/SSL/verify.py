@@ -44,6 +44,7 @@ from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.augmentation import stack_draws
 from speechbrain_ssl.dataio.embedding import (
     describe as describe_audio,
+    embed_files,
     try_files,
 )
 from speechbrain_ssl.evaluation import metrics, scoring
@@ -78,6 +79,7 @@ logger = logging.getLogger(__name__)
 SCORES = {
     "raw": "",
     "as_norm": " with AS-norm",
+    "crops": ", pairs of crops and whole files",
     "plda": " with PLDA",
     "calibrated": ", calibrated",
 }
@@ -173,16 +175,35 @@ def check_back_ends(hparams):
         Says which keys do not fit, and what to do.
     """
     score, measures = hparams["calibrate"], hparams["quality_measures"]
-    is_asked = hparams["plda_rank"] is not None or score is not None
+    learns = hparams["plda_rank"] is not None or score is not None
+    is_asked = learns or hparams["cohort_means"]
     rules = [
+        (
+            not learns or hparams["subtract_mean"] is None,
+            "plda_rank and calibrate learn from embeddings as they are: set "
+            "subtract_mean to null",
+        ),
+        (
+            not hparams["cohort_means"] or hparams["cohort"] is None,
+            "cohort_means makes the cohort of pseudo_labels: set cohort to "
+            "null",
+        ),
+        (
+            isinstance(hparams["crops"], int) and hparams["crops"] >= 0,
+            "crops must be a whole number of crops of each file, 0 for none",
+        ),
+        (
+            hparams["crop_seconds"] > 0,
+            "crop_seconds must be above 0",
+        ),
         (
             score in (None, "raw", "as_norm", "plda"),
             f"calibrate must be raw, as_norm, plda or null, not {score!r}",
         ),
         (
             is_asked == (hparams["pseudo_labels"] is not None),
-            "pseudo_labels are what plda_rank and calibrate learn from: give "
-            "the labels and one of these, or none of them",
+            "pseudo_labels are what plda_rank, calibrate and cohort_means "
+            "need: give the labels and one of these, or none of them",
         ),
         (
             score != "as_norm" or hparams["cohort"] is not None,
@@ -271,6 +292,8 @@ def embed_cohort(hparams, encode, settings):
     ValueError
         If fewer than ``top_n`` utterances can be embedded.
     """
+    if hparams["cohort_means"]:
+        return cohort_of_means(hparams)
     if hparams["cohort"] is None:
         return None
     paths, spans = cohort_segments(
@@ -289,6 +312,136 @@ def embed_cohort(hparams, encode, settings):
         )
         scoring.check_top_n(hparams["top_n"] or len(kept), len(kept))
     return Cohort(found.rows[kept], [paths[n] for n in kept])
+
+
+def cohort_of_means(hparams):
+    """A cohort of the mean directions of clusters.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    Cohort
+        Of one row for each cluster; without files.
+    """
+    clusters, mean = read_clusters(hparams), mean_embedding(hparams)
+    chosen = np.flatnonzero(clusters.classes >= 0)
+    classes = torch.from_numpy(clusters.classes[chosen])
+    rows = torch.from_numpy(np.asarray(clusters.embeddings[chosen]))
+    rows = scoring.unit(rows.float() - (0.0 if mean is None else mean))
+    means = torch.zeros(int(classes.max()) + 1, rows.shape[1])
+    means = means.index_add(0, classes, rows)[classes.unique()]
+    scoring.check_top_n(hparams["top_n"] or len(means), len(means))
+    return Cohort(means, [])
+
+
+def mean_embedding(hparams):
+    """The mean that is subtracted from all embeddings, or None.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    torch.Tensor
+        Of all rows of the folder ``subtract_mean`` [emb_dim].
+
+    Raises
+    ------
+    ValueError
+        If the embeddings are of another model.
+    """
+    folder = hparams["subtract_mean"]
+    if folder is None:
+        return None
+    found = load(folder)
+    model = hparams["model_folder"]
+    if found.meta["settings"]["encoder"] != encoder_hash(model):
+        raise ValueError(
+            f"The embeddings in {folder} (subtract_mean) are not of the model "
+            f"{model}. Embed unlabelled audio with it: python -m "
+            f"speechbrain_ssl.embed {model} TRAIN_CSV."
+        )
+    return torch.from_numpy(found.matrix.mean(0, dtype=np.float64)).float()
+
+
+def without_mean(encode, mean):
+    """An encoder whose embeddings have a mean of zero on some audio.
+
+    Arguments
+    ---------
+    encode : Callable
+        Waveforms [batch, time] and relative lengths to embeddings.
+    mean : torch.Tensor
+        Subtracted from each; None: nothing is [emb_dim].
+
+    Returns
+    -------
+    Callable
+        Called as ``encode`` is.
+    """
+    if mean is None:
+        return encode
+
+    def embed(wavs, wav_lens):
+        embeddings = encode(wavs, wav_lens)
+        return embeddings - mean.to(embeddings.device)
+
+    return embed
+
+
+def score_of_crops(hparams, encode, settings):
+    """Scores that average pairs of crops and whole files, as for WavLM.
+
+    The mean cosine of all pairs of crops of two sides is the product of the
+    means of their unit embeddings (V. Miara et al., Interspeech 2024,
+    arXiv:2406.02285: 15 crops of 4 s).
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    encode : Callable
+        Waveforms [batch, time] and relative lengths to embeddings.
+    settings : dict
+        Rate, size of batches and device for ``embed_files``.
+
+    Returns
+    -------
+    Callable
+        A scorer for ``speechbrain_ssl.evaluation.verification.verify``.
+    """
+    count, seconds, means = hparams["crops"], hparams["crop_seconds"], {}
+
+    def spans_of(path):
+        header = audio.info(path)
+        length = min(round(seconds * header.sample_rate), header.frames)
+        starts = np.linspace(0, header.frames - length, count).astype(int)
+        return [(int(start), int(start) + length) for start in starts]
+
+    def embed(paths):
+        spans = [span for path in paths for span in spans_of(path)]
+        files = [path for path in paths for _ in range(count)]
+        rows = scoring.unit(embed_files(encode, files, spans=spans, **settings))
+        means.update(zip(paths, rows.unflatten(0, (-1, count)).mean(1)))
+
+    def score(embeddings, parts, trials):
+        new = {path for own in parts for path in own} - means.keys()
+        if new:
+            embed(sorted(new))
+        rows = torch.stack(
+            [torch.stack([means[p] for p in own]).mean(0) for own in parts]
+        )
+        pairs = scoring.pair_products(rows, trials.enrol, trials.test)
+        whole = scoring.cosine_scores(embeddings, trials.enrol, trials.test)
+        return (pairs + whole) / 2
+
+    return score
 
 
 def training_files(model_folder):
@@ -570,7 +723,7 @@ def describe(list_path, summary, folder):
                 "that these figures are not those of unknown recordings"
             )
     for kind, ending in SCORES.items():
-        found = summary[kind]
+        found = summary.get(kind)
         if found is None:
             continue
         if found["EER"] is None:
@@ -681,7 +834,11 @@ def main(argv):
         "progress": not run_opts["noprogressbar"],
     }
     known = {"training set": training_files(hparams["model_folder"])}
-    cohort = embed_cohort(hparams, model.encode_batch, settings)
+    encode = without_mean(model.encode_batch, mean_embedding(hparams))
+    cohort = embed_cohort(hparams, encode, settings)
+    scorers = {}
+    if hparams["crops"]:
+        scorers["crops"] = score_of_crops(hparams, encode, settings)
     if cohort is not None:
         known["cohort"] = cohort.paths
     back_ends = make_back_ends(hparams, model, device, cohort)
@@ -695,18 +852,20 @@ def main(argv):
     stores = hparams["write_threshold"]  # until a list has labels
     for list_path in lists:
         summary = summaries[list_path] = verify(
-            model.encode_batch,
+            encode,
             list_path,
             hparams["output_folder"],
             data_root=hparams["data_root"],
             cohort=None if cohort is None else cohort.embeddings,
-            top_n=hparams["top_n"] or len(cohort.paths if cohort else ()),
+            top_n=hparams["top_n"] or len(cohort.embeddings if cohort else ()),
             cache=cache,
             back_ends=back_ends,
             conditions=conditions,
             label_use=label_use,
             models=models,
             known=known,
+            scorers=scorers,
+            costs=tuple(hparams["costs"]),
             **settings,
         )
         folder = results_folder(hparams["output_folder"], list_path)
