@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from speechbrain_ssl import __version__
 from speechbrain_ssl.files import write_json, write_whole
 
 CARD_NAME, THRESHOLD_NAME = "README.md", "threshold.json"
@@ -30,10 +31,10 @@ FIGURES = {
 }
 SOURCE = re.compile(r'(from_hparams\(\s*source=)"(?:[^"\\]|\\.)*"')
 THRESHOLD_SECTION = re.compile(r"^## Threshold\n.*?(?=^## |\Z)", re.M | re.S)
-PACKAGES = ("speechbrain_ssl", "speechbrain", "torch", "transformers")
+PACKAGES = ("speechbrain", "torch", "transformers")
 
 BODY = """
-# {title}
+# Speaker encoder
 
 {notes}
 
@@ -138,10 +139,10 @@ def write_card(
         ],
         base_model=base_model,
     )
-    facts = {**facts, "versions": _versions()}
+    packages = [name for name in PACKAGES if name in needs or name == "torch"]
+    facts = {**facts, "made with": _versions(packages)}
     rows = "".join(f"| {_cell(k)} | {_cell(v)} |\n" for k, v in facts.items())
     body = BODY.format(
-        title="Speaker encoder",
         notes=notes,
         facts=f"| | |\n|---|---|\n{rows}",
         source=_quoted(name),
@@ -394,10 +395,10 @@ def _quoted(text):
     return json.dumps(text, ensure_ascii=False)
 
 
-def _versions():
-    """The packages that the model was exported with."""
-    found = []
-    for name in PACKAGES:
+def _versions(packages):
+    """Versions of the packages that the model was exported with."""
+    found = [f"speechbrain_ssl {__version__}"]
+    for name in packages:
         try:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

@@ -371,7 +371,7 @@ def _describe(tree, branch, rate, dim):
     ]
     return {
         "objective": ", ".join(filter(None, objective)) or "unknown",
-        "encoder": f"{', '.join(kinds)}: {count / 1e6:.1f} M parameters, "
+        "encoder": f"{', '.join(kinds)}: {count:,} parameters, "
         f"embeddings of {dim} dimensions",
         "audio": f"one channel, {rate} Hz",
     }

@@ -68,9 +68,7 @@ def test_two_parts_and_then_a_second_round(
 
     embeddings = load(out / "embeddings")
     assert embeddings.ids == names
-    training = read_annotation(
-        out / "train.csv", sandbox / "audio"
-    )
+    training = read_annotation(out / "train.csv", sandbox / "audio")
     labels = read_labels(
         out / "pseudo_labels.csv",
         sandbox / "audio",
@@ -94,16 +92,12 @@ def test_two_parts_and_then_a_second_round(
     assert json.loads((again / "report.json").read_text()) == report
     assert report["quality"]["previous"] == {"ARI": 1.0, "utterances": 12}
     assert report["oracle"]["speakers"] == 4
-    same = read_labels(
-        again / "pseudo_labels.csv", sandbox / "audio"
-    )
+    same = read_labels(again / "pseudo_labels.csv", sandbox / "audio")
     assert np.array_equal(same.classes, labels.classes)
 
     # embeddings of any origin are enough
     run(tmp_path / "third", *flags, model=None)
-    same = read_labels(
-        tmp_path / "third/pseudo_labels.csv", sandbox / "audio"
-    )
+    same = read_labels(tmp_path / "third/pseudo_labels.csv", sandbox / "audio")
     assert np.array_equal(same.classes, labels.classes)
     with pytest.raises(ValueError, match="embeddings_folder"):
         run(tmp_path / "fourth", model=None)
@@ -170,9 +164,7 @@ def test_what_was_heard_corrects_the_labels_twice(
     assert (first / "clusters.html").read_text() == page
     assert "Clusters to listen to" in (second / "clusters.html").read_text()
     # the corrected labels belong to the training set, and can be corrected
-    training = read_annotation(
-        first / "train.csv", sandbox / "audio"
-    )
+    training = read_annotation(first / "train.csv", sandbox / "audio")
     found = read_labels(
         second / "pseudo_labels.csv",
         sandbox / "audio",
