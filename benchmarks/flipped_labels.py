@@ -7,7 +7,7 @@
 True speakers are the labels (those of ``--truth``, with ID and speaker, or the
 first folder of each path), a share of them is put into another class at
 random, and ``train_pseudo_labels.py`` trains on that. Prints a line of JSON for
-each epoch: the share that was trusted and how much of it was right, and the
+each epoch: the share that was selected and how much of it was right, and the
 share of the flipped labels that was repaired. This measures the method and uses speaker
 labels throughout: what it trains is no self-supervised model.
 """
@@ -70,7 +70,7 @@ def flipped(classes, share, seed):
 def judge(decisions, true):
     """How right the decisions of one epoch were."""
     seen = decisions.seen.numpy()
-    _, trusted, corrected, learnt = (x.numpy()[seen] for x in decisions.table)
+    _, selected, corrected, label = (x.numpy()[seen] for x in decisions.table)
     given, true = decisions.labels.numpy()[seen], true[seen]
     everyone, flips = np.ones(len(true), bool), given != true
 
@@ -79,12 +79,12 @@ def judge(decisions, true):
 
     return {
         "flipped": share(flips, everyone),
-        "trusted": share(trusted, everyone),
-        "trusted_right": share(~flips, trusted),
+        "selected": share(selected, everyone),
+        "selected_right": share(~flips, selected),
         "corrected": share(corrected, everyone),
-        "corrected_right": share(learnt == true, corrected),
-        "flips_repaired": share(corrected & (learnt == true), flips),
-        "right_after": share(learnt == true, everyone),
+        "corrected_right": share(label == true, corrected),
+        "flips_repaired": share(corrected & (label == true), flips),
+        "right_after": share(label == true, everyone),
     }
 
 

@@ -23,7 +23,7 @@ import torch
 from speechbrain.utils.distributed import infer_device
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.parameters import parameter_groups
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.runtime import keep_memory
@@ -87,7 +87,7 @@ def one_step(hparams, optimizer, views, times):
 
     def project(branch, embedding):
         flat = branch.head(embedding.flatten(0, 1))
-        return Views(embedding, flat.unflatten(0, embedding.shape[:2]))
+        return BranchOutput(embedding, flat.unflatten(0, embedding.shape[:2]))
 
     encoded = clock(lambda: embed(student, seen), times, "student_encoder")
     cut = encoded.detach().requires_grad_()
@@ -103,9 +103,9 @@ def one_step(hparams, optimizer, views, times):
                 lambda: project(teacher.network, other), times, "heads"
             )
     mine = clock(lambda: project(student, cut), times, "heads")
-    number = tuple(range(len(global_crops + local_crops)))
-    mine = mine._replace(number=number[-len(seen) :])
-    other = other and other._replace(number=number[: len(global_crops)])
+    view_id = tuple(range(len(global_crops + local_crops)))
+    mine = mine._replace(view_id=view_id[-len(seen) :])
+    other = other and other._replace(view_id=view_id[: len(global_crops)])
     with LargeTensors(mine.projection.numel() * 4) as large:
         loss, _ = clock(lambda: objective(mine, other, 0.5), times, "loss")
     clock(loss.backward, times, "backward_of_heads_and_loss")

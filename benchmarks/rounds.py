@@ -26,8 +26,8 @@ from objectives import RECIPE, spread
 # figures of a stage, what they are called, and their decimals
 LABELS = {"NMI": 3, "purity": 2}
 TRAINING = {
-    "trusted": "trusted %",
-    "trusted_right": "right of these %",
+    "selected": "selected %",
+    "selected_right": "right of these %",
     "corrected": "corrected %",
     "corrected_right": "right of these %",
 }
@@ -128,7 +128,7 @@ def main():
     runs = read_runs(args.output_folder)
     some = next(iter(runs.values()))
     lists = list(some[0][0, "verify"]["lists"])
-    heads = ["labels trusted by", "round", "runs", "training s"]
+    heads = ["labels selected by", "round", "runs", "training s"]
     heads += [f"{name} EER %" for name in lists]
     heads += [*LABELS, *TRAINING.values()]
     print(line(heads) + "\n" + "|---" * len(heads) + "|")

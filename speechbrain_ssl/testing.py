@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 
 EPOCH = 0.5
 NORMALISATION = torch.nn.modules.batchnorm._NormBase
@@ -150,7 +150,7 @@ def _join(rank, processes, folder, function, arguments):
 def _random_views(views, teacher_views, batch, emb_dim, dim):
     """Student and teacher outputs of random utterances."""
     index = torch.arange(batch)
-    student = Views(
+    student = BranchOutput(
         torch.randn(views, batch, emb_dim, requires_grad=True),
         torch.randn(views, batch, dim, requires_grad=True),
         index,
@@ -158,7 +158,7 @@ def _random_views(views, teacher_views, batch, emb_dim, dim):
     )
     if not teacher_views:
         return student, None
-    teacher = Views(
+    teacher = BranchOutput(
         torch.randn(teacher_views, batch, emb_dim),
         torch.randn(teacher_views, batch, dim),
         index,
@@ -336,7 +336,7 @@ def _check_order(objective, student, teacher):
         return side._replace(
             embedding=side.embedding[order],
             projection=side.projection[order],
-            number=tuple(side.number[v] for v in order),
+            view_id=tuple(side.view_id[v] for v in order),
         )
 
     loss, _ = objective(student, teacher, EPOCH)
@@ -415,7 +415,9 @@ def _compare(parts, whole):
         f"{[x.item() for x in losses]}; their mean must be that of one "
         f"process, {loss.item()}",
     )
-    for name, share, gradient in zip(Views._fields, zip(*shares), gradients):
+    for name, share, gradient in zip(
+        BranchOutput._fields, zip(*shares), gradients
+    ):
         _require(
             torch.allclose(
                 torch.cat(share, dim=1) / count,

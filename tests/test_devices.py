@@ -21,7 +21,7 @@ from speechbrain_ssl.dataio.augmentation import (
 from speechbrain_ssl.dataio.views import ViewSampler
 from speechbrain_ssl.export import export
 from speechbrain_ssl.loading import continue_run, load_encoder
-from speechbrain_ssl.nnet.branch import Branch, Views
+from speechbrain_ssl.nnet.branch import Branch, BranchOutput
 from speechbrain_ssl.nnet.mhfa import MHFA
 from speechbrain_ssl.nnet.regularizers import DistanceToPretrained
 from speechbrain_ssl.nnet.transformer import PretrainedTransformer
@@ -114,8 +114,8 @@ def test_objectives(name, cuda):
     size = examples.VIEWS, examples.BATCH, examples.DIM
     points = torch.randn(size, device="cuda", requires_grad=True)
     index = torch.arange(examples.BATCH, device="cuda")
-    views = Views(points, points, index)
-    teacher = Views(points.detach()[:2], points.detach()[:2], index)
+    views = BranchOutput(points, points, index)
+    teacher = BranchOutput(points.detach()[:2], points.detach()[:2], index)
     for _ in range(2):
         loss, stats = objective(views, teacher, 0.5)
         loss.backward()

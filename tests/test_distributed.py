@@ -243,7 +243,7 @@ def test_two_processes_train_as_one_does_on_the_doubled_batch(tmp_path):
 
 
 def _stage_two(folder, corpus, batch_size, gate, **run_opts):
-    """Weights, gates and what was learnt after three epochs of stage two."""
+    """Weights, gates and decisions after three epochs of stage two."""
     loss = GatedLoss(AAMSoftmax(), correct_from=1.0, threshold=0.3)
     brain = stage_two.make_brain(
         corpus,
@@ -256,8 +256,8 @@ def _stage_two(folder, corpus, batch_size, gate, **run_opts):
     )
     tiny.fit(brain)
     thresholds = [gate["threshold"] for gate in stage_two.gates(folder)]
-    learnt = tuple(brain.decisions.table)
-    return tiny.state_of(brain), thresholds, learnt, brain.optimizer_step
+    decided = tuple(brain.decisions.table)
+    return tiny.state_of(brain), thresholds, decided, brain.optimizer_step
 
 
 def _stage_two_worker(rank, folder, corpus):
@@ -284,7 +284,7 @@ def test_stage_two_sees_one_batch_and_one_gate(tmp_path):
     for mine, other, alone in zip(first[0][2], second[0][2], one[2]):
         assert torch.equal(mine, other)
         assert torch.allclose(mine.double(), alone.double(), atol=1e-3)
-    # where nothing is trusted before correction, no process makes a step
+    # where nothing is selected before correction, no process makes a step
     assert first[1][3] == second[1][3] < one[3]
 
 

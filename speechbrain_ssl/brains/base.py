@@ -39,7 +39,7 @@ NETWORKS = ("student", "teacher", "encoder")
 SUMMARY = {
     "loss": "loss {:.3f}",
     "accuracy": "accuracy {:.3f}",
-    "trusted": "{:.0%} selected",
+    "selected": "{:.0%} selected",
     "EER": "EER {:.2f} %",
     "effective_rank": "effective rank {:.1f}",
     "lr": "learning rate {:.2g}",

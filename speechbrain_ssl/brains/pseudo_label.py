@@ -1,4 +1,4 @@
-"""Stage two: classification of pseudo-labels, trusted by a gate."""
+"""Stage two: classification of pseudo-labels that a gate selects."""
 
 import math
 import os
@@ -22,15 +22,16 @@ class PseudoLabelBrain(SpeakerBrain):
     """Trains an encoder on the classes of a label file.
 
     Modules: ``encoder`` (a Branch without head) and ``classifier``, with as
-    many classes as the labels for each speed of the view sampler: a voice at
-    another speed is another voice (H. Yamamoto et al., Interspeech 2019).
+    many classes as the labels for each speed of the view sampler: with speed
+    perturbation, a class at another speed is a class of its own (H. Yamamoto
+    et al., Interspeech 2019).
 
     Hyperparameters beside those of SpeakerBrain: ``view_sampler`` (of one
     global crop, with its clean view where labels are corrected); ``loss`` (a
-    GatedLoss); ``gate``, fitted at the end of each epoch to the log-losses of
-    all utterances; ``centroid_start`` (whether the classifier starts from the
-    classes' mean embeddings); ``regularizer`` (adds something to a loss, such
-    as DistanceToPretrained; may be left out).
+    GatedLoss); ``gate``, fitted at the end of each epoch to the logarithms of
+    the losses of all utterances; ``centroid_start`` (whether class weights
+    start at the mean embeddings of the classes); ``regularizer`` (adds a term
+    to the loss, such as DistanceToPretrained; may be left out).
 
     Arguments
     ---------
@@ -40,7 +41,7 @@ class PseudoLabelBrain(SpeakerBrain):
 
     stats_help = {
         **SpeakerBrain.stats_help,
-        "gate_log_loss": (
+        "gate_loss_log": (
             "Largest logarithm of the loss at which the gate selects a "
             "pseudo-label in the next epoch."
         ),
@@ -65,7 +66,7 @@ class PseudoLabelBrain(SpeakerBrain):
         return self.module("encoder")
 
     def on_fit_start(self):
-        """Starts the classifier where the encoder puts the classes."""
+        """Moves the augmentation; starts class weights at centroids."""
         self.sampler = self.hparams.view_sampler
         self.sampler.to(self.device)
         resumed = self.checkpointer and self.checkpointer.list_checkpoints()
@@ -74,12 +75,12 @@ class PseudoLabelBrain(SpeakerBrain):
         super().on_fit_start()
 
     def _start_from_centroids(self):
-        """Gives each class's centers the mean of its unit embeddings."""
+        """Sets class weights to the means of the classes' unit embeddings."""
         weight = self.module("classifier").weight
         means = torch.cat([self._means(s) for s in self.sampler.speeds])
         subcenters = len(weight) // len(means)
         start = means.repeat_interleave(subcenters, 0)
-        if subcenters > 1:  # twins would stay twins
+        if subcenters > 1:  # equal ones would stay equal
             start = start + 0.1 * torch.randn_like(start) / len(start[0]) ** 0.5
         with torch.no_grad():
             weight.copy_(distributed.from_first(start))
@@ -101,7 +102,7 @@ class PseudoLabelBrain(SpeakerBrain):
         return F.normalize(total, dim=-1)
 
     def compute_forward(self, batch, stage):
-        """Views of a batch to cosines.
+        """Computes the cosines of augmented and of clean views.
 
         Arguments
         ---------
@@ -115,8 +116,8 @@ class PseudoLabelBrain(SpeakerBrain):
         embedding : torch.Tensor
             Of the augmented crop [batch, emb_dim].
         cosines, clean_cosines : torch.Tensor
-            Of it and of its clean view to all centers [batch, centers]; the
-            latter None before labels are corrected.
+            Cosines of it and of its clean view to all class weights [batch,
+            weights]; the latter None before labels are corrected.
         """
         batch = batch.to(self.device)
         wavs = self.sampler.augment(batch.views.data, batch.draws.data)
@@ -159,7 +160,7 @@ class PseudoLabelBrain(SpeakerBrain):
         labels = self.decisions.labels[index.cpu()].to(self.device)
         labels = labels + self.labels.count * speed
         with torch.autocast(torch.device(self.device).type, enabled=False):
-            loss, learnt, stats = self.hparams.loss(
+            loss, decided, stats = self.hparams.loss(
                 cosines, labels, clean_cosines, self.hparams.gate, self.epoch
             )
             regularizer = getattr(self.hparams, "regularizer", None)
@@ -170,8 +171,8 @@ class PseudoLabelBrain(SpeakerBrain):
         def commit():
             self.collapse.append(embedding)
             # a class at any speed is one class of the file
-            label = learnt.label % self.labels.count
-            self.decisions.write(index, learnt._replace(label=label))
+            label = decided.label % self.labels.count
+            self.decisions.write(index, decided._replace(label=label))
 
         teaches = not bool(stats["nothing_selected"])
         return StepResult(loss, stats, teaches, commit)
@@ -185,11 +186,11 @@ class PseudoLabelBrain(SpeakerBrain):
     def describe_epoch(self, seconds):
         """Fits the gate, and writes down what it says."""
         warnings = super().describe_epoch(seconds)
-        decision = self.hparams.gate.fit(self.decisions.log_losses())
+        decision = self.hparams.gate.fit(self.decisions.loss_logs())
         silent = self.decisions.silent_classes()
         self.train_stats["silent_classes"] = silent / self.labels.count
         if math.isfinite(decision.threshold):
-            self.train_stats["gate_log_loss"] = decision.threshold
+            self.train_stats["gate_loss_log"] = decision.threshold
         epoch = self.hparams.epoch_counter.current
         gated = epoch >= self.hparams.loss.gate_from
         if gated and not decision.accepted:

@@ -68,9 +68,9 @@ class SSLBrain(SpeakerBrain):
 
         Returns
         -------
-        student : Views
+        student : BranchOutput
             Of all crops, or of the local ones.
-        teacher : Views
+        teacher : BranchOutput
             Of the global crops, or None.
         """
         batch = batch.to(self.device)
@@ -86,12 +86,12 @@ class SSLBrain(SpeakerBrain):
         if "teacher" in self.modules:
             teacher = self.modules.teacher(global_crops)
         index = torch.as_tensor(batch.index, device=self.device)
-        number = tuple(range(len(global_crops + local_crops)))
+        view_id = tuple(range(len(global_crops + local_crops)))
         return (
-            student._replace(index=index, number=number[-len(seen) :]),
+            student._replace(index=index, view_id=view_id[-len(seen) :]),
             teacher
             and teacher._replace(
-                index=index, number=number[: len(global_crops)]
+                index=index, view_id=view_id[: len(global_crops)]
             ),
         )
 
@@ -100,7 +100,7 @@ class SSLBrain(SpeakerBrain):
 
         Arguments
         ---------
-        predictions : tuple of Views
+        predictions : tuple of BranchOutput
             Outputs of student and teacher.
         batch : PaddedBatch
             Not needed: objectives see tensors only.

@@ -280,16 +280,16 @@ def oracle(labels, truth):
     }
 
 
-def oracle_decisions(given, learnt, trusted, corrected, truth):
+def oracle_decisions(given, label, selected, corrected, truth):
     """Computes the accuracy of a gate's decisions, for reports only.
 
     The speaker of a class is the most frequent speaker in it.
 
     Arguments
     ---------
-    given, learnt : np.ndarray
+    given, label : np.ndarray
         Class of each utterance in the label file, and in training [n].
-    trusted, corrected : np.ndarray
+    selected, corrected : np.ndarray
         bool, whether the label was selected, or corrected, in training [n].
     truth : np.ndarray
         Speaker of each utterance, -1 if unknown [n].
@@ -297,32 +297,32 @@ def oracle_decisions(given, learnt, trusted, corrected, truth):
     Returns
     -------
     dict of str to float
-        ``trusted_right`` and ``corrected_right``: share of the selected, and
+        ``selected_right`` and ``corrected_right``: share of the selected, and
         of the corrected, utterances whose class belongs to their speaker;
         None if there are none.
 
     Example
     -------
-    >>> given, learnt = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    >>> corrected, truth = given != learnt, np.array([7, 7, 8, 8])
-    >>> oracle_decisions(given, learnt, ~corrected, corrected, truth)
-    {'trusted_right': 1.0, 'corrected_right': 1.0}
+    >>> given, label = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    >>> corrected, truth = given != label, np.array([7, 7, 8, 8])
+    >>> oracle_decisions(given, label, ~corrected, corrected, truth)
+    {'selected_right': 1.0, 'corrected_right': 1.0}
     """
     kept = truth >= 0
     pairs, counts = np.unique(
         np.stack([given[kept], truth[kept]]), axis=1, return_counts=True
     )
-    owner = np.full(max(given.max(), learnt.max()) + 1, -1)
+    owner = np.full(max(given.max(), label.max()) + 1, -1)
     order = counts.argsort(kind="stable")  # the most frequent speaker is last
     owner[pairs[0][order]] = pairs[1][order]
-    right = owner[learnt] == truth
+    right = owner[label] == truth
 
     def share(chosen):
         chosen = chosen & kept
         return float(right[chosen].mean()) if chosen.any() else None
 
     return {
-        "trusted_right": share(trusted),
+        "selected_right": share(selected),
         "corrected_right": share(corrected),
     }
 

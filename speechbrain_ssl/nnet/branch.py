@@ -7,8 +7,8 @@ import torch
 from speechbrain_ssl import distributed
 
 
-class Views(NamedTuple):
-    """What one branch says about V views of the same B utterances.
+class BranchOutput(NamedTuple):
+    """Outputs of a branch for V views of the same B utterances.
 
     Arguments
     ---------
@@ -20,15 +20,15 @@ class Views(NamedTuple):
         Rows of the utterances in the training CSV [batch], for objectives
         that keep something per utterance; None where nobody asks. Where the
         teacher's differ, the keys come from other utterances.
-    number : tuple of int
-        What distinguishes the views: the same number in student and teacher
-        is the same augmented crop. None stands for 0, 1, 2 ...
+    view_id : tuple of int
+        Number of each view: the same one in student and teacher is the same
+        augmented crop. None stands for 0, 1, 2 ...
     """
 
     embedding: torch.Tensor
     projection: torch.Tensor
     index: torch.Tensor | None = None
-    number: tuple | None = None
+    view_id: tuple | None = None
 
 
 def check_views(objective, views, dim=None, utterances=1):
@@ -38,7 +38,7 @@ def check_views(objective, views, dim=None, utterances=1):
     ---------
     objective : torch.nn.Module
         Who asks.
-    views : Views
+    views : BranchOutput
         What it got.
     dim : int
         Width of projections that it was made for; None: any.
@@ -52,7 +52,7 @@ def check_views(objective, views, dim=None, utterances=1):
 
     Example
     -------
-    >>> views = Views(torch.zeros(2, 8, 4), torch.zeros(2, 8, 4))
+    >>> views = BranchOutput(torch.zeros(2, 8, 4), torch.zeros(2, 8, 4))
     >>> check_views(torch.nn.Identity(), views, dim=4, utterances=2)
     """
     name = type(objective).__name__
@@ -75,9 +75,9 @@ def different_views(student, teacher):
 
     Arguments
     ---------
-    student : Views
+    student : BranchOutput
         Of some utterances.
-    teacher : Views
+    teacher : BranchOutput
         Of the same ones; may be the student itself.
 
     Returns
@@ -93,7 +93,7 @@ def different_views(student, teacher):
 
     Example
     -------
-    >>> views = Views(torch.zeros(2, 8, 4), torch.zeros(2, 8, 4))
+    >>> views = BranchOutput(torch.zeros(2, 8, 4), torch.zeros(2, 8, 4))
     >>> different_views(views, views)
     ([0, 1], [1, 0])
     """
@@ -102,20 +102,20 @@ def different_views(student, teacher):
             "This objective needs a teacher, but the modules have none: give "
             "the brain an EMATeacher"
         )
-    numbers = [
-        range(len(views.projection)) if views.number is None else views.number
+    view_ids = [
+        range(len(views.projection)) if views.view_id is None else views.view_id
         for views in (student, teacher)
     ]
     pairs = [
         (s, t)
-        for s, mine in enumerate(numbers[0])
-        for t, other in enumerate(numbers[1])
+        for s, mine in enumerate(view_ids[0])
+        for t, other in enumerate(view_ids[1])
         if mine != other
     ]
     if not pairs:
         raise ValueError(
             "This objective needs two different views, got "
-            f"{len(numbers[0])} of the student and {len(numbers[1])} of the "
+            f"{len(view_ids[0])} of the student and {len(view_ids[1])} of the "
             "teacher: ask the view sampler for more crops"
         )
     return [s for s, _ in pairs], [t for _, t in pairs]
@@ -180,7 +180,7 @@ class Branch(torch.nn.Module):
 
         Returns
         -------
-        Views
+        BranchOutput
             Embeddings and projections of all views.
         """
         lengths = [view.shape[-1] for view in views]
@@ -191,7 +191,9 @@ class Branch(torch.nn.Module):
             encoded[length] = iter(embedding.chunk(len(same)))
         embedding = torch.stack([next(encoded[length]) for length in lengths])
         projection = self.head(embedding.flatten(0, 1))
-        return Views(embedding, projection.unflatten(0, embedding.shape[:2]))
+        return BranchOutput(
+            embedding, projection.unflatten(0, embedding.shape[:2])
+        )
 
     def embed(self, wavs, wav_lens=None):
         """Embeds one batch of waveforms, without the head.

@@ -15,7 +15,7 @@ def _spoken(hidden):
 
 
 class WeightedLayers(torch.nn.Module):
-    """One mean of the layers, with learnt weights.
+    """One mean of the layers, with learned weights.
 
     S. Yang et al., "SUPERB: Speech processing universal performance
     benchmark", Interspeech 2021 (https://arxiv.org/abs/2105.01051). Before

@@ -54,7 +54,7 @@ class EMATeacher(torch.nn.Module):
 
         Returns
         -------
-        Views
+        BranchOutput
             The teacher's embeddings and projections.
         """
         return self.network(views)

@@ -4,14 +4,14 @@ THE CONTRACT. An objective is any ``torch.nn.Module`` with the call ::
 
     loss, stats = objective(student, teacher, epoch)
 
-student : speechbrain_ssl.nnet.branch.Views
+student : speechbrain_ssl.nnet.branch.BranchOutput
     Outputs of the student: ``embedding`` [views, batch, emb_dim],
     ``projection`` [views, batch, proj_dim] and, for objectives that keep
     something per utterance, ``index`` [batch]: rows of the training CSV.
     Global crops come first. Views of one kind are exchangeable: the loss does
     not depend on their order. ``nnet.branch.different_views`` tells which
     pairs are not the same crop.
-teacher : Views or None
+teacher : BranchOutput or None
     The same from the teacher, without gradient; None where there is none.
 epoch : float
     Training time: 2.5 is half-way through the third epoch.

@@ -38,9 +38,9 @@ class AAT(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(3, 8, 16)
-    >>> loss, stats = AAT(emb_dim=16)(Views(crops, crops), None, 0.0)
+    >>> loss, stats = AAT(emb_dim=16)(BranchOutput(crops, crops), None, 0.0)
     >>> loss.shape, len(stats)
     (torch.Size([]), 6)
     """
@@ -84,7 +84,7 @@ class AAT(torch.nn.Module):
 
         Arguments
         ---------
-        student : Views
+        student : BranchOutput
             Three views, see above.
         teacher : None
             Not used.

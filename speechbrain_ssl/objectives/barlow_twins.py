@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import squared_off_diagonal
 
@@ -30,9 +30,9 @@ class BarlowTwins(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(1, 64, 8).expand(2, 64, 8)
-    >>> loss, stats = BarlowTwins()(Views(crops, crops), None, 0.0)
+    >>> loss, stats = BarlowTwins()(BranchOutput(crops, crops), None, 0.0)
     >>> round(stats["diagonal"].item(), 3), sorted(stats)
     (1.0, ['diagonal', 'off_diagonal'])
     """
@@ -57,7 +57,7 @@ class BarlowTwins(torch.nn.Module):
         self.scale = scale
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, the mean over pairs of different views.
 

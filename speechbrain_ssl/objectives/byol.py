@@ -7,7 +7,11 @@ self-supervised learning", NeurIPS 2020 (https://arxiv.org/abs/2006.07733).
 import torch
 
 from speechbrain_ssl.checks import checked, whole
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 
 
@@ -29,9 +33,9 @@ class BYOL(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
-    >>> views = Views(crops, crops)
+    >>> views = BranchOutput(crops, crops)
     >>> loss, stats = BYOL(dim=16, hidden=32)(views, views, 0.0)
     >>> 0 <= loss.item() <= 4, sorted(stats)
     (True, ['cosine', 'negative_cosine'])
@@ -57,7 +61,7 @@ class BYOL(torch.nn.Module):
         self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, the mean of 2 - 2 cos over utterances and pairs.
 

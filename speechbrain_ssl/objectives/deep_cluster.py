@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, one_of
 from speechbrain_ssl.nnet.assignment import prototypes_used
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.precision import full_precision
 
 
@@ -46,13 +46,13 @@ class DeepCluster(torch.nn.Module):
     Example
     -------
     >>> from speechbrain_ssl.clustering.table import ClusterTable
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.clustering.kmeans import KMeans
     >>> points = torch.eye(2).repeat(4, 1)
     >>> table = ClusterTable(KMeans(), clusters=2)
     >>> table.prepare(8)
     >>> _ = table.refresh(points, epoch=0)
-    >>> student = Views(points[None], None, index=torch.arange(8))
+    >>> student = BranchOutput(points[None], None, index=torch.arange(8))
     >>> loss, stats = DeepCluster([table])(student, None, 0.0)
     >>> stats["accuracy"].item()
     1.0
@@ -91,7 +91,7 @@ class DeepCluster(torch.nn.Module):
         self._made = {}
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 

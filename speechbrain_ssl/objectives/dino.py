@@ -17,7 +17,11 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, schedule, whole
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import consistency, koleo
 from speechbrain_ssl.nnet.schedules import at
@@ -53,9 +57,9 @@ class DINO(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(6, 8, 32)  # 6 views of 8 utterances
-    >>> student, teacher = Views(crops, crops), Views(crops[:2], crops[:2])
+    >>> student, teacher = BranchOutput(crops, crops), BranchOutput(crops[:2], crops[:2])
     >>> loss, stats = DINO(prototypes=32)(student, teacher, 0.0)
     >>> loss.shape, sorted(stats)
     (torch.Size([]), ['kl', 'prototypes_used', 'teacher_entropy'])
@@ -105,7 +109,7 @@ class DINO(torch.nn.Module):
         self.register_buffer("center", torch.zeros(prototypes))
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -185,7 +189,9 @@ class DINO(torch.nn.Module):
         return scaled.logsumexp(-1).mean(1, keepdim=True) - chosen
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Moves the center towards the mean of a batch."""
         if self.sinkhorn_iterations:
             return

@@ -7,7 +7,7 @@ al., "DINOv2", TMLR 2024 (https://arxiv.org/abs/2304.07193).
 
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import koleo
 
@@ -20,11 +20,11 @@ class KoLeo(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.byol import BYOL
     >>> from speechbrain_ssl.objectives.weighted import Weighted
     >>> crops = torch.randn(2, 8, 16)
-    >>> views = Views(crops, crops)
+    >>> views = BranchOutput(crops, crops)
     >>> both = Weighted([BYOL(dim=16, hidden=32), KoLeo()], weights=[1.0, 0.5])
     >>> loss, stats = both(views, views, 0.0)
     >>> bool(stats["koleo_loss"] < 0)  # random points are far apart
@@ -39,7 +39,7 @@ class KoLeo(torch.nn.Module):
     }
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, one_of
-from speechbrain_ssl.nnet.branch import Views, different_views
+from speechbrain_ssl.nnet.branch import BranchOutput, different_views
 from speechbrain_ssl.nnet.precision import full_precision
 
 
@@ -31,9 +31,9 @@ class LIM(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
-    >>> loss, stats = LIM("bce")(Views(crops, crops), None, 0.0)
+    >>> loss, stats = LIM("bce")(BranchOutput(crops, crops), None, 0.0)
     >>> loss.shape, sorted(stats)
     (torch.Size([]), ['accuracy', 'negative_cosine', 'positive_cosine'])
     """
@@ -54,7 +54,7 @@ class LIM(torch.nn.Module):
         self.kind = kind
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 

@@ -13,7 +13,11 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, one_of, whole
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
@@ -42,8 +46,8 @@ class MoCo(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
-    >>> views = Views(*2 * [torch.randn(1, 8, 16).expand(2, 8, 16)])
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
+    >>> views = BranchOutput(*2 * [torch.randn(1, 8, 16).expand(2, 8, 16)])
     >>> loss, stats = MoCo(dim=16, queue_size=64)(views, views, 0.0)
     >>> bool(stats["positive_cosine"] > 0.99), sorted(stats)
     (True, ['accuracy', 'negative_cosine', 'positive_cosine'])
@@ -89,7 +93,7 @@ class MoCo(torch.nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -132,7 +136,9 @@ class MoCo(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Overwrites the oldest keys of the queue with those of a batch."""
         _, k = different_views(student, teacher)
         key = F.normalize(full_precision(teacher.projection), dim=-1)

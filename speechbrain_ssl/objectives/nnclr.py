@@ -10,7 +10,11 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, whole
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.heads import mlp
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
@@ -42,10 +46,10 @@ class NNCLR(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
     >>> objective = NNCLR(dim=16, hidden=32, queue_size=64)
-    >>> loss, stats = objective(Views(crops, crops), None, 0.0)
+    >>> loss, stats = objective(BranchOutput(crops, crops), None, 0.0)
     >>> sorted(stats)
     ['accuracy', 'negative_cosine', 'neighbor_cosine', 'positive_cosine']
     """
@@ -93,7 +97,7 @@ class NNCLR(torch.nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -135,7 +139,9 @@ class NNCLR(torch.nn.Module):
         return loss, stats
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Overwrites the oldest views of the queue with the first of a batch.
 
         One view of an utterance is enough, as its views are much alike.

@@ -11,7 +11,7 @@ import torch
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, schedule, whole
-from speechbrain_ssl.nnet.branch import Views, check_views
+from speechbrain_ssl.nnet.branch import BranchOutput, check_views
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     covariance,
@@ -44,10 +44,10 @@ class RDINO(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.dino import DINO
     >>> crops = torch.randn(3, 8, 16 + 32)
-    >>> student, teacher = Views(crops, crops), Views(crops[:2], crops[:2])
+    >>> student, teacher = BranchOutput(crops, crops), BranchOutput(crops[:2], crops[:2])
     >>> objective = RDINO(DINO(prototypes=32), width=16)
     >>> loss, stats = objective(student, teacher, 0.0)
     >>> "covariance" in stats, "teacher_entropy" in stats
@@ -91,7 +91,7 @@ class RDINO(torch.nn.Module):
         }
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, DINO's and the regularisation.
 
@@ -127,7 +127,9 @@ class RDINO(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Moves DINO's center."""
         _, logits = self._parts(teacher)
         self.dino.commit(student, teacher._replace(projection=logits))

@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, one_of, whole
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.heads import Prototypes
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import consistency, koleo
@@ -58,10 +62,10 @@ class SDPN(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(5, 8, 32)  # a global view and 4 local ones
-    >>> student = Views(crops[1:], crops[1:], number=(1, 2, 3, 4))
-    >>> teacher = Views(crops[:1], crops[:1], number=(0,))
+    >>> student = BranchOutput(crops[1:], crops[1:], view_id=(1, 2, 3, 4))
+    >>> teacher = BranchOutput(crops[:1], crops[:1], view_id=(0,))
     >>> loss, stats = SDPN(dim=32, prototypes=16)(student, teacher, 0.0)
     >>> sorted(stats)
     ['cross_entropy', 'entropy_gap', 'koleo', 'prototypes_used']
@@ -125,7 +129,7 @@ class SDPN(torch.nn.Module):
         self.utterances = prototypes  # of the last step, for warnings
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -170,7 +174,9 @@ class SDPN(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Notes how many utterances a step has, for ``warnings``."""
         self.utterances = student.projection.shape[1] * distributed.world_size()
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number
-from speechbrain_ssl.nnet.branch import Views, check_views
+from speechbrain_ssl.nnet.branch import BranchOutput, check_views
 from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.precision import full_precision
 
@@ -37,9 +37,9 @@ class SimCLR(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(1, 8, 16).expand(2, 8, 16)
-    >>> loss, stats = SimCLR()(Views(crops, crops), None, 0.0)
+    >>> loss, stats = SimCLR()(BranchOutput(crops, crops), None, 0.0)
     >>> loss.shape, sorted(stats)
     (torch.Size([]), ['accuracy', 'negative_cosine', 'positive_cosine'])
     """
@@ -65,7 +65,7 @@ class SimCLR(torch.nn.Module):
         self.margin = as_margin(margin)
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, the mean over views and their positives.
 

@@ -7,7 +7,11 @@ X. Chen and K. He, "Exploring simple siamese representation learning", CVPR
 import torch
 
 from speechbrain_ssl.checks import checked, whole
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 
 
@@ -32,9 +36,9 @@ class SimSiam(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
-    >>> loss, stats = SimSiam(16, hidden=8)(Views(crops, crops), None, 0.0)
+    >>> loss, stats = SimSiam(16, hidden=8)(BranchOutput(crops, crops), None, 0.0)
     >>> -1 <= loss.item() <= 1, sorted(stats)
     (True, ['cosine', 'negative_cosine'])
     """
@@ -59,7 +63,7 @@ class SimSiam(torch.nn.Module):
         self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, minus the mean cosine, from -1 to 1.
 

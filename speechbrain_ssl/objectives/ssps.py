@@ -11,7 +11,7 @@ import torch
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, whole
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.queues import next_slots
 
 # from an utterance and a time to a draw that looks random (Knuth)
@@ -47,13 +47,13 @@ class SSPS(torch.nn.Module):
     Example
     -------
     >>> from speechbrain_ssl.clustering.table import ClusterTable
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.simclr import SimCLR
     >>> from speechbrain_ssl.clustering.kmeans import KMeans
     >>> table = ClusterTable(KMeans(), clusters=2)
     >>> table.prepare(8)
     >>> crops = torch.randn(2, 8, 16)
-    >>> student = Views(crops, crops, index=torch.arange(8))
+    >>> student = BranchOutput(crops, crops, index=torch.arange(8))
     >>> loss, stats = SSPS(SimCLR(), table, dim=16)(student, None, 0.0)
     >>> stats["replaced"].item()  # not clustered yet
     0.0
@@ -90,7 +90,7 @@ class SSPS(torch.nn.Module):
         }
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of the objective, with positives of other utterances.
 
@@ -123,7 +123,9 @@ class SSPS(torch.nn.Module):
         return loss, {**stats, "replaced": found.float().mean()}
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Keeps the utterances' own projections, and lets the objective do so."""
         if hasattr(self.objective, "commit"):
             self.objective.commit(student, teacher)

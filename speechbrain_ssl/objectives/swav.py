@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.nnet.assignment import prototypes_used, sinkhorn
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.heads import Prototypes
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
@@ -43,9 +47,9 @@ class SwAV(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(6, 8, 16)
-    >>> loss, stats = SwAV(dim=16)(Views(crops, crops), None, 0.0)
+    >>> loss, stats = SwAV(dim=16)(BranchOutput(crops, crops), None, 0.0)
     >>> sorted(stats)
     ['kl', 'predictions_used', 'prototypes_used', 'target_entropy']
     """
@@ -99,7 +103,7 @@ class SwAV(torch.nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -112,8 +116,8 @@ class SwAV(torch.nn.Module):
         """
         point = full_precision(student.projection)
         key = F.normalize(point.detach()[: self.target_views], dim=-1)
-        number = student.number and student.number[: len(key)]
-        s, t = different_views(student, Views(key, key, number=number))
+        view_id = student.view_id and student.view_id[: len(key)]
+        s, t = different_views(student, BranchOutput(key, key, view_id=view_id))
         check_views(self, student, self.prototypes.weight.shape[1])
         score = self.prototypes(point)
         target = self._target(score.detach()[: len(key)], epoch)
@@ -145,7 +149,9 @@ class SwAV(torch.nn.Module):
         return rows[:batch].transpose(0, 1)
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Overwrites the oldest views of the queue with those of a batch."""
         if not len(self.queue):
             return

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, whole
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     squared_off_diagonal,
@@ -46,9 +46,9 @@ class VIbCReg(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.ones(2, 8, 16)
-    >>> loss, stats = VIbCReg()(Views(crops, crops), None, 0.0)
+    >>> loss, stats = VIbCReg()(BranchOutput(crops, crops), None, 0.0)
     >>> {name: round(value.item(), 2) for name, value in stats.items()}
     {'invariance': 0.0, 'variance': 0.99, 'covariance': 0.0}
     """
@@ -93,7 +93,7 @@ class VIbCReg(torch.nn.Module):
         self.eps = eps
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch; the statistics are without the weights.
 

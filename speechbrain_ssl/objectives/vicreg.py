@@ -11,7 +11,7 @@ import torch
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.regularizers import (
     covariance,
@@ -38,9 +38,9 @@ class VICReg(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.ones(2, 8, 16)
-    >>> loss, stats = VICReg()(Views(crops, crops), None, 0.0)
+    >>> loss, stats = VICReg()(BranchOutput(crops, crops), None, 0.0)
     >>> {name: round(value.item(), 2) for name, value in stats.items()}
     {'invariance': 0.0, 'variance': 0.99, 'covariance': 0.0}
     """
@@ -73,7 +73,7 @@ class VICReg(torch.nn.Module):
         self.covariance_weight = covariance_weight
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch; the statistics are without the weights.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from speechbrain_ssl.checks import checked, each, number, schedule
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.schedules import at
 
 
@@ -26,11 +26,11 @@ class Weighted(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.lim import LIM
     >>> both = Weighted([LIM("nce"), LIM("bce")], weights=[1.0, 0.5])
     >>> crops = torch.randn(2, 8, 16)
-    >>> loss, stats = both(Views(crops, crops), None, 0.0)
+    >>> loss, stats = both(BranchOutput(crops, crops), None, 0.0)
     >>> bool(loss == stats["lim_1_loss"] + 0.5 * stats["lim_2_loss"])
     True
     """
@@ -62,7 +62,7 @@ class Weighted(torch.nn.Module):
         return found
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Weighted sum of the losses.
 
@@ -85,7 +85,9 @@ class Weighted(torch.nn.Module):
             stats.update({prefix + name: x for name, x in said.items()})
         return total, stats
 
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Lets each objective keep what it keeps of a batch."""
         for objective in self.objectives:
             if hasattr(objective, "commit"):

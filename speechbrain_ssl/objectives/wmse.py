@@ -9,7 +9,11 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, whole
-from speechbrain_ssl.nnet.branch import Views, check_views, different_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.precision import full_precision
 
 
@@ -35,9 +39,9 @@ class WMSE(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import Views
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(1, 32, 8).expand(2, 32, 8)
-    >>> loss, stats = WMSE(8, whitening_size=16)(Views(crops, crops), None, 0.0)
+    >>> loss, stats = WMSE(8, whitening_size=16)(BranchOutput(crops, crops), None, 0.0)
     >>> abs(loss.item()) < 1e-5, sorted(stats)
     (True, ['negative_cosine', 'whitened_cosine'])
     """
@@ -79,7 +83,7 @@ class WMSE(torch.nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def forward(
-        self, student: Views, teacher: Views | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -113,7 +117,9 @@ class WMSE(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def commit(self, student: Views, teacher: Views | None) -> None:
+    def commit(
+        self, student: BranchOutput, teacher: BranchOutput | None
+    ) -> None:
         """Lets the next batch be cut into other parts."""
         self.batches += 1
 

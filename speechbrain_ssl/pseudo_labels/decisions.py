@@ -1,4 +1,4 @@
-"""What an epoch of training on pseudo-labels decided about each utterance."""
+"""Decisions of an epoch about the pseudo-label of each utterance."""
 
 import csv
 
@@ -12,9 +12,9 @@ from speechbrain.utils.checkpoints import (
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.files import write_whole
-from speechbrain_ssl.pseudo_labels.loss import Learnt
+from speechbrain_ssl.pseudo_labels.loss import LabelDecisions
 
-COLUMNS = ("ID", "spk_id", "log_loss", "trusted", "corrected", "learnt")
+COLUMNS = ("ID", "spk_id", "loss_log", "selected", "corrected", "label")
 BINS = 60
 
 
@@ -32,8 +32,8 @@ class Decisions:
     >>> decisions = Decisions(torch.tensor([0, 1, 1]))
     >>> yes, no = torch.tensor([True]), torch.tensor([False])
     >>> loss, label = torch.tensor([-2.0]), torch.tensor([1])
-    >>> decisions.write(torch.tensor([2]), Learnt(loss, yes, no, label))
-    >>> decisions.log_losses().tolist(), decisions.silent_classes()
+    >>> decisions.write(torch.tensor([2]), LabelDecisions(loss, yes, no, label))
+    >>> decisions.loss_logs().tolist(), decisions.silent_classes()
     ([-2.0], 1)
     """
 
@@ -42,9 +42,9 @@ class Decisions:
         self.clear()
 
     def clear(self):
-        """Forgets all decisions: an epoch begins."""
+        """Removes all decisions, at the start of an epoch."""
         count = len(self.labels)
-        self.table = Learnt(
+        self.table = LabelDecisions(
             torch.full((count,), torch.nan),
             torch.zeros(count, dtype=torch.bool),
             torch.zeros(count, dtype=torch.bool),
@@ -52,26 +52,26 @@ class Decisions:
         )
         self.seen = torch.zeros(count, dtype=torch.bool)
 
-    def write(self, index, learnt):
+    def write(self, index, decided):
         """Adds a batch of all processes.
 
         Arguments
         ---------
         index : torch.Tensor
             int64 rows of the utterances [batch].
-        learnt : Learnt
-            What was decided about them.
+        decided : LabelDecisions
+            The decisions about them.
         """
         # one message: float64 holds rows, labels and float32 losses
-        packed = torch.stack([x.double() for x in (index, *learnt)], dim=1)
+        packed = torch.stack([x.double() for x in (index, *decided)], dim=1)
         index, *columns = distributed.gather(packed).cpu().unbind(1)
         self.seen[index.long()] = True
         for column, values in zip(self.table, columns):
             column[index.long()] = values.to(column.dtype)
 
-    def log_losses(self):
-        """Log-losses of the utterances that were seen [seen utterances]."""
-        return self.table.log_loss[self.seen]
+    def loss_logs(self):
+        """Logarithms of the losses of the utterances seen [utterances]."""
+        return self.table.loss_log[self.seen]
 
     def shares(self):
         """Shares of the utterances that were seen.
@@ -79,14 +79,14 @@ class Decisions:
         Returns
         -------
         dict of str to float
-            ``trusted``, ``corrected`` and ``relabeled`` (corrected to another
-            label); 0 if none was seen.
+            ``selected``, ``corrected`` and ``label_changed`` (corrected to
+            another class); 0 if none was seen.
         """
         changed = self.table.corrected & (self.table.label != self.labels)
         kinds = {
-            "trusted": self.table.trusted,
+            "selected": self.table.selected,
             "corrected": self.table.corrected,
-            "relabeled": changed,
+            "label_changed": changed,
         }
         seen = max(int(self.seen.sum()), 1)
         return {
@@ -95,13 +95,13 @@ class Decisions:
         }
 
     def silent_classes(self):
-        """Number of classes of which the epoch learnt no utterance."""
-        used = self.seen & (self.table.trusted | self.table.corrected)
+        """Number of classes of which the epoch learned no utterance."""
+        used = self.seen & (self.table.selected | self.table.corrected)
         taught = self.table.label[used].unique()
         return len(self.labels.unique()) - len(taught)
 
     def histogram(self):
-        """How many utterances have which log-loss, for a plot.
+        """Histogram of the logarithms of the losses, for a plot.
 
         Returns
         -------
@@ -109,7 +109,7 @@ class Decisions:
             ``edges`` [bins + 1] and ``counts`` [bins]; both are empty if no
             loss is finite.
         """
-        losses = self.log_losses().numpy()
+        losses = self.loss_logs().numpy()
         losses = losses[np.isfinite(losses)].astype(float)
         if not len(losses):
             return {"edges": [], "counts": []}
@@ -117,31 +117,30 @@ class Decisions:
         return {"edges": edges.tolist(), "counts": counts.tolist()}
 
     def corrected_labels(self):
-        """The labels, with those that were corrected in their place.
+        """The pseudo-labels, replaced where they were corrected.
 
         Returns
         -------
         torch.Tensor
-            int64; what was neither trusted nor corrected keeps its label
-            [utterances].
+            int64 [utterances].
         """
         return torch.where(self.table.corrected, self.table.label, self.labels)
 
     def write_csv(self, path, ids):
-        """Writes what was decided about each utterance that was seen.
+        """Writes the decision about each utterance that was seen.
 
         Arguments
         ---------
         path : str
-            CSV file with the columns ID, spk_id (the class given), log_loss,
-            trusted, corrected (1 or 0) and learnt (the class learnt).
+            CSV file with the columns ID, spk_id (the pseudo-label), loss_log,
+            selected, corrected (1 or 0) and label (the class learned).
         ids : iterable of str
             IDs of the utterances, in order.
         """
         columns = (
             self.labels.tolist(),
-            self.table.log_loss.tolist(),
-            self.table.trusted.int().tolist(),
+            self.table.loss_log.tolist(),
+            self.table.selected.int().tolist(),
             self.table.corrected.int().tolist(),
             self.table.label.tolist(),
         )
@@ -166,7 +165,7 @@ class Decisions:
                 f"the label file has {len(self.labels)}. Train on the same "
                 "labels, or start in a new output_folder."
             )
-        self.table = Learnt(*columns)
+        self.table = LabelDecisions(*columns)
 
 
 def read_decisions(path):
@@ -182,13 +181,13 @@ def read_decisions(path):
     ids : list of str
         Utterances [n].
     columns : dict of str to np.ndarray
-        ``given`` and ``learnt`` (int64 classes), ``trusted`` and
+        ``given`` and ``label`` (int64 classes), ``selected`` and
         ``corrected`` (bool) [n].
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    kinds = [("given", "spk_id", int), ("learnt", "learnt", int)]
-    kinds += [("trusted", "trusted", bool), ("corrected", "corrected", bool)]
+    kinds = [("given", "spk_id", int), ("label", "label", int)]
+    kinds += [("selected", "selected", bool), ("corrected", "corrected", bool)]
     columns = {
         name: np.array([int(row[column]) for row in rows]).astype(kind)
         for name, column, kind in kinds

@@ -1,10 +1,10 @@
-"""Gates: which pseudo-labels are trusted, by how well they are learnt.
+"""Gates: selection of pseudo-labels by their loss.
 
 Networks learn right labels before wrong ones (R. Tao et al., "Self-supervised
 speaker recognition with loss-gated learning", ICASSP 2022,
-https://arxiv.org/abs/2110.03869). A gate has ``fit(log_losses)``, at the end
-of an epoch, which returns a ``Decision``, and the call ``gate(log_losses)``,
-log-losses [batch] to bool [batch].
+https://arxiv.org/abs/2110.03869). A gate has ``fit(loss_logs)``, at the end
+of an epoch, which returns a ``Decision``, and the call ``gate(loss_logs)``,
+logarithms of losses [batch] to bool [batch].
 """
 
 import logging
@@ -38,9 +38,9 @@ STARTS = [(0.0, 0.06), (0.0, 0.5), (0.0, 0.94), (0.25, 0.75)]
 class Decision(NamedTuple):
     """What a gate decided, and why."""
 
-    # largest log-loss that is trusted; infinity: no gate
+    # largest logarithm of a loss that is selected; infinity: no gate
     threshold: float
-    # whether the losses gave it
+    # whether it was computed from these losses
     accepted: bool
     reason: str
     # weights, means and deviations of two Gaussians, that of lower mean
@@ -49,12 +49,12 @@ class Decision(NamedTuple):
 
 
 class FixedGate:
-    """Trusts losses up to a number (LGL); there is nothing to checkpoint.
+    """Selects losses up to a constant (LGL); it has no state.
 
     Arguments
     ---------
     thresholds : float or list of float
-        Largest trusted loss in nats, or one for each round.
+        Largest loss that is selected, in nats, or one for each round.
     round_index : int
         From 0; rounds beyond the list take its last threshold.
 
@@ -78,30 +78,30 @@ class FixedGate:
         self.threshold = math.log(nat) if nat > 0 else -math.inf
         self.decision = Decision(self.threshold, True, f"fixed at {nat:g} nats")
 
-    def fit(self, log_losses):
-        """Stays as it is, whatever ``log_losses`` are."""
+    def fit(self, loss_logs):
+        """Returns the constant decision; ``loss_logs`` do not matter."""
         return self.decision
 
-    def __call__(self, log_losses):
-        """Which utterances are trusted."""
-        return log_losses <= self.threshold
+    def __call__(self, loss_logs):
+        """Which utterances are selected."""
+        return loss_logs <= self.threshold
 
 
 @register_checkpoint_hooks
 class MixtureGate:
-    """Trusts losses of the lower of two Gaussians, if there are two (DLG).
+    """Selects losses of the lower of two Gaussians, if there are two (DLG).
 
     B. Han, Z. Chen and Y. Qian, "Self-supervised speaker verification using
     dynamic loss-gate and label correction", Interspeech 2022
-    (https://arxiv.org/abs/2208.01928). Log-losses are cut to their 0.1 and
-    99.9 percentiles. Two Gaussians count if they have a better BIC than one,
-    are separate (Ashman's D), none is marginal, and their densities cross
-    between the means: there the threshold is. If not, the threshold
-    before stays; there is no gate if there was none, or once this happens
-    ``patience`` times in a row.
+    (https://arxiv.org/abs/2208.01928). Logarithms of losses are clipped to
+    their 0.1 and 99.9 percentiles. Two Gaussians are accepted if they have a
+    better BIC than one, are separate (Ashman's D), none is marginal, and their
+    densities cross between the means. The threshold is where they cross. If
+    they are refused, the previous threshold stays. There is no gate if there
+    was none, or after ``patience`` refusals in a row.
 
-    Of more than 4000 losses every n-th of the sorted ones is fitted: neither
-    order nor chance matters. BIC is that of all of them.
+    Of more than 4000 losses every n-th of the sorted ones is fitted, so that
+    neither order nor chance matters. BIC is that of all losses.
 
     Arguments
     ---------
@@ -110,7 +110,7 @@ class MixtureGate:
     min_weight : float
         Share of the losses above which a Gaussian is not marginal.
     patience : int
-        Refusals in a row that open the gate.
+        Consecutive refused fits after which all labels are selected.
 
     Example
     -------
@@ -137,14 +137,14 @@ class MixtureGate:
         self.threshold, self.previous, self.failures = math.inf, math.inf, 0
         self.decisions = []
 
-    def fit(self, log_losses):
+    def fit(self, loss_logs):
         """Decides on the threshold of the next epoch, alike everywhere.
 
         Arguments
         ---------
-        log_losses : torch.Tensor or np.ndarray
-            Of all processes; those the first one has decide [n]. Those that
-            are not finite are left out.
+        loss_logs : torch.Tensor or np.ndarray
+            Logarithms of the losses of all processes [n]; those of the first
+            process decide. Values that are not finite are left out.
 
         Returns
         -------
@@ -153,7 +153,7 @@ class MixtureGate:
         """
         numbers = torch.full((9,), math.nan, dtype=torch.float64)
         if distributed.rank() == 0:
-            _measure(log_losses, numbers)
+            _measure(loss_logs, numbers)
         count, bic1, bic2, *six = distributed.from_first(numbers).tolist()
         mixture = None
         if not math.isnan(bic2):
@@ -177,7 +177,7 @@ class MixtureGate:
         return decision
 
     def _refusal(self, count, bic1, bic2, mixture):
-        """Why a mixture does not count; empty if it does."""
+        """Why a mixture is refused; empty if it is accepted."""
         if count < FEWEST:
             return f"{count:.0f} finite losses are less than {FEWEST}"
         if mixture is None:
@@ -197,9 +197,9 @@ class MixtureGate:
             return "densities do not cross between the means"
         return ""
 
-    def __call__(self, log_losses):
-        """Which utterances are trusted; NaN never is."""
-        return log_losses <= self.threshold
+    def __call__(self, loss_logs):
+        """Which utterances are selected; never one with NaN."""
+        return loss_logs <= self.threshold
 
     @mark_as_saver
     def _save(self, path):
@@ -240,10 +240,10 @@ def crossing(weights, means, deviations):
     return next((x for x in roots if low < x < high), None)
 
 
-def _measure(log_losses, numbers):
+def _measure(loss_logs, numbers):
     """Fills in count, BIC of one and two Gaussians, and these, as known."""
     # what float32 cannot hold is not finite
-    x = torch.as_tensor(log_losses).detach().float().double().cpu().numpy()
+    x = torch.as_tensor(loss_logs).detach().float().double().cpu().numpy()
     x = np.sort(x[np.isfinite(x)])
     numbers[0] = count = len(x)
     if count < FEWEST:

@@ -24,23 +24,23 @@ from speechbrain_ssl.nnet.schedules import at
 TINY = -15.0
 
 
-class Learnt(NamedTuple):
-    """What was learnt of each utterance of a batch.
+class LabelDecisions(NamedTuple):
+    """What a step decided about the pseudo-label of each utterance.
 
     Arguments
     ---------
-    log_loss : torch.Tensor
-        Logarithm of the loss of the label given, for the gate [batch].
-    trusted : torch.Tensor
-        bool, whether the label given was learnt [batch].
+    loss_log : torch.Tensor
+        Logarithm of the loss of the pseudo-label, for the gate [batch].
+    selected : torch.Tensor
+        bool, whether the pseudo-label was learned [batch].
     corrected : torch.Tensor
-        bool, whether the class of the clean view was learnt [batch].
+        bool, whether the class of the clean view was learned [batch].
     label : torch.Tensor
-        int64 label that was learnt; the one given if none was [batch].
+        int64 class that was learned; the pseudo-label if none was [batch].
     """
 
-    log_loss: torch.Tensor
-    trusted: torch.Tensor
+    loss_log: torch.Tensor
+    selected: torch.Tensor
     corrected: torch.Tensor
     label: torch.Tensor
 
@@ -48,7 +48,8 @@ class Learnt(NamedTuple):
 def cross_entropy_per_utterance(logits, labels):
     """Cross-entropies and their logarithms, exact in float32.
 
-    Log-softmax loses what is below 1e-7: most utterances that are well learnt.
+    Log-softmax rounds losses below 1e-7 to 0, as many well-learned utterances
+    have.
 
     Arguments
     ---------
@@ -59,7 +60,7 @@ def cross_entropy_per_utterance(logits, labels):
 
     Returns
     -------
-    loss, log_loss : torch.Tensor
+    loss, loss_log : torch.Tensor
         float32, in nats and its logarithm (-inf for a single class) [batch].
 
     Example
@@ -72,12 +73,12 @@ def cross_entropy_per_utterance(logits, labels):
     others = logits.scatter(1, row, -math.inf).logsumexp(1)
     x = others - logits.gather(1, row)[:, 0]
     # clamped: the branch not taken must not have an infinite gradient
-    log_loss = F.softplus(x.clamp(min=TINY)).log()
-    return F.softplus(x), torch.where(x < TINY, x, log_loss)
+    loss_log = F.softplus(x.clamp(min=TINY)).log()
+    return F.softplus(x), torch.where(x < TINY, x, loss_log)
 
 
 class Classifier(torch.nn.Module):
-    """Cosines of embeddings to learnt centers of classes.
+    """Cosines of embeddings to class weights.
 
     Arguments
     ---------
@@ -86,7 +87,7 @@ class Classifier(torch.nn.Module):
     classes : int
         Number of clusters.
     subcenters : int
-        Centers of a class; they follow one another.
+        Weights of a class; they follow one another.
 
     Example
     -------
@@ -101,7 +102,7 @@ class Classifier(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.nn.init.xavier_normal_(weight))
 
     def forward(self, embeddings):
-        """Embeddings [batch, emb_dim] to float32 cosines [batch, centers]."""
+        """Embeddings [batch, emb_dim] to float32 cosines [batch, weights]."""
         with torch.autocast(embeddings.device.type, enabled=False):
             point = F.normalize(embeddings.float(), dim=-1)
             return F.linear(point, F.normalize(self.weight.float(), dim=-1))
@@ -120,11 +121,11 @@ class AAMSoftmax(torch.nn.Module):
     scale : float or callable
         Factor of the cosines, or a schedule of it.
     subcenters : int
-        Centers of a class; the nearest one counts.
+        Weights of a class; the nearest one counts.
     topk : int
         Number of nearest other classes that get a margin too; 0: none.
     topk_margin : float
-        Taken off the angle to those, in radians.
+        Subtracted from the angle to these, in radians.
 
     Example
     -------
@@ -153,7 +154,7 @@ class AAMSoftmax(torch.nn.Module):
         self.topk, self.topk_margin = topk, topk_margin
 
     def nearest(self, cosines):
-        """Cosines [batch, centers] to those of classes [batch, classes]."""
+        """Cosines [batch, weights] to those of classes [batch, classes]."""
         if cosines.shape[1] % self.subcenters:
             raise ValueError(
                 f"{cosines.shape[1]} cosines cannot be of {self.subcenters} "
@@ -162,7 +163,7 @@ class AAMSoftmax(torch.nn.Module):
         return cosines.float().unflatten(1, (-1, self.subcenters)).amax(-1)
 
     def forward(self, cosines, labels, epoch):
-        """Cosines [batch, centers] to float32 logits [batch, classes]."""
+        """Cosines [batch, weights] to float32 logits [batch, classes]."""
         logit, row = self.nearest(cosines), labels[:, None]
         margin, target = at(self.margin, epoch), logit.gather(1, row)
         if self.topk:
@@ -175,18 +176,19 @@ class AAMSoftmax(torch.nn.Module):
 
 
 class GatedLoss(torch.nn.Module):
-    """Learns trusted labels, and those of the others that it can correct.
+    """Classification of selected and of corrected labels.
 
-    Unlike the public code, the margin is on the label that is learnt, also
-    where it is corrected; confidence is one of cosines, whatever the lengths
-    of embeddings; the mean is over the utterances learnt in all phases.
+    Differences from the public code: the margin is on the class that is
+    learned, also where it is corrected; confidence is computed from cosines,
+    not from dot products; the mean is over the learned utterances in all
+    phases.
 
     Arguments
     ---------
     aam : AAMSoftmax
         Makes the logits.
     gate_from : float
-        Epoch before which every label is trusted.
+        Epoch before which all labels are selected.
     correct_from : float
         Epoch from which labels are corrected; infinity: never (LGL).
     target : str
@@ -195,27 +197,27 @@ class GatedLoss(torch.nn.Module):
     temperature : float
         Divides the clean view's scaled cosines; small ones sharpen.
     threshold : float
-        Probability above which the clean view is believed.
+        Probability above which the class of the clean view is taken.
 
     Example
     -------
     >>> cosines, labels = torch.eye(3), torch.tensor([0, 1, 0])
-    >>> lowest = lambda log_losses: log_losses < 0
+    >>> lowest = lambda loss_logs: loss_logs < 0
     >>> learn = GatedLoss(AAMSoftmax(), correct_from=0.0)
     >>> loss, _, stats = learn(cosines, labels, cosines, lowest, epoch=0.0)
-    >>> bool(loss < 1e-6), round(stats["relabeled"].item(), 2)
+    >>> bool(loss < 1e-6), round(stats["label_changed"].item(), 2)
     (True, 0.33)
     """
 
     stats_help = {
-        "trusted": "Share of the utterances whose pseudo-label is learned.",
+        "selected": "Share of the utterances whose pseudo-label is learned.",
         "corrected": (
             "Share of the utterances that learn the class of their clean view "
             "instead."
         ),
-        "relabeled": (
-            "Share of the utterances that learn another class than their "
-            "pseudo-label."
+        "label_changed": (
+            "Share of the utterances that are corrected to another class than "
+            "their pseudo-label."
         ),
         "accuracy": (
             "Share of the utterances whose pseudo-label has the highest cosine."
@@ -260,33 +262,33 @@ class GatedLoss(torch.nn.Module):
         probability = (logit / self.temperature).softmax(-1)
         return probability, *probability.max(-1)
 
-    def forward(self, cosines, labels, clean_cosines, trusted, epoch):
+    def forward(self, cosines, labels, clean_cosines, selected, epoch):
         """Loss of one batch.
 
         Arguments
         ---------
         cosines, clean_cosines : torch.Tensor
-            Of the augmented segments and their clean views [batch,
-            centers]; the twins are None where nothing is corrected.
+            Of the augmented segments and their clean views [batch, weights];
+            the latter are None where nothing is corrected.
         labels : torch.Tensor
             int64 pseudo-labels [batch].
-        trusted : torch.Tensor or callable
-            bool [batch], or a gate that makes it of log-losses [batch].
+        selected : torch.Tensor or callable
+            bool [batch], or a gate that computes it from the logarithms of
+            the losses [batch].
         epoch : float
             Training time.
 
         Returns
         -------
         loss : torch.Tensor
-            Its mean over processes is that of one process with all their
-            utterances: 0 if none is selected, not finite if one of all is not.
-        learnt : Learnt
-            What happened to each utterance.
+            Scalar. Its mean over processes is that of one process with all
+            their utterances: 0 if none is selected, not finite if one of
+            their losses is not.
+        decisions : LabelDecisions
+            What is learned of each utterance.
         stats : dict of torch.Tensor
-            Shares of utterances ``trusted``, ``corrected`` and ``relabeled``
-            (corrected to another label); ``accuracy`` without margin; mean
-            ``label_loss`` of all labels and ``confidence`` of clean views;
-            ``nothing_selected``, 1 if so in all processes: make no step.
+            See ``stats_help``. ``nothing_selected`` is 1 if no process has an
+            utterance to learn from: make no step.
 
         Raises
         ------
@@ -294,14 +296,14 @@ class GatedLoss(torch.nn.Module):
             If labels are to be corrected and there is no clean view.
         """
         logit = self.aam(cosines, labels, epoch)
-        loss, log_losses = cross_entropy_per_utterance(logit, labels)
-        log_losses = log_losses.detach()
-        trusted = trusted(log_losses) if callable(trusted) else trusted
-        trusted = trusted | (epoch < self.gate_from)
-        corrected, learnt = torch.zeros_like(trusted), labels
-        confidence = torch.zeros_like(log_losses)
+        loss, loss_logs = cross_entropy_per_utterance(logit, labels)
+        loss_logs = loss_logs.detach()
+        selected = selected(loss_logs) if callable(selected) else selected
+        selected = selected | (epoch < self.gate_from)
+        corrected, learned = torch.zeros_like(selected), labels
+        confidence = torch.zeros_like(loss_logs)
         # a product, not a choice: NaN must show in it as in its gradient
-        used = loss * trusted
+        used = loss * selected
         if epoch >= self.correct_from:
             if clean_cosines is None:
                 raise ValueError(
@@ -310,8 +312,8 @@ class GatedLoss(torch.nn.Module):
                     "or set correct_from to .inf."
                 )
             probability, confidence, new = self.predict(clean_cosines, epoch)
-            corrected = ~trusted & (confidence > self.threshold)
-            learnt = torch.where(corrected, new, labels)
+            corrected = ~selected & (confidence > self.threshold)
+            learned = torch.where(corrected, new, labels)
             logit = self.aam(cosines, new, epoch)
             again, _ = cross_entropy_per_utterance(logit, new)
             if self.target == "soft":
@@ -319,16 +321,17 @@ class GatedLoss(torch.nn.Module):
             used = used + again * corrected
         with torch.no_grad():
             # divided by the processes' mean, DDP's mean is the global one
-            count = distributed.mean((trusted | corrected).sum().float())
+            count = distributed.mean((selected | corrected).sum().float())
             found = self.aam.nearest(cosines).argmax(-1) == labels
             stats = {
-                "trusted": trusted.float().mean(),
+                "selected": selected.float().mean(),
                 "corrected": corrected.float().mean(),
-                "relabeled": (learnt != labels).float().mean(),
+                "label_changed": (learned != labels).float().mean(),
                 "accuracy": found.float().mean(),
                 "label_loss": loss.detach().mean(),
                 "confidence": confidence.mean(),
                 "nothing_selected": (count == 0).float(),
             }
         loss = used.sum() / count.masked_fill(count == 0, 1)
-        return loss, Learnt(log_losses, trusted, corrected, learnt), stats
+        decisions = LabelDecisions(loss_logs, selected, corrected, learned)
+        return loss, decisions, stats

@@ -56,7 +56,7 @@ MAP_WORDS = (
 )
 # the loss of all pseudo-labels, or else of the selected utterances
 LOSSES = ("label_loss", "loss")
-CHOICES = ("trusted", "corrected")
+CHOICES = ("selected", "corrected")
 NOTHING = ([[0.0], [0.0]], [[0.0], []])
 
 
@@ -221,7 +221,7 @@ def _verdict(run):
     if rank and share and share[-1] > 0:
         size = round(rank[-1] / share[-1])
         facts.insert(0, f"effective rank {rank[-1]:.0f} of {size}")
-    for name in ("accuracy", "trusted", "corrected"):
+    for name in ("accuracy", "selected", "corrected"):
         if ends := _ends(run, name):
             facts.append(f"{_words(run, name)} {percent(ends[-1])}")
     return {"kind": kind, "headline": headline, "facts": facts}
@@ -327,7 +327,7 @@ def _gate(run):
             [
                 fixed(record.get("threshold"), 3),
                 {"True": "yes", "False": "no"}.get(str(record.get("accepted"))),
-                percent(record.get("trusted")),
+                percent(record.get("selected")),
                 percent(record.get("corrected")),
             ],
             str(record.get("reason") or ""),
@@ -485,7 +485,7 @@ def _words(run, name):
         is_pseudo = any("label_loss" in _part(r, "train") for r in run.records)
         kind = "on pseudo-labels" if is_pseudo or run.gate else ""
         return f"accuracy {kind}" if kind else "contrastive accuracy"
-    known = {"lr": "learning rate", "trusted": "selected"}
+    known = {"lr": "learning rate"}
     return known.get(name, str(name).replace("_", " "))
 
 

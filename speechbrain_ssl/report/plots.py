@@ -334,7 +334,7 @@ def gate_plot(record: Mapping[str, Any], path: str | None = None) -> "Figure":
         [bins + 1] and ``counts`` [bins] of the losses' logarithms);
         ``mixture`` (weights, means and deviations of two Gaussians) or None;
         ``accepted`` (whether the gate uses it); ``threshold`` or None;
-        ``reason``; ``trusted`` (share of selected utterances) or None.
+        ``reason``; ``selected`` (share of selected utterances) or None.
     path : str
         Also saves the figure there.
 
@@ -348,7 +348,7 @@ def gate_plot(record: Mapping[str, Any], path: str | None = None) -> "Figure":
     ValueError
         If the record is not as described above.
     """
-    share = record.get("trusted")
+    share = record.get("selected")
     title = f"epoch {record.get('epoch')}"
     if is_number(share) and math.isfinite(share):
         title += f": {100 * share:.1f} % selected"

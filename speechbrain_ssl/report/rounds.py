@@ -49,7 +49,7 @@ LABEL_FREE = [
     ("stability", "ARI other seed", 3, 1),
     ("agreement", "ARI round before", 3, 1),
     ("epochs", "epochs", 0, 1),
-    ("trusted", "selected %", 1, 100),
+    ("selected", "selected %", 1, 100),
     ("corrected", "corrected %", 1, 100),
 ]
 ORACLE = [
@@ -58,7 +58,7 @@ ORACLE = [
     ("inverse_purity", "inverse purity", 3, 1),
     ("ARI", "ARI", 3, 1),
     ("speakers", "speakers", 0, 1),
-    ("trusted_right", "selected right %", 1, 100),
+    ("selected_right", "selected right %", 1, 100),
     ("corrected_right", "corrected right %", 1, 100),
 ]
 COLUMN_WORDS = (
@@ -78,7 +78,7 @@ ORACLE_WORDS = (
 CURVES = {
     "agreement": "ARI with the round before",
     "stability": "ARI with another seed",
-    "selected": "share that is learned",
+    "learned": "share that is learned",
 }
 
 
@@ -118,8 +118,8 @@ def read_stage(
     dict
         ``round``, ``stage``, ``seconds``, ``attempts``, ``warnings``; of
         labels also the keys of ``LABEL_FREE`` and, with true speakers,
-        ``oracle``; of training ``epochs``, ``trusted``, ``corrected``, their
-        sum ``selected``, and ``oracle``; of verification ``lists``, by name.
+        ``oracle``; of training ``epochs``, ``selected``, ``corrected``, their
+        sum ``learned``, and ``oracle``; of verification ``lists``, by name.
         Unknown values are None.
     """
     mark = read_object(os.path.join(folder, MARK))
@@ -186,7 +186,7 @@ def why_stop(
             f"of the round before: ARI {ari:.3f} is more than stop_agreement "
             f"{stop_agreement:g}."
         )
-    shares = [row["selected"] for row in rows if row["stage"] == "train"][-2:]
+    shares = [row["learned"] for row in rows if row["stage"] == "train"][-2:]
     if rows[-1]["stage"] != "train" or len(shares) < 2:
         return None
     if None in (*shares, stop_growth) or shares[1] - shares[0] >= stop_growth:
@@ -319,14 +319,14 @@ def _read_training(folder):
     """The last epoch of train_log.jsonl."""
     records, _ = read_log(os.path.join(folder, "train_log.jsonl"))
     last = records[-1]
-    trusted = last["train"].get("trusted")
+    selected = last["train"].get("selected")
     corrected = last["train"].get("corrected")
-    selected = None if trusted is None else trusted + (corrected or 0.0)
+    learned = None if selected is None else selected + (corrected or 0.0)
     return {
         "epochs": last["epoch"],
-        "trusted": trusted,
-        "corrected": corrected,
         "selected": selected,
+        "corrected": corrected,
+        "learned": learned,
         "warnings": last.get("warnings", []),
     }
 

@@ -1,4 +1,4 @@
-"""Stage two: it learns what the gate trusts, and resumes bit by bit."""
+"""Stage two: it learns what the gate selects, and resumes bit by bit."""
 
 import functools
 import json
@@ -128,7 +128,7 @@ def test_a_gate_that_trusts_nothing_moves_nothing(corpus, tmp_path, caplog):
         assert torch.equal(value, before[name]), name
     assert brain.optimizer_step == 0
     last = records(tmp_path)[-1]["train"]
-    assert last["trusted"] == 0 and last["nothing_selected"] == 1
+    assert last["selected"] == 0 and last["nothing_selected"] == 1
     assert last["loss"] == 0 and last["silent_classes"] == 1
     # six epochs of four steps
     assert sum("nothing to learn" in m for m in caplog.messages) == 1
@@ -138,9 +138,9 @@ def test_a_window_steps_if_one_of_its_batches_teaches(corpus, tmp_path):
     class Sometimes(FixedGate):
         calls = 0
 
-        def __call__(self, log_losses):
+        def __call__(self, loss_logs):
             self.calls += 1
-            return torch.full_like(log_losses, self.calls == 2).bool()
+            return torch.full_like(loss_logs, self.calls == 2).bool()
 
     brain = run(
         corpus,
@@ -192,8 +192,8 @@ def test_labels_are_corrected_from_clean_views(corpus, tmp_path):
     assert brain.modules.training
     # a threshold of 0 believes all: the new labels are those of the clean views
     assert brain.optimizer_step > 0
-    learnt = brain.decisions.corrected_labels()
-    assert learnt.shape == (12,) and learnt.max() < 4
+    labels = brain.decisions.corrected_labels()
+    assert labels.shape == (12,) and labels.max() < 4
     assert not tiny.unexplained(tmp_path)
 
 

@@ -163,14 +163,14 @@ def test_one_cluster_has_no_silhouette():
 
 def test_decisions_are_right_if_the_class_is_that_of_the_speaker():
     given = np.array([0, 0, 0, 1, 1, 2])
-    learnt = np.array([0, 0, 1, 1, 0, 2])
-    trusted = np.array([1, 1, 0, 0, 0, 1], bool)
+    label = np.array([0, 0, 1, 1, 0, 2])
+    selected = np.array([1, 1, 0, 0, 0, 1], bool)
     corrected = np.array([0, 0, 1, 0, 1, 0], bool)
     # class 0 is speaker 5's, class 1 speaker 6's, class 2 nobody's known
     truth = np.array([5, 7, 5, 6, 5, -1])
-    found = quality.oracle_decisions(given, learnt, trusted, corrected, truth)
-    assert found == {"trusted_right": 0.5, "corrected_right": 0.5}
+    found = quality.oracle_decisions(given, label, selected, corrected, truth)
+    assert found == {"selected_right": 0.5, "corrected_right": 0.5}
     nobody = quality.oracle_decisions(
-        given, learnt, trusted & False, corrected & False, truth
+        given, label, selected & False, corrected & False, truth
     )
     assert set(nobody.values()) == {None}

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.margins import ArcFace, CosFace, as_margin, turn
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.moco import MoCo
@@ -77,7 +77,7 @@ def test_contrastive_objectives_keep_the_contract(number):
 @pytest.mark.parametrize("margin", [0.3, RAMP])
 def test_simclr_and_moco_take_the_margin_of_the_epoch(margin):
     points = torch.randn(2, 4, 5, dtype=torch.float64)
-    views = Views(points, points)
+    views = BranchOutput(points, points)
     now = 0.3 if margin == 0.3 else 0.4  # the end of the ramp
     loss, _ = SimCLR(0.3, margin)(views, None, 9.0)
     expected = contrastive.nt_xent(points.tolist(), 0.3, now)
@@ -93,7 +93,9 @@ def test_simclr_and_moco_take_the_margin_of_the_epoch(margin):
 
 def test_arcface_reaches_the_loss():
     points = torch.randn(2, 3, 5, dtype=torch.float64)
-    loss, _ = SimCLR(0.3, ArcFace(0.25))(Views(points, points), None, 0.0)
+    loss, _ = SimCLR(0.3, ArcFace(0.25))(
+        BranchOutput(points, points), None, 0.0
+    )
     unit = F.normalize(points, dim=-1)
     losses = []
     for a, b in ((0, 1), (1, 0)):

@@ -14,7 +14,7 @@ import torch
 from speechbrain_ssl import objectives
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.clustering.table import ClusterTable
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.margins import ArcFace
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.barlow_twins import BarlowTwins
@@ -144,7 +144,7 @@ def all_examples():
 def random_views(count, dtype=torch.float32):
     """Views of as many utterances as the tables have."""
     points = torch.randn(2, count, BATCH, DIM, dtype=dtype)
-    return Views(*points, torch.arange(BATCH), tuple(range(count)))
+    return BranchOutput(*points, torch.arange(BATCH), tuple(range(count)))
 
 
 def step(objective, student, teacher=None, epoch=0.0):

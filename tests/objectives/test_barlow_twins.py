@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.barlow_twins import BarlowTwins
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import joint_embedding
 
 
 def loss_of(points, **settings):
-    loss, stats = BarlowTwins(**settings)(Views(points, points), None, 0.0)
+    loss, stats = BarlowTwins(**settings)(
+        BranchOutput(points, points), None, 0.0
+    )
     return loss.item(), {name: value.item() for name, value in stats.items()}
 
 
@@ -53,13 +55,13 @@ def test_copies_of_one_dimension_show_in_off_diagonal():
 
 def test_the_gradient_of_equal_points_is_finite():
     points = torch.ones(2, 4, 8, requires_grad=True)
-    BarlowTwins()(Views(points, points), None, 0.0)[0].backward()
+    BarlowTwins()(BranchOutput(points, points), None, 0.0)[0].backward()
     assert torch.isfinite(points.grad).all()
 
 
 def test_evaluation_mode_does_the_same():
     points = torch.randn(2, 5, 3)
-    views = Views(points, points)
+    views = BranchOutput(points, points)
     objective = BarlowTwins()
     trained, _ = objective(views, None, 0.0)
     assert torch.equal(objective.eval()(views, None, 0.0)[0], trained)

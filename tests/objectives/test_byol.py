@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.byol import BYOL
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import joint_embedding
@@ -11,7 +11,7 @@ from tests.objectives.reference import joint_embedding
 
 def views(*shape, dtype=None):
     points = torch.randn(*shape, dtype=dtype)
-    return Views(points, points)
+    return BranchOutput(points, points)
 
 
 def layers_of(predictor):
@@ -49,7 +49,7 @@ def without_predictor(student, teacher):
     objective = BYOL(student.shape[-1], hidden=4)
     objective.predictor = torch.nn.Identity()
     loss, stats = objective(
-        Views(student, student), Views(teacher, teacher), 0.0
+        BranchOutput(student, student), BranchOutput(teacher, teacher), 0.0
     )
     return loss.item(), {name: value.item() for name, value in stats.items()}
 

@@ -8,7 +8,7 @@ import torch
 
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.clustering.table import ClusterTable
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.deep_cluster import DeepCluster
 from speechbrain_ssl.testing import check_objective
 
@@ -58,7 +58,7 @@ def test_equals_the_written_out_formula(labels, count):
     points = torch.randn(6, 5)
     rows = [4, 0, 1, 2]
     embedding = torch.randn(count, 4, 5, dtype=torch.float64)
-    student = Views(embedding, embedding, torch.tensor(rows))
+    student = BranchOutput(embedding, embedding, torch.tensor(rows))
     loss, _ = DeepCluster([table(labels, points)], 0.3)(student, None, 0.0)
     wanted = slow(embedding, rows, labels, points, [0.3] * 3)
     # the table holds its centroids in float32
@@ -69,7 +69,7 @@ def test_several_tables_are_averaged():
     points = torch.randn(6, 5)
     tables = [table(x, points) for x in ([0, 0, 1, 1, 2, 2], [0, 1] * 3)]
     embedding = torch.randn(2, 6, 5)
-    student = Views(embedding, embedding, torch.arange(6))
+    student = BranchOutput(embedding, embedding, torch.arange(6))
     losses = [DeepCluster([t])(student, None, 0.0)[0] for t in tables]
     both, _ = DeepCluster(tables)(student, None, 0.0)
     assert both.item() == pytest.approx(sum(losses).item() / 2, rel=1e-6)
@@ -93,7 +93,7 @@ def test_concentrations_are_those_of_pcl_around_the_temperature():
     found = made._temperatures(only, only.centroids)
     assert found.numpy() == pytest.approx(wanted, rel=1e-6)
     embedding = torch.randn(1, 12, 5, dtype=torch.float64)
-    student = Views(embedding, embedding, torch.arange(12))
+    student = BranchOutput(embedding, embedding, torch.arange(12))
     loss, _ = made(student, None, 0.0)
     formula = slow(embedding, range(12), labels, points, wanted)
     assert loss.item() == pytest.approx(formula, rel=1e-6)
@@ -116,11 +116,11 @@ def test_concentrations_are_made_once_for_each_refresh():
 def test_collapse_shows():
     points = torch.eye(4).repeat(2, 1)
     objective = DeepCluster([table([0, 1, 2, 3] * 2, points)])
-    healthy = Views(points[None], points[None], torch.arange(8))
+    healthy = BranchOutput(points[None], points[None], torch.arange(8))
     _, stats = objective(healthy, None, 0.0)
     assert stats["clusters_predicted"].item() == pytest.approx(4.0, rel=1e-3)
     point = points[:1].expand(1, 8, 4)
-    _, stats = objective(Views(point, point, torch.arange(8)), None, 0.0)
+    _, stats = objective(BranchOutput(point, point, torch.arange(8)), None, 0.0)
     assert stats["clusters_predicted"].item() < 1.1
     assert stats["accuracy"].item() == 0.25
 
@@ -129,7 +129,7 @@ def test_a_batch_of_noise_only_gives_zero_and_a_finite_gradient():
     labels = [0, 0, 1, 1, -1, -1]
     objective = DeepCluster([table(labels, torch.randn(6, 5))])
     embedding = torch.randn(2, 2, 5, requires_grad=True)
-    student = Views(embedding, embedding, torch.tensor([4, 5]))
+    student = BranchOutput(embedding, embedding, torch.tensor([4, 5]))
     loss, _ = objective(student, None, 0.0)
     loss.backward()
     assert loss.item() == 0.0 and not embedding.grad.any()
@@ -144,7 +144,9 @@ def test_keeps_the_contract():
 def test_missing_indices_and_tables_are_refused():
     points = torch.randn(2, 3, 4)
     with pytest.raises(ValueError, match="index of the utterances"):
-        DeepCluster([ClusterTable(KMeans(), 2)])(Views(points, points), None, 0)
+        DeepCluster([ClusterTable(KMeans(), 2)])(
+            BranchOutput(points, points), None, 0
+        )
     with pytest.raises(ValueError, match="one table or more"):
         DeepCluster([])
 
@@ -154,4 +156,6 @@ def test_missing_clusters_are_refused():
     empty.prepare(3)
     points = torch.randn(2, 3, 4)
     with pytest.raises(ValueError, match="cluster_from"):
-        DeepCluster([empty])(Views(points, points, torch.arange(3)), None, 0)
+        DeepCluster([empty])(
+            BranchOutput(points, points, torch.arange(3)), None, 0
+        )

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.dino import DINO
 from speechbrain_ssl.testing import check_objective
@@ -16,7 +16,7 @@ from tests.objectives.reference import distillation
 
 
 def views(count, batch=3, dim=7, dtype=None, **kwargs):
-    return Views(
+    return BranchOutput(
         torch.randn(count, batch, 5, dtype=dtype),
         torch.randn(count, batch, dim, dtype=dtype),
         **kwargs,
@@ -54,8 +54,8 @@ def test_equals_the_written_out_formula(global_crops, local_crops, batch):
 
 
 def test_a_view_meets_every_other_one_when_the_student_sees_no_global_crop():
-    student = views(4, number=(1, 2, 3, 4), dtype=torch.float64)
-    teacher = views(1, number=(0,), dtype=torch.float64)
+    student = views(4, view_id=(1, 2, 3, 4), dtype=torch.float64)
+    teacher = views(1, view_id=(0,), dtype=torch.float64)
     loss, _ = DINO(7).eval().double()(student, teacher, 0.0)
     slow = distillation.dino(
         student.projection.tolist(),
@@ -70,7 +70,9 @@ def test_a_view_meets_every_other_one_when_the_student_sees_no_global_crop():
 
 def test_logits_of_zero_give_the_log_of_the_number_of_prototypes():
     zero = torch.zeros(6, 2, 65536)
-    loss, stats = DINO(65536)(Views(zero, zero), Views(zero[:2], zero[:2]), 0.0)
+    loss, stats = DINO(65536)(
+        BranchOutput(zero, zero), BranchOutput(zero[:2], zero[:2]), 0.0
+    )
     assert loss.item() == pytest.approx(11.09035, abs=1e-4)
     assert stats["teacher_entropy"].item() == pytest.approx(11.09035, abs=1e-4)
     assert stats["prototypes_used"].item() == pytest.approx(65536, rel=1e-3)
@@ -81,7 +83,7 @@ def test_random_unit_vectors_give_the_golden_values():
     prototypes = F.normalize(torch.randn(65536, 256), dim=-1)
     points = F.normalize(torch.randn(6, 24, 256), dim=-1) @ prototypes.T
     loss, stats = DINO(65536)(
-        Views(points, points), Views(points[:2], points[:2]), 0.0
+        BranchOutput(points, points), BranchOutput(points[:2], points[:2]), 0.0
     )
     # independent views, as in methods where 11.294 and 9.88 were measured
     assert loss.item() == pytest.approx(11.294, abs=0.03)
@@ -90,7 +92,7 @@ def test_random_unit_vectors_give_the_golden_values():
 
 def test_loss_is_the_teachers_entropy_for_equal_distributions():
     crops = torch.randn(1, 4, 9).expand(2, 4, 9)
-    both = Views(crops, crops)
+    both = BranchOutput(crops, crops)
     loss, stats = DINO(9, 0.5, 0.5)(both, both, 0.0)
     assert loss.item() == pytest.approx(stats["teacher_entropy"].item())
     assert stats["kl"].item() == pytest.approx(0.0, abs=1e-6)
@@ -100,7 +102,7 @@ def test_loss_is_the_teachers_entropy_for_equal_distributions():
 
 def test_center_follows_the_batch_after_it_was_used():
     objective = DINO(7)
-    teacher = Views(torch.zeros(2, 3, 5), torch.full((2, 3, 7), 2.0))
+    teacher = BranchOutput(torch.zeros(2, 3, 5), torch.full((2, 3, 7), 2.0))
     student = views(2)
     before = objective(student, teacher, 0.0)[0]
     assert step(objective, student, teacher)[0] == before
@@ -183,7 +185,7 @@ def train(objective, steps=150, offset=0.0):
         mine = student(crops)
         with torch.no_grad():
             theirs = teacher(crops)
-        both = Views(crops, mine), Views(crops, theirs)
+        both = BranchOutput(crops, mine), BranchOutput(crops, theirs)
         loss, stats = step(objective, *both)
         moving.zero_grad()
         loss.backward()

@@ -25,7 +25,7 @@ def check(objective, still=0):
     teacher = first._replace(
         embedding=first.embedding[:2],
         projection=first.projection[:2],
-        number=(0, 1),
+        view_id=(0, 1),
     )
     # so that there is something in a queue or a center
     examples.step(objective, first, teacher)

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.koleo import KoLeo
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import distillation
 
 
 def loss_of(embedding):
-    return KoLeo()(Views(embedding, embedding[..., :1]), None, 0.0)
+    return KoLeo()(BranchOutput(embedding, embedding[..., :1]), None, 0.0)
 
 
 @pytest.mark.parametrize("views, batch", [(1, 2), (2, 3), (5, 7)])

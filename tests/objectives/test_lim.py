@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.lim import LIM
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import neighbours
@@ -14,7 +14,7 @@ KINDS = ["nce", "bce", "mine"]
 
 
 def loss_of(points, kind):
-    loss, stats = LIM(kind)(Views(points, points), None, 0.0)
+    loss, stats = LIM(kind)(BranchOutput(points, points), None, 0.0)
     return loss.item(), stats
 
 
@@ -67,8 +67,10 @@ def test_no_utterance_is_its_own_negative():
 def test_two_calls_in_training_give_the_same_loss():
     points = torch.randn(2, 5, 4)
     objective = LIM().train()
-    first, _ = objective(Views(points, points), None, 0.0)
-    assert torch.equal(objective(Views(points, points), None, 0.0)[0], first)
+    first, _ = objective(BranchOutput(points, points), None, 0.0)
+    assert torch.equal(
+        objective(BranchOutput(points, points), None, 0.0)[0], first
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.examples import step
@@ -15,7 +15,7 @@ from tests.objectives.reference import contrastive
 
 def views(*shape, dtype=None):
     points = torch.randn(*shape, dtype=dtype)
-    return Views(points, points)
+    return BranchOutput(points, points)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -46,7 +46,9 @@ def test_orthogonal_everything_gives_log_of_one_plus_queue(size, loss):
     objective.queue.zero_()
     query, key = torch.zeros(2, 4, 3), torch.zeros(2, 4, 3)
     query[..., 0], key[..., 1] = 1.0, 1.0
-    found, _ = objective(Views(query, query), Views(key, key), 0.0)
+    found, _ = objective(
+        BranchOutput(query, query), BranchOutput(key, key), 0.0
+    )
     assert found.item() == pytest.approx(loss, abs=1e-4)
 
 
@@ -54,7 +56,9 @@ def test_perfect_keys_give_the_floor_of_the_loss():
     objective = MoCo(3, 65536, temperature=0.07)
     objective.queue.zero_()
     point = torch.ones(2, 4, 3)
-    loss, _ = objective(Views(point, point), Views(point, point), 0.0)
+    loss, _ = objective(
+        BranchOutput(point, point), BranchOutput(point, point), 0.0
+    )
     floor = math.log1p(65536 * math.exp(-1 / 0.07))
     assert loss.item() == pytest.approx(floor, rel=1e-4)
 
@@ -63,7 +67,9 @@ def test_collapse_shows_in_negatives_and_accuracy():
     objective = MoCo(8, queue_size=6)
     point = torch.ones(2, 6, 8)
     for _ in range(2):
-        _, stats = step(objective, Views(point, point), Views(point, point))
+        _, stats = step(
+            objective, BranchOutput(point, point), BranchOutput(point, point)
+        )
     assert stats["negative_cosine"].item() == pytest.approx(1.0)
     assert stats["accuracy"].item() == 0.0
 
@@ -73,7 +79,9 @@ def test_orthonormal_utterances_are_healthy():
     objective.queue.copy_(torch.eye(8))
     point = torch.eye(8)[:4].expand(2, 4, 8)
     objective.queue[:4] = 0.0  # nobody's
-    _, stats = objective(Views(point, point), Views(point, point), 0.0)
+    _, stats = objective(
+        BranchOutput(point, point), BranchOutput(point, point), 0.0
+    )
     assert stats["negative_cosine"].item() == pytest.approx(0.0)
     assert stats["positive_cosine"].item() == pytest.approx(1.0)
     assert stats["accuracy"].item() == 1.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.nnclr import NNCLR
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.examples import step
@@ -15,7 +15,7 @@ from tests.objectives.reference import neighbours
 
 def views(*shape, dtype=None):
     points = torch.randn(*shape, dtype=dtype)
-    return Views(points, points)
+    return BranchOutput(points, points)
 
 
 def identity(dim, queue_size, **settings):
@@ -46,7 +46,7 @@ def test_equals_the_written_out_formula(count, norm):
 def test_before_its_epoch_it_is_contrast_of_the_views_themselves():
     objective = identity(7, 5, temperature=0.3, neighbors_from=2.0).eval()
     points = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
-    student = Views(points, points)
+    student = BranchOutput(points, points)
     early, stats = objective.double()(student, None, 1.9)
     assert stats["neighbor_cosine"].item() < 0.99
     unit = F.normalize(points, dim=-1)
@@ -76,7 +76,7 @@ def test_the_queue_fills_before_neighbors_are_taken():
 def test_equal_predictions_give_the_log_of_the_batch_size():
     objective = identity(8, 16)
     points = torch.ones(2, 64, 8)
-    loss, stats = objective(Views(points, points), None, 0.0)
+    loss, stats = objective(BranchOutput(points, points), None, 0.0)
     assert loss.item() == pytest.approx(math.log(64), abs=1e-5)
     assert stats["accuracy"].item() == pytest.approx(1 / 64)
 
@@ -85,7 +85,7 @@ def test_neighbors_of_the_same_speaker_give_the_golden_value():
     objective = identity(8, 9, temperature=0.5)
     objective.queue.copy_(F.normalize(torch.eye(9, 8) + 1e-3, dim=-1))
     points = torch.eye(8).expand(2, 8, 8)
-    loss, stats = objective(Views(points, points), None, 0.0)
+    loss, stats = objective(BranchOutput(points, points), None, 0.0)
     # -log(e^2 / (e^2 + 7))
     golden = math.log(1 + 7 * math.exp(-2))
     assert loss.item() == pytest.approx(golden, rel=5e-3)
@@ -99,7 +99,7 @@ def test_collapse_shows_in_the_negatives():
     objective = identity(8, 4)
     points = torch.ones(2, 6, 8)
     for _ in range(2):
-        _, stats = step(objective, Views(points, points))
+        _, stats = step(objective, BranchOutput(points, points))
     assert stats["negative_cosine"].item() == pytest.approx(1.0)
     assert stats["neighbor_cosine"].item() == pytest.approx(1.0)
 
@@ -136,7 +136,7 @@ def test_gradients_flow_through_predictions_only():
     objective = identity(4, 6, temperature=0.5)
     queue = objective.queue.clone()
     points = torch.randn(2, 3, 4, requires_grad=True)
-    objective(Views(points, points), None, 0.0)[0].backward()
+    objective(BranchOutput(points, points), None, 0.0)[0].backward()
     unit = F.normalize(points, dim=-1)
     neighbors = queue[(unit @ queue.T).argmax(-1)]
     losses = [

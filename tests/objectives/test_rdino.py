@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.dino import DINO
 from speechbrain_ssl.objectives.rdino import RDINO
 from speechbrain_ssl.testing import check_objective
@@ -13,7 +13,7 @@ WIDTH, PROTOTYPES = 5, 7
 
 def views(count, batch=4, dim=WIDTH + PROTOTYPES, dtype=None):
     points = torch.randn(count, batch, dim, dtype=dtype)
-    return Views(points[..., :3], points)
+    return BranchOutput(points[..., :3], points)
 
 
 def logits(views):
@@ -45,7 +45,7 @@ def test_equals_the_written_out_formula(crops, batch):
 
 def figures(points):
     objective = RDINO(DINO(PROTOTYPES), WIDTH)
-    both = Views(points, points)
+    both = BranchOutput(points, points)
     _, stats = objective(both, both, 0.0)
     stats = {name: float(value) for name, value in stats.items()}
     return stats, objective.warnings(stats)

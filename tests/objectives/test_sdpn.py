@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.sdpn import SDPN
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.examples import step
@@ -14,15 +14,15 @@ from tests.objectives.reference import distillation
 
 def both(locals_=4, globals_=1, batch=3, dim=5, emb_dim=6, dtype=None):
     numbers = range(globals_ + locals_)
-    student = Views(
+    student = BranchOutput(
         torch.randn(locals_, batch, emb_dim, dtype=dtype),
         torch.randn(locals_, batch, dim, dtype=dtype),
-        number=tuple(numbers[globals_:]),
+        view_id=tuple(numbers[globals_:]),
     )
-    teacher = Views(
+    teacher = BranchOutput(
         torch.randn(globals_, batch, emb_dim, dtype=dtype),
         torch.randn(globals_, batch, dim, dtype=dtype),
-        number=tuple(numbers[:globals_]),
+        view_id=tuple(numbers[:globals_]),
     )
     return student, teacher
 
@@ -35,8 +35,8 @@ def test_equals_the_written_out_formula(locals_, globals_, batch, shared):
     """``shared`` of the student's views are crops of the teacher's, too."""
     locals_ += shared  # one local crop at least
     student, teacher = both(locals_, globals_, batch, dtype=torch.float64)
-    number = (*range(shared), *student.number[shared:])
-    student = student._replace(number=number)
+    view_id = (*range(shared), *student.view_id[shared:])
+    student = student._replace(view_id=view_id)
     weights = (0.7, 0.3, 0.4, 0.6)
     objective = SDPN(5, 7, 0.2, 0.5, 3, True, *weights).double()
     loss, _ = objective(student, teacher, 0.0)
@@ -70,8 +70,8 @@ def on_prototypes(prototypes, batch):
     unit = torch.nn.functional.normalize(objective.prototypes.weight, dim=-1)
     points = unit[:prototypes].detach().expand(4, batch, 256)
     emb = torch.randn(4, batch, 6)
-    student = Views(emb, points, number=(1, 2, 3, 4))
-    teacher = Views(emb[:1], points[:1], number=(0,))
+    student = BranchOutput(emb, points, view_id=(1, 2, 3, 4))
+    teacher = BranchOutput(emb[:1], points[:1], view_id=(0,))
     return objective, step(objective, student, teacher)[1]
 
 
@@ -133,7 +133,7 @@ def test_moments_range_from_isotropic_to_collapsed():
     point = torch.ones(2, 6, 6)
     for embedding, moments in ((spread, 1 / 6), (point, 1.0)):
         projection = torch.randn(2, 6, 5)
-        views = Views(embedding, projection)
+        views = BranchOutput(embedding, projection)
         with_term, without = (
             SDPN(5, 7, dimension_weight=weight, **weights) for weight in (1, 0)
         )

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.simclr import SimCLR
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import contrastive
 
 
 def loss_of(points, **settings):
-    loss, stats = SimCLR(**settings)(Views(points, points), None, 0.0)
+    loss, stats = SimCLR(**settings)(BranchOutput(points, points), None, 0.0)
     return loss.item(), stats
 
 
@@ -46,7 +46,7 @@ def test_perfect_views_are_all_found():
 
 def test_a_saturated_loss_still_has_a_gradient():
     points = torch.eye(8).repeat(2, 1, 1).requires_grad_()
-    loss, _ = SimCLR(temperature=0.03)(Views(points, points), None, 0.0)
+    loss, _ = SimCLR(temperature=0.03)(BranchOutput(points, points), None, 0.0)
     loss.backward()
     assert 0 < loss.item() < 1e-9
     assert torch.isfinite(points.grad).all()

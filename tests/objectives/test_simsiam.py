@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.byol import BYOL
 from speechbrain_ssl.objectives.simsiam import SimSiam
 from speechbrain_ssl.testing import check_objective
@@ -31,7 +31,7 @@ def test_equals_the_written_out_formula(count):
 def without_predictor(points):
     objective = SimSiam(points.shape[-1], hidden=4)
     objective.predictor = torch.nn.Identity()
-    loss, stats = objective(Views(points, points), None, 0.0)
+    loss, stats = objective(BranchOutput(points, points), None, 0.0)
     return loss, {name: value.item() for name, value in stats.items()}
 
 
@@ -65,7 +65,7 @@ def test_is_byol_whose_teacher_is_the_student():
     points = torch.randn(3, 4, 5, requires_grad=True)
     objective, byol = SimSiam(5, hidden=3).eval(), BYOL(5, hidden=3).eval()
     byol.load_state_dict(objective.state_dict())
-    student = Views(points, points)
+    student = BranchOutput(points, points)
     mine, _ = objective(student, None, 0.0)
     other, _ = byol(student, student, 0.0)
     assert other.item() == pytest.approx(2 + 2 * mine.item(), rel=1e-6)

@@ -5,7 +5,7 @@ import torch
 
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.clustering.table import ClusterTable
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.dino import DINO
 from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.objectives.simclr import SimCLR
@@ -39,7 +39,7 @@ class Witness(torch.nn.Module):
 
 def views(batch, count=2, dim=4):
     points = torch.randn(count, len(batch), dim)
-    return Views(points, points, torch.tensor(batch))
+    return BranchOutput(points, points, torch.tensor(batch))
 
 
 def filled(neighbors=1, **kwargs):
@@ -98,7 +98,7 @@ def test_moco_does_not_take_the_positive_for_a_negative():
         alone = MoCo(4, queue_size=10)
         alone.queue = moco.queue[kept]
         one = [
-            Views(*[x[:, i : i + 1] for x in side[:2]])
+            BranchOutput(*[x[:, i : i + 1] for x in side[:2]])
             for side in (batch, positive)
         ]
         loss = loss - alone(*one, 0.0)[0] / 6
@@ -199,4 +199,4 @@ def test_draws_do_not_repeat_for_ever():
 def test_missing_indices_are_refused():
     points = torch.randn(2, 3, 4)
     with pytest.raises(ValueError, match="index"):
-        SSPS(Witness(), table(), 4)(Views(points, points), None, 0.0)
+        SSPS(Witness(), table(), 4)(BranchOutput(points, points), None, 0.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from tests.objectives import examples
 
 
@@ -12,7 +12,7 @@ def test_all_statistics_have_a_line_and_no_others(name):
     objective = examples.make(examples.classes()[name])
     size = examples.VIEWS, examples.BATCH, examples.DIM
     points, index = torch.randn(size), torch.arange(examples.BATCH)
-    views = Views(points, points, index)
+    views = BranchOutput(points, points, index)
     _, stats = objective(views, views, 0.0)
     assert set(objective.stats_help) == set(stats)
     for text in objective.stats_help.values():

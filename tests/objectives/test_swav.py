@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.swav import SwAV
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.examples import step
@@ -15,7 +15,7 @@ from tests.objectives.reference import clustering
 
 def views(*shape, dtype=None):
     points = torch.randn(*shape, dtype=dtype)
-    return Views(points, points)
+    return BranchOutput(points, points)
 
 
 def slow(objective, points, **settings):
@@ -56,10 +56,10 @@ def test_views_are_told_apart_by_their_numbers():
     student = views(3, 3, 7)
     plain, _ = objective(student, None, 0.0)
     # view 1 is the same crop as view 0: it may not predict its own target
-    student = student._replace(number=(0, 0, 1))
+    student = student._replace(view_id=(0, 0, 1))
     found, _ = objective(student, None, 0.0)
     points = student.projection[[0, 2]]
-    expected, _ = objective(Views(points, points), None, 0.0)
+    expected, _ = objective(BranchOutput(points, points), None, 0.0)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert found.item() != pytest.approx(plain.item(), rel=1e-6)
 
@@ -113,7 +113,7 @@ def test_a_batch_larger_than_the_queue_fills_it_with_its_last_utterances():
 def test_targets_have_no_gradient():
     objective = SwAV(4, 5, target_views=1).requires_grad_(False)
     points = torch.randn(2, 3, 4, requires_grad=True)
-    loss, _ = objective(Views(points, points), None, 0.0)
+    loss, _ = objective(BranchOutput(points, points), None, 0.0)
     loss.backward()
     assert not points.grad[0].any()
     assert points.grad[1].any()
@@ -123,7 +123,7 @@ def test_as_many_utterances_as_prototypes_each_have_their_own():
     objective = SwAV(8, 8, temperature=0.1, epsilon=0.02)
     objective.prototypes.weight.data.copy_(torch.eye(8))
     points = torch.eye(8).expand(2, 8, 8)
-    loss, stats = objective(Views(points, points), None, 0.0)
+    loss, stats = objective(BranchOutput(points, points), None, 0.0)
     golden = math.log(1 + 7 * math.exp(-10))
     assert loss.item() == pytest.approx(golden, rel=1e-3)
     assert stats["prototypes_used"].item() == pytest.approx(8.0, abs=1e-3)
@@ -135,7 +135,7 @@ def test_collapse_of_the_embeddings_leaves_targets_no_choice():
     objective = SwAV(8, 16)
     objective.prototypes.weight.data[0] = 1.0
     points = torch.ones(2, 6, 8)
-    _, stats = objective(Views(points, points), None, 0.0)
+    _, stats = objective(BranchOutput(points, points), None, 0.0)
     assert stats["target_entropy"].item() == pytest.approx(math.log(16))
     # the prediction is the one of the prototype that all are close to
     assert stats["predictions_used"].item() < 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.vibcreg import VIbCReg
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import joint_embedding
@@ -11,7 +11,7 @@ from tests.objectives.reference import joint_embedding
 
 def loss_of(points, *weights, **settings):
     objective = VIbCReg(*weights, **settings)
-    loss, stats = objective(Views(points, points), None, 0.0)
+    loss, stats = objective(BranchOutput(points, points), None, 0.0)
     return loss.item(), {name: value.item() for name, value in stats.items()}
 
 
@@ -64,7 +64,7 @@ def test_copies_of_one_dimension_show_in_the_covariance():
 
 def test_the_gradient_of_equal_points_is_finite():
     points = torch.ones(2, 4, 8, requires_grad=True)
-    VIbCReg()(Views(points, points), None, 0.0)[0].backward()
+    VIbCReg()(BranchOutput(points, points), None, 0.0)[0].backward()
     assert torch.isfinite(points.grad).all()
 
 

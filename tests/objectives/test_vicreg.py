@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.vicreg import VICReg
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import joint_embedding
 
 
 def loss_of(points, *weights):
-    loss, stats = VICReg(*weights)(Views(points, points), None, 0.0)
+    loss, stats = VICReg(*weights)(BranchOutput(points, points), None, 0.0)
     return loss.item(), {name: value.item() for name, value in stats.items()}
 
 
@@ -80,7 +80,7 @@ def test_each_weight_is_that_of_its_term():
 
 def test_the_gradient_of_equal_points_is_finite():
     points = torch.ones(2, 4, 8, requires_grad=True)
-    VICReg()(Views(points, points), None, 0.0)[0].backward()
+    VICReg()(BranchOutput(points, points), None, 0.0)[0].backward()
     assert torch.isfinite(points.grad).all()
 
 

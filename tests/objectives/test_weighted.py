@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.lim import LIM
 from speechbrain_ssl.objectives.moco import MoCo
@@ -17,7 +17,7 @@ from tests.objectives.examples import step
 
 def views(*shape):
     points = torch.randn(*shape)
-    return Views(points, points)
+    return BranchOutput(points, points)
 
 
 class Alarmed(torch.nn.Module):

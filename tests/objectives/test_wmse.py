@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from speechbrain_ssl.nnet.branch import Views
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.objectives.wmse import WMSE
 from speechbrain_ssl.testing import check_objective
 from tests.objectives.reference import joint_embedding
@@ -13,7 +13,7 @@ from tests.objectives.reference.contrastive import cosine
 
 
 def call(objective, points):
-    loss, stats = objective(Views(points, points), None, 0.0)
+    loss, stats = objective(BranchOutput(points, points), None, 0.0)
     return loss.item(), {name: value.item() for name, value in stats.items()}
 
 
@@ -163,6 +163,6 @@ def test_one_utterance_without_numbers_gives_a_loss_without():
     points = torch.randn(2, 8, 3)
     points[0, 2] = torch.nan
     points.requires_grad_()
-    loss, _ = WMSE(3, 64)(Views(points, points), None, 0.0)
+    loss, _ = WMSE(3, 64)(BranchOutput(points, points), None, 0.0)
     assert loss.isnan()
     loss.backward()

@@ -42,10 +42,10 @@ def softmax(logits):
 
 
 def gated(rows, correct, target, temperature, threshold, margin, scale):
-    """Mean loss of rows (cosines, label, clean cosines, trusted)."""
+    """Mean loss of rows (cosines, label, clean cosines, selected)."""
     losses = []
-    for cosines, label, clean, trusted in rows:
-        if trusted:
+    for cosines, label, clean, selected in rows:
+        if selected:
             logits = aam_logits(cosines, label, margin, scale)
             losses.append(cross_entropy(logits, label)[0])
         elif correct:

@@ -11,15 +11,15 @@ from speechbrain_ssl.pseudo_labels.decisions import (
     Decisions,
     read_decisions,
 )
-from speechbrain_ssl.pseudo_labels.loss import Learnt
+from speechbrain_ssl.pseudo_labels.loss import LabelDecisions
 
 LABELS = torch.tensor([0, 0, 1, 2])
 
 
-def learnt(losses, trusted, corrected, labels):
-    return Learnt(
+def decided(losses, selected, corrected, labels):
+    return LabelDecisions(
         torch.tensor(losses),
-        torch.tensor(trusted, dtype=torch.bool),
+        torch.tensor(selected, dtype=torch.bool),
         torch.tensor(corrected, dtype=torch.bool),
         torch.tensor(labels),
     )
@@ -28,19 +28,19 @@ def learnt(losses, trusted, corrected, labels):
 @pytest.fixture
 def decisions():
     made = Decisions(LABELS)
-    batch = learnt([-1.5, 2.0], [1, 0], [0, 1], [2, 1])
+    batch = decided([-1.5, 2.0], [1, 0], [0, 1], [2, 1])
     made.write(torch.tensor([3, 0]), batch)
     return made
 
 
 def test_the_gate_gets_losses_of_the_utterances_that_were_seen(decisions):
-    assert decisions.log_losses().tolist() == [2.0, -1.5]
+    assert decisions.loss_logs().tolist() == [2.0, -1.5]
 
 
 def test_an_utterance_seen_twice_counts_once_as_it_was_last(decisions):
-    batch = learnt([0.5], [1], [0], [0])
+    batch = decided([0.5], [1], [0], [0])
     decisions.write(torch.tensor([0]), batch)
-    assert decisions.log_losses().tolist() == [0.5, -1.5]
+    assert decisions.loss_logs().tolist() == [0.5, -1.5]
     assert decisions.corrected_labels().tolist() == LABELS.tolist()
 
 
@@ -48,25 +48,25 @@ def test_corrected_labels_replace_the_ones_given(decisions):
     assert decisions.corrected_labels().tolist() == [1, 0, 1, 2]
 
 
-def test_classes_of_which_nothing_is_learnt_are_counted(decisions):
-    # 2 by a trusted label, 1 by a correction, 0 not at all
+def test_classes_of_which_nothing_is_learned_are_counted(decisions):
+    # 2 by a selected label, 1 by a correction, 0 not at all
     assert decisions.silent_classes() == 1
 
 
 def test_shares_are_of_the_utterances_seen(decisions):
     assert decisions.shares() == {
-        "trusted": 0.5,
+        "selected": 0.5,
         "corrected": 0.5,
-        "relabeled": 0.5,
+        "label_changed": 0.5,
     }
-    same = learnt([0.5], [0], [1], [0])
+    same = decided([0.5], [0], [1], [0])
     decisions.write(torch.tensor([0]), same)
-    assert decisions.shares()["relabeled"] == 0.0
+    assert decisions.shares()["label_changed"] == 0.0
 
 
 def test_a_new_epoch_knows_nothing(decisions):
     decisions.clear()
-    assert len(decisions.log_losses()) == 0
+    assert len(decisions.loss_logs()) == 0
     assert decisions.silent_classes() == 3
 
 
@@ -74,7 +74,7 @@ def test_a_histogram_leaves_out_what_is_not_finite():
     decisions = Decisions(LABELS)
     assert decisions.histogram() == {"edges": [], "counts": []}
     losses = [math.nan, -math.inf, 1.0, 3.0]
-    batch = learnt(losses, [0] * 4, [0] * 4, LABELS.tolist())
+    batch = decided(losses, [0] * 4, [0] * 4, LABELS.tolist())
     decisions.write(torch.arange(4), batch)
     found = decisions.histogram()
     assert sum(found["counts"]) == 2
@@ -96,8 +96,8 @@ def test_the_csv_has_a_row_for_each_utterance_seen(decisions, tmp_path):
     found = {name: column.tolist() for name, column in columns.items()}
     assert found == {
         "given": [0, 2],
-        "learnt": [1, 2],
-        "trusted": [False, True],
+        "label": [1, 2],
+        "selected": [False, True],
         "corrected": [True, False],
     }
 

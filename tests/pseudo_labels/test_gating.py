@@ -173,11 +173,11 @@ def test_a_million_losses_give_the_threshold_of_their_mixture():
 
 def test_fixed_gates_are_in_nats_and_per_round():
     losses = torch.tensor([0.5, 0.99, 1.01, 2.9, 3.1, 5.9, 6.1])
-    trusted = [
+    selected = [
         FixedGate([1, 3, 3, 5, 6], n)(losses.log()).sum().item()
         for n in (0, 1, 2, 3, 4, 7)
     ]
-    assert trusted == [2, 4, 4, 5, 6, 6]
+    assert selected == [2, 4, 4, 5, 6, 6]
     gate = FixedGate(3)
     assert gate.fit(losses).threshold == gate.threshold == math.log(3)
     assert "3 nats" in gate.fit(losses).reason

@@ -23,10 +23,10 @@ STATS = [
     "accuracy",
     "confidence",
     "corrected",
+    "label_changed",
     "label_loss",
     "nothing_selected",
-    "relabeled",
-    "trusted",
+    "selected",
 ]
 
 
@@ -47,13 +47,13 @@ def lifted(count, classes, seed=0):
     return logits, labels
 
 
-def test_log_losses_are_exact_where_cross_entropy_is_zero():
+def test_logarithms_of_losses_are_exact_where_cross_entropy_is_zero():
     logits, labels = lifted(200, 500)
-    loss, log_loss = cross_entropy_per_utterance(logits, labels)
+    loss, loss_log = cross_entropy_per_utterance(logits, labels)
     assert (F.cross_entropy(logits, labels, reduction="none") == 0).sum() > 90
     rows = zip(logits.tolist(), labels.tolist())
     exact = torch.tensor([reference.cross_entropy(*r) for r in rows])
-    assert torch.allclose(log_loss, exact[:, 1], rtol=3e-6, atol=3e-6)
+    assert torch.allclose(loss_log, exact[:, 1], rtol=3e-6, atol=3e-6)
     assert torch.allclose(loss, exact[:, 0], rtol=1e-5, atol=0)
     assert (loss > 0).all() and loss.dtype == torch.float32
 
@@ -73,8 +73,8 @@ def test_gradient_is_that_of_cross_entropy_and_finite_everywhere():
 
 def test_half_precision_logits_give_a_float32_loss():
     logits, labels = lifted(5, 4)
-    loss, log_loss = cross_entropy_per_utterance(logits.bfloat16(), labels)
-    assert loss.dtype == log_loss.dtype == torch.float32
+    loss, loss_log = cross_entropy_per_utterance(logits.bfloat16(), labels)
+    assert loss.dtype == loss_log.dtype == torch.float32
 
 
 @pytest.mark.parametrize("subcenters, topk", [(1, 0), (3, 0), (1, 2), (2, 9)])
@@ -136,27 +136,27 @@ def test_classifier_compares_directions_in_float32():
 @pytest.mark.parametrize("target", ["hard", "soft"])
 @pytest.mark.parametrize("epoch", [0.0, 1.0, 2.0])
 def test_gated_loss_equals_the_written_out_formula(target, epoch):
-    cosines, labels, clean, trusted = random_batch(batch=30)
+    cosines, labels, clean, selected = random_batch(batch=30)
     learn = GatedLoss(AAM, 1.0, 2.0, target, temperature=3.0, threshold=0.6)
-    loss, learnt, stats = learn(cosines, labels, clean, trusted, epoch)
+    loss, decided, stats = learn(cosines, labels, clean, selected, epoch)
     if epoch < 1:
-        trusted = torch.ones_like(trusted)
-    tensors = cosines, labels, clean, trusted
+        selected = torch.ones_like(selected)
+    tensors = cosines, labels, clean, selected
     rows = list(zip(*(x.tolist() for x in tensors)))
     slow = reference.gated(rows, epoch >= 2, target, 3.0, 0.6, 0.3, 8.0)
     assert loss.item() == pytest.approx(slow, rel=1e-5)
-    for row, log_loss in zip(rows, learnt.log_loss.tolist()):
+    for row, loss_log in zip(rows, decided.loss_log.tolist()):
         logits = reference.aam_logits(row[0], row[1], 0.3, 8.0)
         slow = reference.cross_entropy(logits, row[1])[1]
-        assert log_loss == pytest.approx(slow, abs=1e-5)
+        assert loss_log == pytest.approx(slow, abs=1e-5)
     assert sorted(stats) == STATS
     assert not any(x.requires_grad or x.ndim for x in stats.values())
-    assert not learnt.log_loss.requires_grad
+    assert not decided.loss_log.requires_grad
 
 
 def test_an_open_gate_is_plain_training_bit_for_bit():
-    cosines, labels, _, trusted = random_batch()
-    everyone = torch.ones_like(trusted)
+    cosines, labels, _, selected = random_batch()
+    everyone = torch.ones_like(selected)
     plain, *_ = GatedLoss(AAM)(cosines, labels, None, everyone, 0.0)
     opened, *_ = GatedLoss(AAM)(
         cosines, labels, None, lambda x: x <= math.inf, 0.0
@@ -169,83 +169,83 @@ def test_an_open_gate_is_plain_training_bit_for_bit():
 
 
 def test_gated_utterances_get_no_gradient():
-    cosines, labels, clean, trusted = random_batch()
+    cosines, labels, clean, selected = random_batch()
     cosines.requires_grad_()
-    GatedLoss(AAM)(cosines, labels, clean, trusted, 0.0)[0].backward()
-    assert not cosines.grad[~trusted].any()
-    assert cosines.grad[trusted].any(1).all()
+    GatedLoss(AAM)(cosines, labels, clean, selected, 0.0)[0].backward()
+    assert not cosines.grad[~selected].any()
+    assert cosines.grad[selected].any(1).all()
 
 
-def test_the_gate_sees_log_losses_of_the_labels_given():
+def test_the_gate_sees_logarithms_of_losses_of_the_labels_given():
     cosines, labels, *_ = random_batch()
     seen = []
 
-    def gate(log_losses):
-        seen.append(log_losses)
-        return log_losses < 0
+    def gate(loss_logs):
+        seen.append(loss_logs)
+        return loss_logs < 0
 
     *_, stats = GatedLoss(AAM)(cosines, labels, None, gate, 0.0)
     _, slow = cross_entropy_per_utterance(AAM(cosines, labels, 0.0), labels)
     assert torch.equal(seen[0], slow)
-    assert stats["trusted"] == (slow < 0).float().mean()
+    assert stats["selected"] == (slow < 0).float().mean()
 
 
 def test_nothing_selected_is_a_zero_with_zero_gradient():
-    cosines, labels, clean, trusted = random_batch()
+    cosines, labels, clean, selected = random_batch()
     cosines.requires_grad_()
     learn = GatedLoss(AAM, correct_from=0.0, threshold=1.0, temperature=9.0)
-    loss, _, stats = learn(cosines, labels, clean, trusted & False, 0.0)
+    loss, _, stats = learn(cosines, labels, clean, selected & False, 0.0)
     loss.backward()
     assert loss.item() == 0.0 and not cosines.grad.any()
     assert stats["nothing_selected"] == 1.0
-    assert stats["corrected"] == stats["trusted"] == 0.0
+    assert stats["corrected"] == stats["selected"] == 0.0
 
 
-def test_what_was_learnt_of_each_utterance_is_told():
-    cosines, labels, clean, trusted = random_batch()
+def test_the_decision_about_each_utterance_is_returned():
+    cosines, labels, clean, selected = random_batch()
     learn = GatedLoss(AAM, correct_from=0.0, threshold=0.0)
-    _, learnt, stats = learn(cosines, labels, clean, trusted, 0.0)
-    assert torch.equal(learnt.trusted, trusted)
-    assert torch.equal(learnt.corrected, ~trusted)
-    wanted = torch.where(trusted, labels, clean.argmax(1))
-    assert torch.equal(learnt.label, wanted)
+    _, decided, stats = learn(cosines, labels, clean, selected, 0.0)
+    assert torch.equal(decided.selected, selected)
+    assert torch.equal(decided.corrected, ~selected)
+    wanted = torch.where(selected, labels, clean.argmax(1))
+    assert torch.equal(decided.label, wanted)
     changed = (wanted != labels).float().mean()
-    assert stats["relabeled"] == changed > 0
+    assert stats["label_changed"] == changed > 0
 
 
 def test_trusted_labels_are_never_corrected():
-    cosines, labels, clean, trusted = random_batch()
+    cosines, labels, clean, selected = random_batch()
     learn = GatedLoss(AAM, correct_from=0.0, threshold=0.0)
-    everyone = torch.ones_like(trusted)
+    everyone = torch.ones_like(selected)
     with_clean, _, stats = learn(cosines, labels, clean, everyone, 0.0)
     assert torch.equal(
         with_clean, GatedLoss(AAM)(cosines, labels, None, everyone, 0.0)[0]
     )
-    assert stats["corrected"] == stats["relabeled"] == 0.0
+    assert stats["corrected"] == stats["label_changed"] == 0.0
 
 
 def test_no_gradient_flows_through_the_clean_view():
-    cosines, labels, clean, trusted = random_batch()
+    cosines, labels, clean, selected = random_batch()
     cosines.requires_grad_()
     clean.requires_grad_()
     for target in ("hard", "soft"):
         learn = GatedLoss(AAM, correct_from=0.0, target=target)
-        loss, _, stats = learn(cosines, labels, clean, trusted, 0.0)
+        loss, _, stats = learn(cosines, labels, clean, selected, 0.0)
         loss.backward()
         assert clean.grad is None and stats["corrected"] > 0
 
 
 @pytest.mark.parametrize("target", ["hard", "soft"])
 def test_correcting_to_the_same_label_changes_nothing(target):
-    cosines, labels, clean, trusted = random_batch()
+    cosines, labels, clean, selected = random_batch()
     clean = F.one_hot(labels, 5).float()
     learn = GatedLoss(AAM, correct_from=0.0, target=target)
-    loss, _, stats = learn(cosines, labels, clean, trusted, 0.0)
+    loss, _, stats = learn(cosines, labels, clean, selected, 0.0)
     plain, *_ = GatedLoss(AAM)(
-        cosines, labels, None, torch.ones_like(trusted), 0.0
+        cosines, labels, None, torch.ones_like(selected), 0.0
     )
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
-    assert stats["relabeled"] == 0.0
+    assert stats["label_changed"] == 0.0
     assert stats["corrected"].item() == pytest.approx(4 / 7)
 
 
@@ -263,15 +263,15 @@ def test_shares_in_the_stats_are_counted():
     cosines = torch.eye(4)
     labels = torch.tensor([0, 1, 0, 0])
     clean = torch.stack([cosines[0], cosines[1], cosines[2], torch.zeros(4)])
-    trusted = torch.tensor([True, False, False, False])
+    selected = torch.tensor([True, False, False, False])
     learn = GatedLoss(AAM, correct_from=0.0)
-    *_, stats = learn(cosines, labels, clean, trusted, 0.0)
+    *_, stats = learn(cosines, labels, clean, selected, 0.0)
     found = {name: round(x.item(), 3) for name, x in stats.items()}
     del found["label_loss"]
     assert found == {
-        "trusted": 0.25,
+        "selected": 0.25,
         "corrected": 0.5,
-        "relabeled": 0.25,
+        "label_changed": 0.25,
         "accuracy": 0.5,
         "confidence": pytest.approx((3 + 0.25) / 4, abs=1e-3),
         "nothing_selected": 0.0,
@@ -279,7 +279,7 @@ def test_shares_in_the_stats_are_counted():
 
 
 def test_a_nan_shows_even_if_its_utterance_is_gated():
-    cosines, labels, _, trusted = random_batch()
+    cosines, labels, _, selected = random_batch()
     cosines[1] = math.nan
     loss, *_ = GatedLoss(AAM)(cosines, labels, None, torch.arange(7) != 1, 0.0)
     assert loss.isnan()
@@ -308,14 +308,14 @@ def test_bad_settings_of_the_loss_are_refused():
         GatedLoss(AAM, temperature=0.0)
     with pytest.raises(ValueError, match="threshold"):
         GatedLoss(AAM, threshold=1.2)
-    cosines, labels, _, trusted = random_batch()
+    cosines, labels, _, selected = random_batch()
     with pytest.raises(ValueError, match="clean_cosines"):
-        GatedLoss(AAM, correct_from=0.0)(cosines, labels, None, trusted, 0.0)
+        GatedLoss(AAM, correct_from=0.0)(cosines, labels, None, selected, 0.0)
     with pytest.raises(ValueError, match="5 cosines .* 2 subcenters"):
         AAMSoftmax(subcenters=2)(cosines, labels, 0.0)
 
 
-def both_halves(trusted, rank=None):
+def both_halves(selected, rank=None):
     """Loss, gradient and stats of all the batch, or of one process's part."""
     cosines, labels, clean, _ = random_batch(batch=6)
     part = slice(None) if rank is None else slice(3 * rank, 3 * rank + 3)
@@ -325,7 +325,7 @@ def both_halves(trusted, rank=None):
     for epoch in (0.0, 2.0):
         mine.grad = None
         loss, _, stats = learn(
-            mine, labels[part], clean[part], trusted[part], epoch
+            mine, labels[part], clean[part], selected[part], epoch
         )
         loss.backward()
         row = loss.detach(), mine.grad, stats["nothing_selected"]
@@ -334,15 +334,15 @@ def both_halves(trusted, rank=None):
 
 
 def _gated_worker(rank, folder):
-    trusted = torch.tensor([True, True, False, False, False, False])
-    return [both_halves(t, rank) for t in (trusted, trusted & False)]
+    selected = torch.tensor([True, True, False, False, False, False])
+    return [both_halves(t, rank) for t in (selected, selected & False)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file:// rendezvous")
 def test_processes_with_unequal_shares_learn_what_one_does(tmp_path):
     first, second = run(_gated_worker, tmp_path)
-    trusted = torch.tensor([True, True, False, False, False, False])
-    for n, mask in enumerate((trusted, trusted & False)):
+    selected = torch.tensor([True, True, False, False, False, False])
+    for n, mask in enumerate((selected, selected & False)):
         for a, b, one in zip(first[n], second[n], both_halves(mask)):
             assert torch.allclose((a[0] + b[0]) / WORLD, one[0], rtol=1e-5)
             gradient = torch.cat([a[1], b[1]]) / WORLD

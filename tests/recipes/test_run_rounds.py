@@ -83,7 +83,7 @@ for epoch in (1, 2):
 growth = float(args.get("growth", 0.1)) * int(args["round_index"])
 write("train_log.jsonl", json.dumps({
     "epoch": 2, "warnings": ["Gate: too early"],
-    "train": {"trusted": 0.5 + growth, "corrected": 0.1},
+    "train": {"selected": 0.5 + growth, "corrected": 0.1},
 }) + "\\n")
 write("model/hyperparams.yaml", "")
 write("model/embedding_model.ckpt", found)

@@ -126,7 +126,7 @@ def gate(epoch, threshold=0.5, accepted=True):
         "reason": f"reason <{epoch}>",
         "mixture": [[0.7, 0.3], [-3.0, 2.0], [1.0, 0.5]],
         "histogram": {"edges": [-6.0 - epoch, 0.0, 4.0], "counts": [7, 3]},
-        "trusted": 0.625,
+        "selected": 0.625,
         "corrected": None,
     }
 
@@ -173,9 +173,9 @@ def train(number, selected, **more):
         "round": number,
         "stage": "train",
         "seconds": 3600.0,
-        "trusted": selected,
-        "corrected": None,
         "selected": selected,
+        "corrected": None,
+        "learned": selected,
         "warnings": [],
         **more,
     }

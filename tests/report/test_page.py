@@ -138,7 +138,7 @@ def test_a_training_without_the_comment_of_a_recipe_is_named_by_its_objective(
         ((4.0, 4.5), {}, "No collapse, but the loss did not fall"),
         ((4.0, float("nan")), {}, "The loss is not finite: do not use"),
         ((4.0, 2.0), {"warnings": ["x"]}, "The last epoch gave warnings"),
-        ((4.0, 2.0), {"trusted": 0.0}, "The gate selects nothing"),
+        ((4.0, 2.0), {"selected": 0.0}, "The gate selects nothing"),
         ((4.0, 2.0), {"effective_rank": None}, "No warning in the last epoch"),
     ],
 )
@@ -328,13 +328,13 @@ def test_a_gate_that_cannot_be_drawn_is_noted(tmp_path):
 
 
 def test_pseudo_labels_have_curves(tmp_path):
-    names = ("trusted", "corrected", "relabeled", "accuracy", "confidence")
+    names = ("selected", "corrected", "label_changed", "accuracy", "confidence")
     stats = dict(zip(names, (0.5, 0.25, 0.125, 0.75, 0.9)))
     write_log(tmp_path, [record(1, **stats), record(2, **stats)])
     text, outline = render(tmp_path)
     # loss, lr, EER, spread, speed, and these
     assert outline.tags.count("svg") == 5 + len(names)
-    assert "Selected" in outline.words and "trusted" not in outline.words
+    assert "Selected" in outline.words and "Label changed" in outline.words
 
 
 def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -233,7 +233,7 @@ def gate_record(**changes):
         "reason": "two groups of losses meet at -0.7500",
         "mixture": [[0.7, 0.3], [-4.0, 1.0], [1.0, 0.5]],
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "trusted": 0.6512,
+        "selected": 0.6512,
         "corrected": 0.1,
         **changes,
     }
@@ -263,7 +263,7 @@ def test_gate_plot_says_epoch_share_and_reason():
 
 
 def test_gate_plot_without_a_gate():
-    record = gate_record(threshold=None, mixture=None, trusted=None)
+    record = gate_record(threshold=None, mixture=None, selected=None)
     figure = plots.gate_plot(record)
     assert not figure.axes[0].lines
     assert legend_texts(figure) == "two groups of losses meet at -0.7500"

@@ -74,9 +74,9 @@ def test_true_speakers_are_compared_with_the_labels(folder):
 
 
 def test_true_speakers_are_compared_with_what_was_learnt(folder):
-    record = {"epoch": 1, "train": {"trusted": 0.5}}
+    record = {"epoch": 1, "train": {"selected": 0.5}}
     rows = ["a,0,-1.0,1,0,0", "b,0,-1.0,1,0,0", "c,1,2.0,0,1,0"]
-    head = "ID,spk_id,log_loss,trusted,corrected,learnt"
+    head = "ID,spk_id,loss_log,selected,corrected,label"
     place = folder(
         **{
             "train_log.jsonl": json.dumps(record) + "\n",
@@ -85,7 +85,7 @@ def test_true_speakers_are_compared_with_what_was_learnt(folder):
         }
     )
     row = rounds.read_stage(place, 1, "train", str(place / "truth.csv"))
-    assert row["oracle"] == {"trusted_right": 1.0, "corrected_right": 0.0}
+    assert row["oracle"] == {"selected_right": 1.0, "corrected_right": 0.0}
     assert "oracle" not in rounds.read_stage(place, 1, "train")
     tables = rounds.tables([row])
     assert tables[1][0] == rounds.SPEAKERS
@@ -94,19 +94,19 @@ def test_true_speakers_are_compared_with_what_was_learnt(folder):
 
 def test_the_last_epoch_of_training_counts(folder):
     records = [
-        {"epoch": 1, "train": {"trusted": 0.2}, "warnings": ["early"]},
-        {"epoch": 2, "train": {"trusted": 0.5, "corrected": 0.2}},
+        {"epoch": 1, "train": {"selected": 0.2}, "warnings": ["early"]},
+        {"epoch": 2, "train": {"selected": 0.5, "corrected": 0.2}},
     ]
     log = "".join(json.dumps(record) + "\n" for record in records)
     row = rounds.read_stage(folder(**{"train_log.jsonl": log}), 1, "train")
-    assert row["selected"] == pytest.approx(0.7)
+    assert row["learned"] == pytest.approx(0.7)
     assert row["epochs"] == 2 and row["warnings"] == []
 
 
 def test_training_without_a_gate_has_no_share(folder):
     log = json.dumps({"epoch": 1, "train": {"loss": 1.0}}) + "\n"
     row = rounds.read_stage(folder(**{"train_log.jsonl": log}), 1, "train")
-    assert row["trusted"] is None and row["selected"] is None
+    assert row["selected"] is None and row["learned"] is None
 
 
 def test_lists_are_read_with_and_without_as_norm(folder):
