@@ -9,15 +9,12 @@ A value out of range raises an ``ArgumentError`` that names the argument. When
 a YAML file is loaded, ``speechbrain_ssl.options`` adds the key.
 """
 
-import contextlib
 import functools
 import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-LATE_EPOCH = 1000.0
 
 
 class ArgumentError(ValueError):
@@ -188,8 +185,8 @@ def schedule(rule: Rule) -> Rule:
     Arguments
     ---------
     rule : Rule
-        For the number; of a schedule, for its values at the first epoch and
-        long after the last one.
+        For the number; of a schedule, for its value at the first epoch and
+        for the arguments ``start`` and ``stop`` that a YAML gives it.
 
     Returns
     -------
@@ -201,9 +198,8 @@ def schedule(rule: Rule) -> Rule:
         if not callable(value):
             return rule.holds(value)
         values = [value(0.0)]
-        # a user's schedule may not be defined after the last epoch
-        with contextlib.suppress(ArithmeticError, LookupError):
-            values.append(value(LATE_EPOCH))
+        given = getattr(value, "keywords", {})  # of a partial, from !name:
+        values += [given[x] for x in ("start", "stop") if x in given]
         return all(map(rule.holds, values))
 
     return Rule(holds, f"{rule.text}, or a schedule of such numbers")

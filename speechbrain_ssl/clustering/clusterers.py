@@ -22,6 +22,7 @@ from scipy.sparse import csgraph
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import AgglomerativeClustering
 
+from speechbrain_ssl.checks import checked, number, one_of, optional, whole
 from speechbrain_ssl.clustering.kmeans import KMeans, read_points
 
 # With more points, neighbors are searched approximately (inverted file index).
@@ -76,6 +77,16 @@ class TwoStage(ClusterMixin, BaseEstimator):
     [1, 0, 1, 0]
     """
 
+    @checked(
+        n_clusters=number(above=0),
+        fine_clusters=optional(number(above=0)),
+        linkage=one_of(*LINKAGES),
+        n_neighbors=whole(1),
+        spherical=one_of(True, False),
+        n_iter=whole(1),
+        n_init=whole(1),
+        max_points_per_centroid=whole(1),
+    )
     def __init__(
         self,
         n_clusters=8,
@@ -93,10 +104,6 @@ class TwoStage(ClusterMixin, BaseEstimator):
             raise ValueError(
                 f"fine_clusters is {fine_clusters}; expected n_clusters "
                 f"({n_clusters}) or more."
-            )
-        if linkage not in LINKAGES:
-            raise ValueError(
-                f"linkage must be one of {LINKAGES}, not {linkage!r}."
             )
         self.n_clusters = n_clusters
         self.fine_clusters = fine_clusters
@@ -217,6 +224,13 @@ class Graph(ClusterMixin, BaseEstimator):
     [0, 0, 0, 1, 1, -1]
     """
 
+    @checked(
+        threshold=number(-1, 1),
+        n_neighbors=whole(1),
+        method=one_of(*GRAPH_METHODS),
+        resolution=number(above=0),
+        chunk_size=whole(1),
+    )
     def __init__(
         self,
         threshold=0.5,
@@ -226,14 +240,6 @@ class Graph(ClusterMixin, BaseEstimator):
         random_state=0,
         chunk_size=65536,
     ):
-        if method not in GRAPH_METHODS:
-            raise ValueError(
-                f"method must be one of {GRAPH_METHODS}, not {method!r}."
-            )
-        if not -1 <= threshold <= 1:
-            raise ValueError(
-                f"threshold is a cosine, from -1 to 1, not {threshold}."
-            )
         if method == "leiden":
             _igraph()
         self.threshold = threshold

@@ -24,6 +24,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, one_of, whole
 
 # Points of a block. Larger blocks are not faster; another size may change
 # results by rounding.
@@ -83,6 +84,14 @@ class KMeans(ClusterMixin, BaseEstimator):
     ((12,), 3)
     """
 
+    @checked(
+        n_clusters=number(above=0),
+        spherical=one_of(True, False),
+        n_iter=whole(1),
+        n_init=whole(1),
+        max_points_per_centroid=whole(1),
+        distributed=one_of(True, False),
+    )
     def __init__(
         self,
         n_clusters=8,
@@ -93,13 +102,6 @@ class KMeans(ClusterMixin, BaseEstimator):
         max_points_per_centroid=256,
         distributed=False,
     ):
-        for name, value in (
-            ("n_iter", n_iter),
-            ("n_init", n_init),
-            ("max_points_per_centroid", max_points_per_centroid),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}.")
         self.n_clusters = n_clusters
         self.spherical = spherical
         self.n_iter = n_iter

@@ -21,6 +21,7 @@ from speechbrain.utils.checkpoints import (
 )
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.clustering.quality import centroids
 from speechbrain_ssl.nnet.schedules import at
 
@@ -96,6 +97,14 @@ class ClusterTable:
         "cluster_accepted": "1 if the new clusters replace the previous ones.",
     }
 
+    @checked(
+        start=number(0),
+        every=whole(1),
+        min_size=whole(1),
+        max_size=number(1),
+        min_agreement=number(0, 1),
+        seed=whole(0),
+    )
     def __init__(
         self,
         clusterer,
@@ -107,8 +116,6 @@ class ClusterTable:
         min_agreement=0.0,
         seed=0,
     ):
-        if every < 1:
-            raise ValueError(f"every must be 1 epoch or more, not {every}")
         check_clusterer(clusterer, clusters)
         self.clusterer = clusterer
         self.clusters = clusters

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from speechbrain_ssl.checks import checked, whole
+
 
 class ClassSampler(torch.utils.data.Sampler):
     """Draws at most ``max_per_class`` utterances of a class in an epoch, and
@@ -45,6 +47,10 @@ class ClassSampler(torch.utils.data.Sampler):
     (4, 4)
     """
 
+    @checked(
+        batch_size=whole(1),
+        max_per_class=whole(1),
+    )
     def __init__(
         self,
         classes,
@@ -54,12 +60,10 @@ class ClassSampler(torch.utils.data.Sampler):
         batch_size=1,
         max_per_class=500,
     ):
-        if not 0 <= rank < world_size or batch_size < 1 or max_per_class < 1:
+        if not 0 <= rank < world_size:
             raise ValueError(
-                "ClassSampler needs 0 <= rank < world_size, and a batch_size "
-                f"and max_per_class of at least 1, but got rank {rank}, "
-                f"world_size {world_size}, batch_size {batch_size}, "
-                f"max_per_class {max_per_class}."
+                "rank must be at least 0 and below world_size, but rank is "
+                f"{rank} and world_size {world_size}."
             )
         _, self.classes = np.unique(classes, return_inverse=True)
         sizes = np.bincount(self.classes)

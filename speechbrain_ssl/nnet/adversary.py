@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.nnet.heads import mlp
 
 
@@ -74,6 +75,11 @@ class AugmentationAdversary(torch.nn.Module):
     (torch.Size([]), torch.Size([]))
     """
 
+    @checked(
+        emb_dim=whole(1),
+        weight=number(0),
+        hidden=whole(1),
+    )
     def __init__(
         self,
         emb_dim: int,

@@ -3,9 +3,21 @@
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ssl.checks import (
+    checked,
+    each,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 from speechbrain_ssl.nnet.precision import full_precision
 
 
+@checked(
+    sizes=each(whole(1)),
+    init_std=optional(number(above=0)),
+)
 def mlp(
     sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d, init_std=None
 ):
@@ -102,6 +114,11 @@ class Prototypes(torch.nn.Module):
         further. A linear layer of torch has (3 dim) ** -0.5.
     """
 
+    @checked(
+        dim=whole(1),
+        count=whole(1),
+        std=number(above=0),
+    )
     def __init__(self, dim, count, std=0.02):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.empty(count, dim))
@@ -153,6 +170,11 @@ class PrototypeHead(torch.nn.Module):
     torch.Size([4, 576])
     """
 
+    @checked(
+        sizes=each(whole(1)),
+        wide=one_of(True, False),
+        init_std=optional(number(above=0)),
+    )
     def __init__(self, sizes, prototypes, wide=False, init_std=None):
         super().__init__()
         self.hidden = torch.nn.Identity()

@@ -8,6 +8,8 @@ which are exact for samples but not for frames.
 import torch
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 
+from speechbrain_ssl.checks import checked, whole
+
 
 def _spoken(hidden):
     """Which frames are not padding [batch, frames]."""
@@ -97,6 +99,13 @@ class MHFA(torch.nn.Module):
     torch.Size([2, 1, 8])
     """
 
+    @checked(
+        layers=whole(1),
+        width=whole(1),
+        emb_dim=whole(1),
+        heads=whole(1),
+        compression=whole(1),
+    )
     def __init__(self, layers, width, emb_dim=256, heads=64, compression=128):
         super().__init__()
         self.key_layers = WeightedLayers(layers)
@@ -153,6 +162,12 @@ class StatisticsPooling(torch.nn.Module):
     torch.Size([2, 1, 8])
     """
 
+    @checked(
+        layers=whole(1),
+        width=whole(1),
+        emb_dim=whole(1),
+        attention_channels=whole(1),
+    )
     def __init__(self, layers, width, emb_dim=256, attention_channels=128):
         super().__init__()
         self.layers = WeightedLayers(layers)

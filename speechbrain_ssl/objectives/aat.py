@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, schedule, whole
 from speechbrain_ssl.nnet.adversary import AugmentationAdversary
 from speechbrain_ssl.nnet.branch import check_views
 from speechbrain_ssl.nnet.precision import full_precision
@@ -65,6 +66,12 @@ class AAT(torch.nn.Module):
         "scale": "Learned factor of the cosines.",
     }
 
+    @checked(
+        emb_dim=whole(1),
+        weight=schedule(number(0)),
+        scale=number(above=0),
+        hidden=whole(1),
+    )
     def __init__(
         self,
         emb_dim,
