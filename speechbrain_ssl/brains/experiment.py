@@ -115,6 +115,7 @@ def _pairs(rule, text):
     number_of_epochs=whole(1),
     batch_size=whole(1),
     num_workers=whole(0),
+    max_grad_norm=number(above=0),
     lr_schedule=schedule(number(0)),
     frozen_epochs=_pairs(number(0), "a list of [module, epoch]"),
     clip_each_tensor=one_of(True, False),
@@ -145,6 +146,10 @@ class Training:
         Counts to ``number_of_epochs``.
     checkpointer : AtomicCheckpointer
         Saves and recovers.
+    opt_class : Callable
+        Makes the optimizer from parameter groups.
+    max_grad_norm : float
+        Upper bound of the gradient norm; infinity: none.
     lr_schedule : float | Callable
         Factor of the learning rate, a number or a schedule.
     frozen_epochs : list
@@ -186,6 +191,8 @@ class Training:
     num_workers: int
     epoch_counter: Any
     checkpointer: AtomicCheckpointer
+    opt_class: Any
+    max_grad_norm: float
     lr_schedule: Any
     frozen_epochs: list
     clip_each_tensor: bool
@@ -228,6 +235,7 @@ class Training:
                 f"number_of_epochs is {self.number_of_epochs}",
             ),
         )
+        _try_optimizer(self.opt_class)
         # of these a wrong value says by itself what it should be
         lr_factor(self.lr_for, self.batch_size, self.reference_batch)
         parameters_with(self.parameter_options, "decay")
@@ -240,6 +248,16 @@ class Training:
                 len(trials.enrol),
                 trials.layout,
             )
+
+
+def _try_optimizer(opt_class):
+    """Refuses arguments that the optimizer would refuse after preparation."""
+    try:
+        opt_class([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise OptionsError(
+            f"opt_class cannot make an optimizer: {error}"
+        ) from error
 
 
 def check_rules(*rules: tuple[Any, str]) -> None:
@@ -498,7 +516,15 @@ def fit(
 def _begin(brain, training, run):
     """Last checks; then a run is recorded."""
     if not training.checkpointer.list_checkpoints():
-        check_export(brain.evaluated, run.hparams_text)
+        try:
+            check_export(brain.evaluated, run.hparams_text)
+            _try_branch(brain)
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            raise OptionsError(
+                "The encoder (compute_features, mean_var_norm, "
+                "embedding_model) or its head cannot process a second of "
+                f"audio: {error}"
+            ) from error
     _record(run)
 
 
@@ -556,6 +582,17 @@ def time_steps(
     moments = brain.moments[SETTLING_STEPS:]
     durations = [b - a for a, b in zip(moments, moments[1:])]
     return brain, statistics.median(durations)
+
+
+@torch.no_grad()
+def _try_branch(brain):
+    """Runs encoder and head on a second of noise, and changes nothing."""
+    branch, rate = brain.evaluated, brain.hparams.view_sampler.sample_rate
+    noise = torch.Generator().manual_seed(0)
+    wavs = 0.1 * torch.randn(2, rate, generator=noise)
+    was_training = branch.training
+    branch.eval()([wavs.to(brain.device)])
+    branch.train(was_training)
 
 
 def choose_checkpoint(training: Training) -> None:
@@ -702,8 +739,6 @@ class LabelTraining:
         Selects utterances by their loss.
     view_sampler : ViewSampler
         Cuts and augments segments.
-    opt_class : Callable
-        Makes the optimizer from parameter groups.
     learning_rates : list
         [module, rate], ...; other modules have the rate of the optimizer.
     centroid_start : bool
@@ -731,7 +766,6 @@ class LabelTraining:
     loss: Any
     gate: Any
     view_sampler: Any
-    opt_class: Any
     learning_rates: list
     centroid_start: bool | None
     init_from: str | None
@@ -818,7 +852,7 @@ def train_on_labels(
     brain = brain_class(
         labels,
         modules={"encoder": settings.encoder, "classifier": classifier},
-        opt_class=settings.opt_class,
+        opt_class=training.opt_class,
         hparams={**hparams, "centroid_start": centroid_start},
         run_opts=run_opts,
         checkpointer=training.checkpointer,

@@ -21,7 +21,7 @@ from speechbrain.utils.checkpoints import (
 )
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.checks import checked, number, whole
+from speechbrain_ssl.checks import checked, number, optional, schedule, whole
 from speechbrain_ssl.clustering.quality import centroids
 from speechbrain_ssl.nnet.schedules import at
 
@@ -98,6 +98,7 @@ class ClusterTable:
     }
 
     @checked(
+        clusters=optional(schedule(number(above=0))),
         start=number(0),
         every=whole(1),
         min_size=whole(1),

@@ -111,6 +111,17 @@ def contents(folder):
         ("--clip_each_tensor=maybe", "clip_each_tensor"),
         ("--train_loggers=null", "train_loggers"),
         ("--data_folder=no such folder", "no such folder"),
+        ("--skip_prep=maybe", "skip_prep"),
+        ("--min_seconds=-1", "min_seconds"),
+        ("--student_sees_global=3", "student_sees_global"),
+        ("--max_grad_norm=-1", "max_grad_norm"),
+        ("--opt_class={lr: -1}", "opt_class .* learning rate"),
+        ("--lr_schedule={stop: -1}", "lr_schedule .* stop: -1"),
+        ("--objective={temperature: 0}", "objective.* temperature must be"),
+        ("--view_sampler={speeds: [0]}", "view_sampler.* speeds must be"),
+        ("--cluster_table={every: 0}", "cluster_table.* every must be"),
+        ("--embedding_model={channels: 3}", "embedding_model"),
+        ("--n_mels=-1", "refers to .*n_mels"),
     ],
 )
 def test_wrong_setting_is_named_before_training(train, flag, message, tmp_path):
@@ -204,6 +215,15 @@ def test_second_training_in_a_folder_is_refused(train, run_folder):
     assert contents(run_folder) == before
 
 
+def test_encoder_that_fails_on_audio_is_refused_first(
+    train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SSLBrain, "fit", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match="compute_features.* cannot process"):
+        train(tmp_path / "run", "--compute_features={hop_length: 0}")
+    assert not (tmp_path / "run/hyperparams.yaml").exists()
+
+
 class Own(ECAPA_TDNN):
     """An encoder that stock SpeechBrain does not have."""
 
@@ -215,6 +235,6 @@ def test_encoder_that_the_export_cannot_hold_is_refused_first(
     name = "speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN"
     file = tmp_path / "train.yaml"
     file.write_text(SIMCLR.read_text().replace(name, f"{__name__}.Own"))
-    with pytest.raises(ValueError, match=f"embedding_model uses {__name__}"):
+    with pytest.raises(ValueError, match=f"cannot be exported.*{__name__}.Own"):
         train(tmp_path / "run", file=file)
     assert not (tmp_path / "run/hyperparams.yaml").exists()

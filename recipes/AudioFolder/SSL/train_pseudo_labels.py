@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
+from speechbrain_ssl.checks import check, one_of
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
@@ -64,6 +65,8 @@ def check_settings(hparams):
         num_workers=hparams["num_workers"],
         epoch_counter=hparams["epoch_counter"],
         checkpointer=hparams["checkpointer"],
+        opt_class=hparams["opt_class"],
+        max_grad_norm=hparams["max_grad_norm"],
         lr_schedule=hparams["lr_schedule"],
         frozen_epochs=hparams["frozen_epochs"],
         clip_each_tensor=hparams["clip_each_tensor"],
@@ -84,7 +87,6 @@ def check_settings(hparams):
         loss=hparams["loss"],
         gate=hparams["gate"],
         view_sampler=hparams["view_sampler"],
-        opt_class=hparams["opt_class"],
         learning_rates=hparams["learning_rates"],
         centroid_start=hparams["centroid_start"],
         init_from=hparams["init_from"],
@@ -93,6 +95,7 @@ def check_settings(hparams):
         regularizer=hparams.get("regularizer"),
         class_sampler=hparams.get("class_sampler"),
     )
+    check("allow_missing", hparams["allow_missing"], one_of(True, False))
     experiment.check_recoverables(
         training.checkpointer,
         {

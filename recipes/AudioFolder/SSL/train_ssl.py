@@ -25,6 +25,7 @@ from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.checks import check, number, one_of
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
@@ -64,6 +65,8 @@ def check_settings(hparams):
         num_workers=hparams["num_workers"],
         epoch_counter=hparams["epoch_counter"],
         checkpointer=hparams["checkpointer"],
+        opt_class=hparams["opt_class"],
+        max_grad_norm=hparams["max_grad_norm"],
         lr_schedule=hparams["lr_schedule"],
         frozen_epochs=hparams["frozen_epochs"],
         clip_each_tensor=hparams["clip_each_tensor"],
@@ -78,6 +81,13 @@ def check_settings(hparams):
         decay_vectors=hparams.get("decay_vectors", False),
         parameter_options=hparams.get("parameter_options", []),
     )
+    check("skip_prep", hparams["skip_prep"], one_of(True, False))
+    check("min_seconds", hparams["min_seconds"], number(0))
+    check(
+        "student_sees_global",
+        hparams["student_sees_global"],
+        one_of(True, False),
+    )
     modules, branch = hparams["modules"], hparams["extract_from"]
     has_teacher = "teacher" in modules
     has_locals = hparams["view_sampler"].counts[1] > 0
@@ -88,6 +98,11 @@ def check_settings(hparams):
             branch == "student" or (branch == "teacher" and has_teacher),
             f"extract_from is {branch!r}; it must be student, or teacher where "
             "modules has one",
+        ),
+        (
+            hparams["view_sampler"].counts[0] > 0 or not has_teacher,
+            "the teacher sees global crops only: set global_crops of "
+            "view_sampler to 1 or more",
         ),
         (
             hparams["student_sees_global"] or has_locals,
@@ -139,7 +154,7 @@ def main(argv):
         utterances = read_annotation(annotation, hparams["data_folder"])
         brain = SSLBrain(
             modules=hparams["modules"],
-            opt_class=hparams["opt_class"],
+            opt_class=training.opt_class,
             hparams=hparams,
             run_opts=run_opts,
             checkpointer=training.checkpointer,

@@ -24,7 +24,7 @@ import numpy as np
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
-from speechbrain_ssl.checks import check, number
+from speechbrain_ssl.checks import check, number, one_of
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of, read_json, refuse_changes
 from speechbrain_ssl.loading import check_sample_rate
@@ -66,6 +66,8 @@ def check_settings(hparams):
     ValueError
         Says which keys do not fit, and what to do.
     """
+    check("skip_prep", hparams["skip_prep"], one_of(True, False))
+    check("min_seconds", hparams["min_seconds"], number(0))
     check("label_share", hparams["label_share"], number(above=0, high=1))
     training = experiment.Training(
         output_folder=hparams["output_folder"],
@@ -75,6 +77,8 @@ def check_settings(hparams):
         num_workers=hparams["num_workers"],
         epoch_counter=hparams["epoch_counter"],
         checkpointer=hparams["checkpointer"],
+        opt_class=hparams["opt_class"],
+        max_grad_norm=hparams["max_grad_norm"],
         lr_schedule=hparams["lr_schedule"],
         frozen_epochs=hparams["frozen_epochs"],
         clip_each_tensor=hparams["clip_each_tensor"],
@@ -95,7 +99,6 @@ def check_settings(hparams):
         loss=hparams["loss"],
         gate=hparams["gate"],
         view_sampler=hparams["view_sampler"],
-        opt_class=hparams["opt_class"],
         learning_rates=hparams["learning_rates"],
         centroid_start=hparams["centroid_start"],
         init_from=hparams["init_from"],
