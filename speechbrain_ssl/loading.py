@@ -124,7 +124,7 @@ def start_from(branch: torch.nn.Module, source: str) -> None:
         _check_same_rate(branch, os.path.join(source, HPARAMS_NAME))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no model {source} to start from.")
-    weights = weights_of_encoder(read_weights(path))
+    weights = _encoder_part(read_weights(path))
     load_weights(branch.embedding_model, weights, source)
 
 
@@ -201,7 +201,7 @@ def continue_run(
     ValueError
         If names or shapes of the weights are others.
     """
-    checkpointer = checkpoints_of(run_folder)
+    checkpointer = _checkpoints(run_folder)
     checkpoint = checkpointer.find_checkpoint()
     if checkpoint is None:
         raise FileNotFoundError(
@@ -214,42 +214,7 @@ def continue_run(
                 "run of train_pseudo_labels.py"
             )
         weights = read_weights(checkpoint.paramfiles[name])
-        try:
-            module.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"The {name} of {run_folder} is another one. Give the YAML "
-                f"the {name} of that run. {error}"
-            ) from error
-
-
-def checkpoints_of(run_folder: str, save: str = "save") -> AtomicCheckpointer:
-    """The checkpoints of a run, wherever its folder is now.
-
-    Arguments
-    ---------
-    run_folder : str
-        The run's output folder.
-    save : str
-        Name of the folder of checkpoints in it.
-
-    Returns
-    -------
-    AtomicCheckpointer
-        Without recoverables.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no folder of checkpoints.
-    """
-    folder = os.path.join(run_folder, save)
-    if not os.path.isdir(folder):  # a checkpointer would make it
-        raise FileNotFoundError(
-            f"{run_folder} has no checkpoint in {save}/: there is no such "
-            "folder"
-        )
-    return AtomicCheckpointer(folder)
+        load_weights(module, weights, run_folder, name)
 
 
 def weights_of_run(
@@ -287,7 +252,7 @@ def weights_of_run(
     FileNotFoundError
         If there is no checkpoint.
     """
-    checkpointer = checkpoints_of(run_folder, save)
+    checkpointer = _checkpoints(run_folder, save)
     checkpoint = checkpointer.find_checkpoint(
         min_key=select_by,
         ckpt_predicate=lambda c: name in c.paramfiles
@@ -302,29 +267,27 @@ def weights_of_run(
     )
     if average_last > 1 and complete:
         weights = average_of_last(checkpointer, name, average_last)
-        return weights_of_encoder(
+        return _encoder_part(
             weights
         ), f"the average of its last {average_last} checkpoints"
     weights = read_weights(checkpoint.paramfiles[name])
     origin = f"its checkpoint {os.path.basename(checkpoint.path)}"
-    return weights_of_encoder(weights), origin
+    return _encoder_part(weights), origin
 
 
-def weights_of_encoder(
-    weights: dict[str, torch.Tensor],
-) -> dict[str, torch.Tensor]:
-    """The part of a checkpoint that belongs to the encoder's network.
+def _checkpoints(run_folder, save="save"):
+    """The checkpoints of a run, wherever its folder is now."""
+    folder = os.path.join(run_folder, save)
+    if not os.path.isdir(folder):  # a checkpointer would make it
+        raise FileNotFoundError(
+            f"{run_folder} has no checkpoint in {save}/: there is no such "
+            "folder"
+        )
+    return AtomicCheckpointer(folder)
 
-    Arguments
-    ---------
-    weights : dict of str to torch.Tensor
-        Of a branch, of a teacher, or of the network alone.
 
-    Returns
-    -------
-    dict of str to torch.Tensor
-        By their names in the network.
-    """
+def _encoder_part(weights):
+    """The weights of a branch or of a teacher that belong to the network."""
     part = "embedding_model."
     # a branch has its network under that name, a teacher has a branch
     found = {k.split(part, 1)[1]: v for k, v in weights.items() if part in k}
@@ -365,7 +328,10 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 
 
 def load_weights(
-    module: torch.nn.Module, weights: dict[str, torch.Tensor], source: str
+    module: torch.nn.Module,
+    weights: dict[str, torch.Tensor],
+    source: str,
+    name: str = "encoder",
 ) -> None:
     """Loads weights into a network that must have exactly these.
 
@@ -377,6 +343,8 @@ def load_weights(
         Its weights.
     source : str
         Where they come from, for the message.
+    name : str
+        What the network is, for the message.
 
     Raises
     ------
@@ -387,8 +355,8 @@ def load_weights(
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"The weights of {source} are not of this encoder. Give the YAML "
-            f"the encoder they were trained in. {error}"
+            f"The weights of {source} are not of this {name}. Give the YAML "
+            f"the {name} they were trained in. {error}"
         ) from error
 
 

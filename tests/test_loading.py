@@ -82,7 +82,7 @@ def test_a_run_goes_on_with_its_encoder_and_its_classifier(tmp_path):
     for name, value in old.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value), name
     assert torch.equal(new_head.bias, head.bias)
-    with pytest.raises(ValueError, match="classifier of .* is another one"):
+    with pytest.raises(ValueError, match="not of this classifier"):
         continue_run(fresh, torch.nn.Linear(6, 5), str(tmp_path))
 
 
@@ -224,3 +224,40 @@ def test_weights_of_another_network_are_named(model):
 def test_options_of_a_run_in_a_foreign_yaml_are_ignored(model):
     add(model, "\njit: True\ndevice: nowhere\n")
     assert load_encoder(str(model)).device == "cpu"
+
+
+def test_a_folder_laid_out_as_on_the_hub_is_loaded_without_network(model):
+    yaml = model / "hyperparams.yaml"
+    wavs = torch.randn(1, 8000)
+    expected = load_encoder(str(model)).encode_batch(wavs)
+    encoder = yaml.read_text().split("audio_normalizer:")[0]
+    yaml.write_text(
+        f"""\
+pretrained_path: someone/spkrec
+out_n_neurons: 7
+{encoder}
+mean_var_norm_emb: !new:speechbrain.processing.features.InputNormalization
+    norm_type: global
+classifier: !new:speechbrain.lobes.models.ECAPA_TDNN.Classifier
+    input_size: 6
+    out_neurons: !ref <out_n_neurons>
+modules:
+    compute_features: !ref <compute_features>
+    mean_var_norm: !ref <mean_var_norm>
+    embedding_model: !ref <embedding_model>
+    mean_var_norm_emb: !ref <mean_var_norm_emb>
+    classifier: !ref <classifier>
+label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        embedding_model: !ref <embedding_model>
+        mean_var_norm_emb: !ref <mean_var_norm_emb>
+        classifier: !ref <classifier>
+        label_encoder: !ref <label_encoder>
+    paths:
+        embedding_model: !ref <pretrained_path>/embedding_model.ckpt
+        label_encoder: !ref <pretrained_path>/label_encoder.txt
+"""
+    )
+    found = load_encoder(str(model))
+    torch.testing.assert_close(found.encode_batch(wavs), expected)
