@@ -178,10 +178,8 @@ class AAMSoftmax(torch.nn.Module):
 class GatedLoss(torch.nn.Module):
     """Classification of selected and of corrected labels.
 
-    Differences from the public code: the margin is on the class that is
-    learned, also where it is corrected; confidence is computed from cosines,
-    not from dot products; the mean is over the learned utterances in all
-    phases.
+    Confidence is computed from cosines; the public code of WavLM with
+    pseudo-labels computes it from dot products.
 
     Arguments
     ---------
@@ -198,6 +196,12 @@ class GatedLoss(torch.nn.Module):
         Divides the clean view's scaled cosines; small ones sharpen.
     threshold : float
         Probability above which the class of the clean view is taken.
+    margin_on : str
+        Class with the margin where a label is corrected: ``learned``, or
+        ``given`` (the pseudo-label, as in the public code).
+    mean_over : str
+        ``learned``: mean of the loss over the learned utterances. ``batch``:
+        over all utterances once labels are corrected, as in the public code.
 
     Example
     -------
@@ -240,6 +244,8 @@ class GatedLoss(torch.nn.Module):
         target=one_of("hard", "soft"),
         temperature=number(above=0),
         threshold=number(0, 1),
+        margin_on=one_of("learned", "given"),
+        mean_over=one_of("learned", "batch"),
     )
     def __init__(
         self,
@@ -249,11 +255,14 @@ class GatedLoss(torch.nn.Module):
         target: str = "hard",
         temperature: float = 0.1,
         threshold: float = 0.5,
+        margin_on: str = "learned",
+        mean_over: str = "learned",
     ):
         super().__init__()
         self.aam, self.target = aam, target
         self.gate_from, self.correct_from = gate_from, correct_from
         self.temperature, self.threshold = temperature, threshold
+        self.margin_on, self.mean_over = margin_on, mean_over
 
     @torch.no_grad()
     def predict(self, clean_cosines, epoch):
@@ -314,7 +323,8 @@ class GatedLoss(torch.nn.Module):
             probability, confidence, new = self.predict(clean_cosines, epoch)
             corrected = ~selected & (confidence > self.threshold)
             learned = torch.where(corrected, new, labels)
-            logit = self.aam(cosines, new, epoch)
+            if self.margin_on == "learned":
+                logit = self.aam(cosines, new, epoch)
             again, _ = cross_entropy_per_utterance(logit, new)
             if self.target == "soft":
                 again = -(probability * logit.log_softmax(-1)).sum(-1)
@@ -332,6 +342,8 @@ class GatedLoss(torch.nn.Module):
                 "confidence": confidence.mean(),
                 "nothing_selected": (count == 0).float(),
             }
+        if self.mean_over == "batch" and epoch >= self.correct_from:
+            count = count.masked_fill(count > 0, len(labels))
         loss = used.sum() / count.masked_fill(count == 0, 1)
         decisions = LabelDecisions(loss_logs, selected, corrected, learned)
         return loss, decisions, stats

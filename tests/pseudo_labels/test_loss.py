@@ -351,3 +351,50 @@ def test_processes_with_unequal_shares_learn_what_one_does(tmp_path):
     # gated in the second process only, and in both
     assert second[0][0][0] == 0.0 and second[0][0][2] == 0.0
     assert first[1][0][0] == 0.0 and first[1][0][2] == 1.0
+
+
+@pytest.mark.parametrize("margin_on", ["learned", "given"])
+@pytest.mark.parametrize("mean_over", ["learned", "batch"])
+def test_the_loss_of_the_public_code_can_be_chosen(margin_on, mean_over):
+    """Formula of loss/aamsoftmax.py of wavlm_ssl_sv, and ours."""
+    generator = torch.Generator().manual_seed(0)
+    cosines, clean = torch.rand(2, 6, 4, generator=generator) * 2 - 1
+    clean = 0.1 * clean  # of some the prediction is not confident
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    trusted = torch.tensor([True, True, False, False, False, True])
+    learn = GatedLoss(
+        AAMSoftmax(0.2, 30.0),
+        correct_from=1.0,
+        temperature=1.0,
+        threshold=0.55,
+        margin_on=margin_on,
+        mean_over=mean_over,
+    )
+    total, count = 0.0, 0
+    for i, row in enumerate(cosines):
+        probability = (30 * clean[i]).softmax(0)
+        label = int(labels[i])
+        margin_at, target = label, label
+        if not trusted[i]:
+            if probability.max() <= 0.55:
+                continue
+            target = int(probability.argmax())
+            margin_at = target if margin_on == "learned" else label
+        logits = 30 * row
+        angle = torch.acos(row[margin_at]) + 0.2
+        if angle < math.pi:
+            logits[margin_at] = 30 * torch.cos(angle)
+        else:
+            logits[margin_at] = 30 * (row[margin_at] - 0.2 * math.sin(0.2))
+        total -= logits.log_softmax(0)[target].item()
+        count += 1
+    assert 3 < count < 6  # some labels are corrected, and some are left out
+    slow = total / (count if mean_over == "learned" else 6)
+    loss, *_ = learn(cosines, labels, clean, trusted, 1.0)
+    assert loss.item() == pytest.approx(slow, rel=1e-4)
+    # before labels are corrected there is one mean
+    early, *_ = learn(cosines, labels, None, trusted, 0.5)
+    chosen, *_ = learn(
+        cosines[trusted], labels[trusted], None, trusted[trusted], 0.5
+    )
+    assert early.item() == pytest.approx(chosen.item(), rel=1e-5)
