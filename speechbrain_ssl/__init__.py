@@ -1,9 +1,38 @@
-"""Self-supervised speaker verification for SpeechBrain."""
+"""Self-supervised speaker verification for SpeechBrain.
 
-import logging
+>>> import speechbrain_ssl
+>>> encoder = speechbrain_ssl.load("results/moco/1/model")  # doctest: +SKIP
+>>> speechbrain_ssl.verify("model", "a.wav", "b.wav").score  # doctest: +SKIP
+0.71
+
+``load`` an exported model, ``embed`` a folder of audio with it, ``verify`` two
+recordings, ``export`` a training run, and ``check_objective`` of your own. They
+are imported when they are first used, so that the package itself imports no
+torch.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
 
-# SpeechBrain warns at its import that torchvision, which is not needed, is
-# not there.
-logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
+_PLACES = {
+    "load": ("loading", "load_encoder"),
+    "embed": ("cli.embed", "embed"),
+    "verify": ("cli.score", "verify"),
+    "export": ("exporting", "export_run"),
+    "check_objective": ("testing", "check_objective"),
+}
+__all__ = ["__version__", *_PLACES]
+
+
+def __getattr__(name):
+    """Imports what the package offers when it is first asked for."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, function = _PLACES[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
+
+
+def __dir__():
+    """Names for completion."""
+    return sorted(__all__)

@@ -6,7 +6,7 @@ exports a training run. The code is in ``export``, ``loading`` and ``card``.
 """
 
 from speechbrain_ssl.card import read_threshold, suggest_threshold
-from speechbrain_ssl.export import (
+from speechbrain_ssl.exporting import (
     check_export,
     encoder_hparams,
     export,

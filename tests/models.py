@@ -5,7 +5,7 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ssl.export import export
+from speechbrain_ssl.exporting import export
 from speechbrain_ssl.nnet.branch import Branch
 
 ENCODER = """\

@@ -12,7 +12,7 @@ from speechbrain_ssl.card import (
     read_threshold,
     suggest_threshold,
 )
-from speechbrain_ssl.export import export
+from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import load_encoder
 from tests.models import RUN, branch_of, write_noise
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from speechbrain.nnet.containers import LengthsCapableSequential
 
-from speechbrain_ssl import embed, verify
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
+from speechbrain_ssl.cli.embed import embed
+from speechbrain_ssl.cli.score import verify
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.clustering.table import ClusterPartners, ClusterTable
 from speechbrain_ssl.dataio.augmentation import (
@@ -19,7 +20,7 @@ from speechbrain_ssl.dataio.augmentation import (
     Reverberation,
 )
 from speechbrain_ssl.dataio.views import ViewSampler
-from speechbrain_ssl.export import export
+from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import continue_run, load_encoder
 from speechbrain_ssl.nnet.branch import Branch, BranchOutput
 from speechbrain_ssl.nnet.mhfa import MHFA
@@ -277,8 +278,8 @@ def test_a_trained_encoder_is_exported_and_used(corpus, tmp_path, cuda):
     text = f"sample_rate: 16000\n{models.ENCODER}"
     exported = export(branch, text, str(tmp_path / "model"))
     paths = [str(corpus / name) for name in ("00.wav", "01.wav")]
-    verdict = verify.verify(exported, *paths, device="cuda:0")
-    found = embed.embed(
+    verdict = verify(exported, *paths, device="cuda:0")
+    found = embed(
         exported, str(corpus), str(tmp_path / "embeddings"), device="cuda:0"
     )
     assert -1 <= verdict.score <= 1 and len(found.matrix) == 12

@@ -13,7 +13,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ssl.card import read_card
-from speechbrain_ssl.export import encoder_hparams, export
+from speechbrain_ssl.exporting import encoder_hparams, export
 from speechbrain_ssl.loading import load_encoder, start_from
 from speechbrain_ssl.nnet.branch import Branch
 from tests.nnet import tiny_transformer

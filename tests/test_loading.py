@@ -8,7 +8,7 @@ import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ssl.checkpoints import AtomicCheckpointer
-from speechbrain_ssl.export import export
+from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import continue_run, load_encoder, start_from
 from speechbrain_ssl.nnet.teacher import EMATeacher
 from tests.models import RUN, branch_of, export_model

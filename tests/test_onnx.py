@@ -11,7 +11,7 @@ from speechbrain.processing.features import STFT
 
 from speechbrain_ssl import onnx as module
 from speechbrain_ssl.card import suggest_threshold
-from speechbrain_ssl.export import export
+from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import ENCODER_KEYS, load_encoder
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.onnx import ConvolvedSTFT, Encoder, export_onnx, main

@@ -13,16 +13,16 @@ from ruamel.yaml import YAML
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.lobes.features import Fbank
 
-from speechbrain_ssl.embed import embed
+from speechbrain_ssl.cli.embed import embed
+from speechbrain_ssl.cli.score import verify
 from speechbrain_ssl.evaluation.metrics import eer
-from speechbrain_ssl.export import export
+from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import (
     check_sample_rate,
     load_encoder,
     start_from,
 )
 from speechbrain_ssl.nnet.branch import Branch
-from speechbrain_ssl.verify import verify
 from tests.models import ENCODER, branch_of, export_model
 
 ROOT = pathlib.Path(__file__).parents[1]

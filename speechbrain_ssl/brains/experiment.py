@@ -44,7 +44,7 @@ from speechbrain_ssl.dataio.annotations import (
 )
 from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import verify
-from speechbrain_ssl.export import check_export, export
+from speechbrain_ssl.exporting import check_export, export
 from speechbrain_ssl.files import (
     occupy,
     read_json,

@@ -8,9 +8,9 @@ from speechbrain_ssl.cli import recipes
 
 # command: (module with a main(argv), what it does)
 MODULES = {
-    "embed": ("speechbrain_ssl.embed", "embeddings of a folder of audio"),
-    "score": ("speechbrain_ssl.verify", "compare two recordings"),
-    "export": ("speechbrain_ssl.export", "a run to a model folder"),
+    "embed": ("speechbrain_ssl.cli.embed", "embeddings of a folder of audio"),
+    "score": ("speechbrain_ssl.cli.score", "compare two recordings"),
+    "export": ("speechbrain_ssl.exporting", "a run to a model folder"),
     "onnx": ("speechbrain_ssl.onnx", "a model folder to an ONNX file"),
     "push": ("speechbrain_ssl.push", "a model folder to the Hugging Face hub"),
     "report": ("speechbrain_ssl.report.page", "the HTML page of a run"),

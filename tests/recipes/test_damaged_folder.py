@@ -7,8 +7,8 @@ import pathlib
 import pytest
 import soundfile
 
+from speechbrain_ssl.cli.embed import embed
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.embed import embed
 from tests import damage
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"

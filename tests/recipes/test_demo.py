@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from speechbrain_ssl import stages
-from speechbrain_ssl.export import main
+from speechbrain_ssl.exporting import main
 from tests.recipes.scripts import run_stage_here
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"

@@ -11,18 +11,18 @@ import soundfile
 import torch
 
 from speechbrain_ssl.card import read_threshold
+from speechbrain_ssl.cli.embed import embed
+from speechbrain_ssl.cli.score import verify as compare
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.dataio.augmentation import (
     Augmentation,
     Gain,
     Reverberation,
 )
-from speechbrain_ssl.embed import embed
 from speechbrain_ssl.evaluation import calibration, plda
 from speechbrain_ssl.evaluation.verification import KINDS
 from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.pseudo_labels.labels import write_labels
-from speechbrain_ssl.verify import verify as compare
 from tests.models import export_model
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"

@@ -364,8 +364,8 @@ def mean_embedding(hparams):
     if found.meta["settings"]["encoder"] != encoder_hash(model):
         raise ValueError(
             f"The embeddings in {folder} (subtract_mean) are not of the model "
-            f"{model}. Embed unlabelled audio with it: python -m "
-            f"speechbrain_ssl.embed {model} TRAIN_CSV."
+            f"{model}. Embed unlabelled audio with it: "
+            f"speechbrain-ssl embed {model} TRAIN_CSV."
         )
     return torch.from_numpy(found.matrix.mean(0, dtype=np.float64)).float()
 
@@ -507,7 +507,7 @@ def read_clusters(hparams):
     if found.meta["settings"]["encoder"] != encoder_hash(model):
         raise ValueError(
             f"The embeddings in {folder} are not of the model {model}. Embed "
-            f"the utterances with it (python -m speechbrain_ssl.embed {model} "
+            f"the utterances with it (speechbrain-ssl embed {model} "
             f"TRAIN_CSV --data_root {hparams['data_folder']} --output_folder "
             "FOLDER) and give that folder as embeddings_folder."
         )

@@ -18,7 +18,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
-from speechbrain_ssl.export import export
+from speechbrain_ssl.exporting import export
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.pseudo_labels.labels import note_labels, write_labels
 

@@ -7,11 +7,11 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_ssl import embed as module
+from speechbrain_ssl.cli import embed as module
+from speechbrain_ssl.cli.embed import embed, main
 from speechbrain_ssl.dataio import embedding
 from speechbrain_ssl.dataio.annotations import write_annotation
 from speechbrain_ssl.dataio.audio import load as load_audio
-from speechbrain_ssl.embed import embed, main
 from speechbrain_ssl.loading import load_encoder
 from tests.models import export_model, write_noise
 

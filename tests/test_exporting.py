@@ -9,7 +9,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ssl.export import encoder_hparams, export, export_run, main
+from speechbrain_ssl.exporting import encoder_hparams, export, export_run, main
 from speechbrain_ssl.loading import load_encoder
 from tests.models import RUN, branch_of
 

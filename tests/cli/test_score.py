@@ -8,9 +8,9 @@ import soundfile
 import torch.nn.functional as F
 
 from speechbrain_ssl.card import suggest_threshold
+from speechbrain_ssl.cli.score import main, verify
 from speechbrain_ssl.dataio.audio import load
 from speechbrain_ssl.loading import load_encoder
-from speechbrain_ssl.verify import main, verify
 from tests.models import export_model, write_noise
 
 
@@ -101,5 +101,5 @@ def test_bad_input_is_named_without_a_traceback(pair, tmp_path):
         ((str(tmp_path), good, good), "not an exported model"),
         ((model, good, good, "--threshold=7"), "between -1 and 1"),
     ):
-        with pytest.raises(SystemExit, match=f"verify: .*{message}"):
+        with pytest.raises(SystemExit, match=f"score: .*{message}"):
             main(list(arguments))

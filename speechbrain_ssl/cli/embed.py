@@ -1,0 +1,225 @@
+"""Embeddings of a folder or a list of audio, by an exported model::
+
+    > speechbrain-ssl embed MODEL_FOLDER AUDIO [--output_folder OUT]
+
+``AUDIO`` is a folder (with all folders in it), a text file with one path per
+line (relative ones start from the file's folder), or an annotation (CSV with
+ID, duration, wav, start, stop). ``OUT`` gets ``embeddings.npy``, a matrix to
+be memory-mapped, ``ids.json`` with the name of each row, ``failed.csv`` with
+the files that have no embedding and the reasons, ``meta.json`` and, for a
+folder, ``skipped.csv`` with its files that are not taken as audio. After a
+kill, the same command continues.
+
+A file longer than a minute is embedded in windows, whose embeddings are
+averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import sys
+from collections.abc import Sequence
+
+from speechbrain.utils.distributed import infer_device
+
+from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio.annotations import (
+    Utterances,
+    read_annotation,
+    write_annotation,
+)
+from speechbrain_ssl.dataio.embedding import EncoderError, describe
+from speechbrain_ssl.loading import add_trust, load_encoder
+from speechbrain_ssl.pseudo_labels.extract import (
+    Embeddings,
+    encoder_hash,
+    extract,
+)
+
+
+def embed(
+    model_folder: str,
+    source: str,
+    output_folder: str = "embeddings",
+    data_root: str | None = None,
+    max_seconds: float | None = None,
+    batch_seconds: float = 120.0,
+    device: str | None = None,
+    progress: bool = True,
+    trust: Sequence[str] = (),
+) -> Embeddings:
+    """Embeds audio to disk; the module's docstring has the rules.
+
+    Arguments
+    ---------
+    model_folder : str
+        An exported folder.
+    source : str
+        A folder of audio, a list of paths or an annotation.
+    output_folder : str
+        Where to write; see ``speechbrain_ssl.pseudo_labels.extract``.
+    data_root : str
+        What ``$data_root`` stands for in an annotation.
+    max_seconds : float
+        Longer audio is cut to its first seconds; None: never.
+    batch_seconds : float
+        Upper bound of the audio in a batch, in seconds.
+    device : str
+        Where to compute; None: a GPU if there is one.
+    progress : bool
+        Whether to show a progress bar.
+    trust : list of str
+        Modules or classes that the model's YAML may name, see
+        ``load_encoder``.
+
+    Returns
+    -------
+    Embeddings
+        IDs and the matrix, not read yet. IDs are paths below the folder,
+        lines of the list, or those of the annotation.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model or audio.
+    ValueError
+        If the list is wrong, nothing can be embedded, or the output folder
+        holds other embeddings.
+    EncoderError
+        If the encoder fails on all files.
+    """
+    device = device or infer_device()
+    model = load_encoder(model_folder, device, trust)
+    return extract(
+        model.encode_batch,
+        find_utterances(source, output_folder, data_root),
+        output_folder,
+        sample_rate=model.audio_normalizer.sample_rate,
+        encoder=encoder_hash(model_folder),
+        max_seconds=max_seconds,
+        batch_seconds=batch_seconds,
+        device=device,
+        progress=progress,
+    )
+
+
+def find_utterances(
+    source: str, output_folder: str, data_root: str | None = None
+) -> Utterances:
+    """Lists audio as an annotation.
+
+    Arguments
+    ---------
+    source : str
+        A folder of audio, a list of paths or an annotation.
+    output_folder : str
+        Gets ``utterances.csv``, unless there is an annotation, and
+        ``skipped.csv`` with the files of a folder that are left out.
+    data_root : str
+        What ``$data_root`` stands for in an annotation.
+
+    Returns
+    -------
+    Utterances
+        One for each file, or those of the annotation.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder or file.
+    ValueError
+        If the list names nothing, or something twice.
+    """
+    if source.lower().endswith(".csv"):
+        return read_annotation(source, data_root)
+    if os.path.isdir(source):
+        root = source
+        paths, left_out = audio.find(source)
+        names = [os.path.relpath(path, source) for path in paths]
+        audio.write_left_out(
+            os.path.join(output_folder, "skipped.csv"), left_out, source
+        )
+    elif source.lower().endswith(audio.EXTENSIONS):
+        raise ValueError(
+            f"{source} is a file of audio. Give its folder, or a text file "
+            "with one path per line."
+        )
+    else:
+        root, names = os.path.dirname(source), _read_list(source)
+    paths = [os.path.abspath(os.path.join(root, name)) for name in names]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        lengths = list(pool.map(_length, paths))
+    path = os.path.join(output_folder, "utterances.csv")
+    write_annotation(
+        path,
+        (
+            (name, seconds, path, 0, frames)
+            for name, path, (seconds, frames) in zip(names, paths, lengths)
+        ),
+    )
+    return read_annotation(path)
+
+
+def _read_list(path):
+    """The lines of a list that are not blank."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            names = [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no list of paths: expected UTF-8 text, found {error}"
+        ) from error
+    if not names:
+        raise ValueError(f"{path} names no audio. Write one path per line.")
+    return names
+
+
+def _length(path):
+    """Seconds and frames of a file."""
+    try:
+        header = audio.info(path)
+    except OSError:
+        # something: the extraction will find out why, and note it
+        return 1.0, 1
+    frames = max(header.frames, 1)
+    return frames / header.sample_rate, frames
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of ``embed``.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model_folder")
+    parser.add_argument("source", metavar="AUDIO")
+    parser.add_argument("--output_folder", default="embeddings")
+    parser.add_argument("--data_root", help="for $data_root in a CSV")
+    parser.add_argument("--max_seconds", type=float)
+    parser.add_argument("--batch_seconds", type=float, default=120.0)
+    parser.add_argument("--device")
+    add_trust(parser)
+    args = parser.parse_args(argv)
+    try:
+        found = embed(**vars(args))
+    except (ImportError, OSError, ValueError, EncoderError) as error:
+        sys.exit(f"embed: {error}")
+    count, dim = found.matrix.shape
+    print(f"{count} embeddings of {dim} dimensions in {args.output_folder}")
+    made = found.meta["made"]
+    lines = describe(
+        made["windowed"], made["with_silence"], made["silence_seconds"]
+    )
+    print("\n".join(lines), end="\n" if lines else "")
+    if found.failed:
+        print(
+            f"{len(found.failed)} files without an embedding: see failed.csv "
+            "there"
+        )
