@@ -307,7 +307,13 @@ def main(argv: list[str] | None = None) -> None:
     }
     path = pathlib.Path(args.hparams)
     if not path.is_file():
-        path = recipes.names()[args.hparams]
+        known = recipes.names()
+        if args.hparams not in known:
+            raise FileNotFoundError(
+                f"There is no file {args.hparams}, and no training of that "
+                f"name; there are {', '.join(sorted(known))}."
+            )
+        path = known[args.hparams]
     rates = read_rates(args.rates, args.device)
     rows = plan(path, corpus, rates, as_yaml(further))
     if args.json:

@@ -105,6 +105,11 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
         plan.main([yaml, "--hours=1", "batch"])
 
 
+def test_a_yaml_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        plan.main(["nowhere.yaml", "--hours=1"])
+
+
 def test_rates_of_two_devices_need_a_name(tmp_path):
     rates = tmp_path / "rates.json"
     rates.write_text(json.dumps([RATE, {**RATE, "device": "CPU"}]))
