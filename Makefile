@@ -17,8 +17,9 @@ METHOD ?= simclr
 ROUNDS ?= 1
 JOBS ?= 2
 run = $(VENV)/bin/python
-# one thread for each process, as the processes already take all cores
-pytest = OMP_NUM_THREADS=1 $(run) -m pytest -n $(JOBS) --dist worksteal
+# one thread for each process, as the processes already take all cores; files
+# stay together, as their tests share what took time to make
+pytest = OMP_NUM_THREADS=1 $(run) -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: demo test test-all lint docs
 

@@ -2,14 +2,13 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import soundfile
 
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.testing import check_objective
+from tests.recipes.scripts import run_script
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/AudioFolder/SSL"
@@ -43,21 +42,16 @@ def test_the_readmes_objective_keeps_the_contract_and_trains(
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (8, 16000))
     for number, samples in enumerate(noise):
         soundfile.write(tmp_path / f"audio/{number}.wav", samples, 16000)
-    subprocess.run(
-        [
-            sys.executable,
-            "train_ssl.py",
-            tmp_path / "train_byol.yaml",
-            f"--data_folder={tmp_path}/audio",
-            f"--output_folder={tmp_path}/out",
-            "--min_seconds=0.5",
-            "--batch_size=4",
-            "--number_of_epochs=1",
-            "--embedding_model={channels: [8, 8, 8, 8, 24]}",
-        ],
-        check=True,
-        cwd=RECIPE,
-        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    run_script(
+        RECIPE / "train_ssl.py",
+        tmp_path / "train_byol.yaml",
+        f"--data_folder={tmp_path}/audio",
+        f"--output_folder={tmp_path}/out",
+        "--min_seconds=0.5",
+        "--batch_size=4",
+        "--number_of_epochs=1",
+        "--embedding_model={channels: [8, 8, 8, 8, 24]}",
+        "--augmentation={effects: {rir: {simulated: 3}}}",
     )
     assert (tmp_path / "out/model/embedding_model.ckpt").is_file()
 

@@ -6,12 +6,16 @@ import logging
 import os
 import shutil
 import signal
+import types
 
+import numpy as np
 import pytest
 import torch
 
 from speechbrain_ssl.brains import base
 from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.dataio.views import ViewSampler
+from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.objectives.nnclr import NNCLR
 from speechbrain_ssl.objectives.simclr import SimCLR
 from speechbrain_ssl.script import defer_signals, run_script
@@ -498,6 +502,58 @@ def test_bfloat16_trains_with_a_float32_loss(corpus, tmp_path):
     assert records(tmp_path)[0]["train"]["loss"] > 0
 
 
+def test_the_gradient_norm_is_that_of_all_gradients_before_clipping(
+    corpus, tmp_path, monkeypatch
+):
+    norms, clip = [], base.clip_gradients
+
+    def watch(parameters, *args, **kwargs):
+        parameters = list(parameters)
+        found = [p.grad.ravel() for p in parameters if p.grad is not None]
+        norms.append(torch.cat(found).square().sum().sqrt().item())
+        return clip(parameters, *args, **kwargs)
+
+    monkeypatch.setattr(base, "clip_gradients", watch)
+    brain = run(corpus, tmp_path, epochs=1, max_grad_norm=1e-3)
+    assert len(norms) == 4 and min(norms) > 1e-3
+    logged = brain.train_stats["gradient_norm"]
+    assert logged == pytest.approx(np.mean(norms), rel=1e-5)
+
+
+def test_data_wait_is_the_share_of_time_before_batches(
+    corpus, tmp_path, monkeypatch
+):
+    """By a clock that only loading (2 s for each utterance) and loss move."""
+    seconds = [100.0]
+
+    class SlowSampler(ViewSampler):
+        def __call__(self, *args):
+            seconds[0] += 2.0
+            return super().__call__(*args)
+
+    class SlowLoss(MoCo):
+        def forward(self, *args):
+            seconds[0] += 14.0
+            return super().forward(*args)
+
+    clock = types.SimpleNamespace(monotonic=lambda: seconds[0])
+    monkeypatch.setattr(base, "time", clock)
+    run(
+        corpus,
+        tmp_path,
+        epochs=1,
+        objective=SlowLoss(tiny.DIM, queue_size=20),
+        view_sampler=SlowSampler(16000, 2, 0.1, seed=3),
+    )
+    (record,) = tiny.records(tmp_path)
+    # a batch has three utterances
+    assert record["train"]["data_wait"] == pytest.approx(6 / (6 + 14))
+    assert record["seconds"] == 4 * (6 + 14)
+    views = 2 * 12
+    assert record["train"]["views_per_second"] == pytest.approx(views / 80)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
 )

@@ -197,6 +197,21 @@ def test_labels_are_corrected_from_clean_views(corpus, tmp_path):
     assert not tiny.unexplained(tmp_path)
 
 
+def test_the_log_has_the_threshold_of_the_gate(corpus, tmp_path):
+    run(corpus, tmp_path / "mixture", **dlg_lc())
+    logged = [r["train"] for r in records(tmp_path / "mixture")]
+    decided = [gate["threshold"] for gate in gates(tmp_path / "mixture")]
+    assert all(threshold is not None for threshold in decided)
+    assert [stats["gate_loss_log"] for stats in logged] == decided
+    run(corpus, tmp_path / "fixed", gate=FixedGate(3.0), epochs=1)
+    (record,) = records(tmp_path / "fixed")
+    assert record["train"]["gate_loss_log"] == pytest.approx(math.log(3.0))
+    run(corpus, tmp_path / "none", epochs=1)
+    (record,) = records(tmp_path / "none")
+    assert "gate_loss_log" not in record["train"]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
 )

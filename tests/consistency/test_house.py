@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -116,18 +117,28 @@ def test_everything_public_has_a_docstring(path):
         assert ast.get_docstring(node), f"{path.name}: {name}"
 
 
+def described(text):
+    """Names in the section Arguments of a docstring."""
+    section = text.partition("Arguments\n---------\n")[2]
+    section = re.split(r"\n\w+\n---", section)[0]
+    heads = re.findall(r"^(\*{0,2}\w[\w, *]*?)(?: :.*)?$", section, re.M)
+    return {name.strip(" *") for head in heads for name in head.split(",")}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_arguments_of_public_functions_are_described(path):
-    # y: scikit-learn passes it to every fit_predict
+    """Those that there are, and no others."""
+    # hooks of SpeechBrain and torch; y: scikit-learn passes it to fit_predict
     skipped = {"self", "cls", "mode", "stage", "ctx", "y"}
     for name, node in public_nodes(path):
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        text = ast.get_docstring(node)
-        for argument in node.args.args:
-            if argument.arg not in skipped and "Arguments\n" in text:
-                place = f"{path.name}: {name}({argument.arg})"
-                assert argument.arg in text, place
+        text = ast.get_docstring(node) or ""
+        if isinstance(node, ast.FunctionDef) and "Arguments\n" in text:
+            parts = node.args
+            named = [*parts.posonlyargs, *parts.args, *parts.kwonlyargs]
+            named += filter(None, [parts.vararg, parts.kwarg])
+            found = {argument.arg for argument in named} - skipped
+            place = f"{path.name}: {name}"
+            assert described(text) - skipped == found, place
 
 
 def test_nothing_asserts_what_a_user_may_get_wrong():
