@@ -66,8 +66,8 @@ def step_of_labels(hparams, classifier, optimizer, utterances):
     if sampler.clean_views:
         with torch.no_grad():
             clean = classifier(encoder.embed(wavs[0]))
-    trusted = torch.ones(utterances, dtype=torch.bool, device=device)
-    hparams["loss"](cosines, labels, clean, trusted, 1e9)[0].backward()
+    selected = torch.ones(utterances, dtype=torch.bool, device=device)
+    hparams["loss"](cosines, labels, clean, selected, 1e9)[0].backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -144,7 +144,7 @@ def measure(hparams, utterances, classes, steps, device, precision):
         if isinstance(value, torch.Tensor)
     )
     parameters = list(modules.parameters())
-    learnt = sum(4 * p.numel() for p in parameters if p.requires_grad)
+    learned = sum(4 * p.numel() for p in parameters if p.requires_grad)
     weights = sum(4 * p.numel() for p in parameters)
     rate = hparams["view_sampler"].sample_rate
     wavs = 0.1 * torch.randn(utterances, 8 * rate, device=device)
@@ -157,7 +157,7 @@ def measure(hparams, utterances, classes, steps, device, precision):
     return {
         "utterances_per_second": utterances / duration,
         "kept_bytes_per_utterance": kept_bytes / utterances,
-        "state_bytes": weights + learnt + moments,
+        "state_bytes": weights + learned + moments,
         "checkpoint_bytes": weights + moments,
         "flops_per_utterance": counter.get_total_flops() / utterances,
         "embedded_seconds_per_second": 8 * utterances / seconds(embed, 2),
