@@ -234,7 +234,7 @@ def read_threshold(folder: str) -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        If the file is no such JSON.
+        If the file is no such JSON, or the threshold is not in [-1, 1].
     """
     path = os.path.join(folder, THRESHOLD_NAME)
     if not os.path.isfile(path):
@@ -242,10 +242,13 @@ def read_threshold(folder: str) -> dict[str, Any] | None:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        return {**found, "threshold": float(found["threshold"])}
+        threshold = float(found["threshold"])
+        if not -1 <= threshold <= 1:
+            raise ValueError(f"{threshold} is no cosine")
+        return {**found, "threshold": threshold}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{path} should hold a number as "threshold", but: {error!r}. '
+            f'{path} should hold a cosine as "threshold", but: {error!r}. '
             "Delete it, or verify the model again."
         ) from error
 
@@ -305,11 +308,14 @@ def read_card(folder: str) -> ModelCard:
     OSError
         If there is none.
     ValueError
-        If its metadata are no YAML.
+        If it is not UTF-8, or its metadata are no YAML.
     """
     path = os.path.join(folder, CARD_NAME)
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     try:
         return ModelCard(text)
     except Exception as error:  # of the YAML parser or the hub's checks

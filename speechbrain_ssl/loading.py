@@ -6,6 +6,7 @@ runs, and weights are read as tensors only.
 
 import argparse
 import os
+import pickle
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 from speechbrain_ssl import safe_yaml
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
+from speechbrain_ssl.dataio.audio import RATES
 
 HPARAMS_NAME, WEIGHTS_NAME = "hyperparams.yaml", "embedding_model.ckpt"
 ENCODER_KEYS = ("compute_features", "mean_var_norm", "embedding_model")
@@ -74,7 +76,14 @@ def load_encoder(
     )
     if isinstance(pretrainer, Pretrainer):
         _load_statistics(folder, modules, pretrainer.loadables)
-    hparams = {"audio_normalizer": normalizer or AudioNormalizer()}
+    normalizer = normalizer or AudioNormalizer()
+    rate = getattr(normalizer, "sample_rate", None)
+    if type(rate) is not int or not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(
+            f"{path}: expected an audio_normalizer with a whole sample_rate "
+            f"from {RATES[0]} to {RATES[1]} Hz, found {rate!r}"
+        )
+    hparams = {"audio_normalizer": normalizer}
     classifier = EncoderClassifier(
         modules=modules, hparams=hparams, run_opts={"device": str(device)}
     )
@@ -316,9 +325,16 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # of pickle, zip files and torch
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to run the code of such a file
         raise ValueError(
-            f"{path} holds no weights, or is damaged: {error}".split("\n")[0]
+            f"{path} should hold named tensors only. It holds other objects, "
+            "which could run code when they are read, or is damaged."
+        ) from error
+    except Exception as error:  # of zip files and torch
+        raise ValueError(
+            f"{path} holds no weights, or is damaged: "
+            f"{type(error).__name__}: {error}".split("\n")[0]
         ) from error
     if not isinstance(weights, dict) or not all(
         isinstance(value, torch.Tensor) for value in weights.values()

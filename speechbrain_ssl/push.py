@@ -23,6 +23,7 @@ from speechbrain_ssl.card import (
     UNKNOWN_LICENSE,
     publish_card,
     read_card,
+    read_threshold,
 )
 from speechbrain_ssl.loading import (
     HPARAMS_NAME,
@@ -77,8 +78,8 @@ def push(
     FileNotFoundError
         If the folder is no exported model.
     ValueError
-        If the name is none of a repository, or a file is a link to somewhere
-        outside of the folder.
+        If the name is none of a repository, a file is a link to somewhere
+        outside of the folder, or a file has invalid content.
     """
     if repository.count("/") != 1:
         raise ValueError(
@@ -92,6 +93,7 @@ def push(
             contents[name] = path
             _check_inside(model_folder, path)
     load_encoder(model_folder, trust=trust)
+    read_threshold(model_folder)
     card = publish_card(model_folder, repository, license, language)
     contents[CARD_NAME] = card.encode()
     if not dry_run:

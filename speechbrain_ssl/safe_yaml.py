@@ -10,7 +10,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import ruamel.yaml
@@ -176,19 +176,31 @@ class _Builder:
         if tag not in PLAIN_TAGS:
             raise _unsafe(node, self.origin)
         if isinstance(node, MappingNode):
-            self.plain.flatten_mapping(node)
-            return {self.build(k): self.build(v) for k, v in node.value}
+            return self._mapping(node)
         if isinstance(node, SequenceNode):
             return [self.build(child) for child in node.value]
         return self.plain.construct_object(node)
+
+    def _mapping(self, node):
+        """A dictionary, with what merge keys add to it."""
+        self.plain.flatten_mapping(node)
+        found = {}
+        for key, value in node.value:
+            name = self.build(key)
+            if not isinstance(name, Hashable):
+                raise ValueError(
+                    f"{self.origin}: expected a word or a number as key, "
+                    f"found {name!r}"
+                )
+            found[name] = self.build(value)
+        return found
 
     def _call(self, node):
         """A class with its arguments, or an instance of it."""
         found = _find_class(node, self.origin, self.trust)
         args, kwargs = [], {}
         if isinstance(node, MappingNode):
-            self.plain.flatten_mapping(node)
-            kwargs = {self.build(k): self.build(v) for k, v in node.value}
+            kwargs = self._mapping(node)
         elif isinstance(node, SequenceNode):
             args = [self.build(child) for child in node.value]
         refused = REFUSED_ARGUMENTS.get(_name(node), frozenset())
@@ -202,9 +214,10 @@ class _Builder:
             if _tag(node).startswith("!new:"):
                 return found(*args, **kwargs)
             return functools.partial(found, *args, **kwargs)
-        except TypeError as error:
+        except Exception as error:  # classes raise any kind
             raise ValueError(
-                f"{self.origin}: {found.__qualname__}: {error}"
+                f"{self.origin}: {found.__qualname__} cannot be built: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 
@@ -285,7 +298,7 @@ def _find_class(node, origin, trust):
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # imports raise any kind
         raise ValueError(
             f"{origin}, line {node.start_mark.line + 1}: {name} cannot be "
             f"imported: {error}"

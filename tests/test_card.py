@@ -121,7 +121,13 @@ def test_programs_find_the_threshold_in_a_file_of_its_own(exported):
     assert read_threshold(folder) is None
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", '{"threshold": "high"}', "no"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}", "[1]", '{"threshold": "high"}', "no"),
+        *('{"threshold": NaN}', '{"threshold": 2}'),
+    ],
+)
 def test_a_spoiled_threshold_is_named(tmp_path, text):
     (tmp_path / "threshold.json").write_text(text)
     with pytest.raises(ValueError, match="threshold.json should hold"):

@@ -108,3 +108,18 @@ def test_a_foreign_folder_is_checked_before_anything(hub, model, tmp_path):
     with pytest.raises(SystemExit, match="!apply:os.mkdir is not allowed"):
         main([str(copy), "someone/encoder", "--dry_run"])
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_threshold_that_is_no_cosine_is_not_uploaded(hub, tmp_path):
+    folder = export_model(tmp_path / "model")
+    (tmp_path / "model" / "threshold.json").write_text('{"threshold": NaN}')
+    with pytest.raises(ValueError, match="threshold.json should hold"):
+        push(folder, "someone/encoder")
+    assert hub.calls == []
+
+
+def test_a_card_that_is_not_utf_8_is_named(hub, tmp_path):
+    folder = export_model(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_bytes(b"\xe4\xff")
+    with pytest.raises(ValueError, match="README.md is not UTF-8"):
+        push(folder, "someone/encoder")

@@ -86,6 +86,15 @@ def test_anything_else_is_refused_before_it_runs(text):
         "a: !new:torch.nn.Linear {size: 3}",
         "a: !new:torch.nn.NoSuchLayer",
         "a: !new:speechbrain.nnet.losses.torch.nn.Linear [1, 2]",
+        # constructors that raise errors of other kinds
+        "a: !new:torch.nn.Linear [-1, 2]",
+        "a: !new:torch.nn.Linear [1000000000, 1000000000]",
+        "a: !new:torch.nn.Linear {in_features: 1, out_features: 1, device: x}",
+        "a: !new:torch.nn.Conv1d [3, 3, 1, 1, 0, 1, 2]",
+        "a: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN\n"
+        "    input_size: 40\n    channels: [8, 8]",
+        "a: {? [1, 2] : 3}",
+        "a: {<<: 3}",
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(text):

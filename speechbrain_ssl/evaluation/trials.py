@@ -127,7 +127,8 @@ def read_models(paths: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
     ------
     ValueError
         If a model has no file or stands on two lines, or a line holds a
-        command (a pipe of Kaldi); the message names file and line.
+        command (a pipe of Kaldi); the message names file and line. If models
+        are made of each other in a loop; the message names two of them.
     """
     models = {}
     for path in [paths] if isinstance(paths, str) else paths:
@@ -461,7 +462,13 @@ def _files_of(name, models, above=()):
     """The files of a model, through models that it is made of."""
     files = []
     for part in models[name]:
-        if part in models and part not in (name, *above):
+        if part in above:
+            raise ValueError(
+                f"The map files contain a loop: model {part!r} is made of "
+                f"{name!r}, which is made of {part!r}."
+            )
+        # a model may have the name of its file
+        if part in models and part != name:
             files += _files_of(part, models, (name, *above))
         else:
             files.append(part)

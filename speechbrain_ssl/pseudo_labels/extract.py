@@ -546,8 +546,9 @@ def _join_arrays(folder, count, chunks, failed):
     usable[list(failed)] = False
     if not usable.any():
         raise ValueError(
-            f"None of {count} utterances can be embedded; {folder}/chunks has "
-            "the reasons. Check data_folder, then delete that folder."
+            f"None of {count} utterances can be embedded. The first reason: "
+            f"{failed[min(failed)]} All reasons are in {folder}/chunks: "
+            "correct the audio or the encoder, then delete that folder."
         )
     place = np.cumsum(usable) - 1
     rows, path = int(usable.sum()), os.path.join(folder, "embeddings.npy")

@@ -128,6 +128,7 @@ def test_a_model_may_have_the_name_of_its_file(tmp_path):
         ("me a\nme b\n", "line 2: 'me' is on an earlier line"),
         ("me sox a.wav -t wav - |\n", "line 1: commands are not run"),
         ("\n", "holds no lines"),
+        ("me you\nyou me\n", "loop: model 'me' is made of 'you'"),
     ],
 )
 def test_wrong_maps_are_refused_by_line(tmp_path, text, message):
