@@ -332,6 +332,11 @@ def _read_speakers(csv_path):
     rows = numbered_rows(csv_path)
     columns, _ = next(rows, ([], 0))
     named = [name for name in SPEAKER_COLUMNS if name in columns]
+    double = [c for c in ("ID", *named) if columns.count(c) > 1]
+    if double:
+        raise ValueError(
+            f"{csv_path} has two columns {double[0]}; expected one."
+        )
     if "ID" not in columns or not named:
         raise ValueError(
             f"{csv_path} has the columns {', '.join(columns)}; expected ID "

@@ -37,7 +37,7 @@ FLOORS = [
     ("brains", 4),
     ("safe_yaml", 1),
     ("card", 1),
-    ("loading", 2),
+    ("loading", 2.5),  # knows the rates of audio
     ("exporting", 4),
     ("inference", 5),
     ("report", 4),

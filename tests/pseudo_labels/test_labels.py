@@ -198,6 +198,9 @@ def test_truth_of_other_data_is_refused(tmp_path):
     path.write_text("ID,spk_id\n1,Ann\n")
     with pytest.raises(ValueError, match="any of 1 utterances.*'7'.*'1'"):
         read_truth(path, ["7"])
+    path.write_text("ID,spk_id,spk_id\n1,Ann,Bob\n")
+    with pytest.raises(ValueError, match="two columns spk_id"):
+        read_truth(path, ["1"])
     path.write_text("ID,name\n1,Ann\n")
     with pytest.raises(ValueError, match="spk_id, speaker"):
         read_truth(path, ["1"])
