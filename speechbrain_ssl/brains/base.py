@@ -1,4 +1,4 @@
-"""What the training loops of both stages share."""
+"""The training loop that both stages share."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # consecutive steps without a selected utterance before a warning is logged
 PATIENCE = 20
-# what --compile compiles; objectives keep queues and say more than a loss
+# modules that --compile compiles
 NETWORKS = ("student", "teacher", "encoder")
 # statistics in the line that the console shows for each epoch
 SUMMARY = {
@@ -167,7 +167,7 @@ class SpeakerBrain(sb.Brain):
         Returns
         -------
         torch.nn.Module
-            What the hparams file made.
+            The object of the hparams file.
         """
         module = self.this_process(name)
         return getattr(module, "_orig_mod", module)
@@ -183,7 +183,7 @@ class SpeakerBrain(sb.Brain):
         Returns
         -------
         torch.nn.Module
-            What to call where processes have nothing to tell each other.
+            The module to call without communication between processes.
         """
         module = self.modules[name]
         return getattr(module, "module", module)
@@ -201,7 +201,7 @@ class SpeakerBrain(sb.Brain):
         return loader
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
-        """Takes the sampler as it is: it knows about processes already."""
+        """Uses the given sampler, which is already one of this process."""
         sampler = loader_kwargs.get("sampler")
         if sampler is None:
             return super()._train_loader_specifics(dataset, loader_kwargs)
@@ -209,7 +209,7 @@ class SpeakerBrain(sb.Brain):
         return loader_kwargs
 
     def _wrap_distributed(self):
-        """Wraps what learns in DDP; SyncBatchNorm needs accelerators."""
+        """Wraps modules that learn in DDP; SyncBatchNorm needs GPUs."""
         if not self.distributed_launch:
             return
         on_cpu = torch.device(self.device).type == "cpu"
@@ -270,20 +270,20 @@ class SpeakerBrain(sb.Brain):
         return scale
 
     def on_fit_start(self):
-        """Prepares modules and resumes; then processes part ways."""
+        """Compiles modules, loads the checkpoint, seeds each process."""
         if self.compile and not self.compile_module_keys:
             names = [name for name in NETWORKS if name in self.modules]
             self.compile_module_keys = names
         super().on_fit_start()
         self.running_statistics = RunningStatistics(self.modules)
-        # a checkpoint brings those that it was trained with
+        # loading a checkpoint has set those of the earlier run
         for group, settings in zip(self.optimizer.param_groups, self.settings):
             group.update(settings)
         if sb.utils.distributed.if_main_process():
             path = os.path.join(self.hparams.output_folder, "stats_help.json")
             with writing(path), write_whole(path) as file:
                 json.dump(self.all_stats_help(), file, indent=2)
-        # same weights everywhere, from here on other random numbers
+        # weights are the same everywhere, random numbers differ from here on
         torch.manual_seed(self.hparams.seed + 1000 * distributed.rank())
 
     def all_stats_help(self):
@@ -309,14 +309,14 @@ class SpeakerBrain(sb.Brain):
         Arguments
         ---------
         batch : PaddedBatch
-            What the loader made.
+            A batch of the loader.
 
         Returns
         -------
         torch.Tensor
             The loss.
         """
-        # resumed inside an epoch: making the loader has drawn since recovery
+        # if resumed inside an epoch: making the loader drew random numbers
         self.random_states.restore_pending()
         self.wait_seconds += time.monotonic() - self.clock
         self.unreadable.note(batch.unreadable)
@@ -355,7 +355,7 @@ class SpeakerBrain(sb.Brain):
         return loss
 
     def _accumulated(self):
-        """Steps of the epoch whose gradients are added to this one's."""
+        """Steps of the epoch whose gradients are accumulated with this one."""
         size = self.grad_accumulation_factor
         first = (self.step - 1) // size * size + 1
         return range(first, min(first + size - 1, self.steps_per_epoch) + 1)
@@ -410,12 +410,12 @@ class SpeakerBrain(sb.Brain):
             group["lr"] = group["initial_lr"] * factor
 
     def optimizers_step(self):
-        """Drops gradients of frozen modules, clips all the others, steps.
+        """Removes gradients of frozen modules, clips the others, steps.
 
         Returns
         -------
         bool
-            Whether it stepped: not if gradients are not finite.
+            Whether a step was made: not if gradients are not finite.
         """
         self.scaler.unscale_(self.optimizer)
         for parameter in self.summed:  # DDP has averaged
@@ -447,7 +447,7 @@ class SpeakerBrain(sb.Brain):
         return True
 
     def _look_for_scale(self):
-        """Counts steps that a scaler skipped, as it does to find its scale."""
+        """Counts steps that the scaler skips while it searches its scale."""
         self.lost_in_a_row += 1
         if self.lost_in_a_row > HALVINGS + self.nonfinite_patience:
             raise ValueError(
@@ -497,19 +497,19 @@ class SpeakerBrain(sb.Brain):
         raise Interrupted(stop_requested() or signal.SIGTERM, text)
 
     def note(self, stats):
-        """Adds scalars of a batch to those of the epoch.
+        """Adds scalars of a batch to the sums of the epoch.
 
         Arguments
         ---------
         stats : dict of str to torch.Tensor
-            Stay on their device: nothing waits for them.
+            They stay on their device, so that nothing waits for them.
         """
         for name, value in stats.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = total + value.detach(), count + 1
 
     def on_stage_start(self, stage, epoch=None):
-        """Empties the statistics."""
+        """Resets the statistics."""
         self.random_states.restore_pending(starting_epoch=True)
         self.sums = {}
         self.collapse = CollapseStats()
@@ -538,7 +538,7 @@ class SpeakerBrain(sb.Brain):
         warnings = self.describe_epoch(seconds)
         valid_stats = self.verify_epoch(epoch)
         self._log(epoch, valid_stats, warnings)
-        # SpeechBrain resets these after this hook; a checkpoint needs it now
+        # SpeechBrain resets these after this hook; the checkpoint needs it now
         self.step, self.avg_train_loss = 0, 0.0
         if self.checkpointer is None:
             return
@@ -553,7 +553,7 @@ class SpeakerBrain(sb.Brain):
         Arguments
         ---------
         seconds : float
-            What the epoch took.
+            Duration of the epoch.
 
         Returns
         -------
@@ -574,7 +574,7 @@ class SpeakerBrain(sb.Brain):
         return warnings
 
     def verify_epoch(self, epoch):
-        """EER on the declared development list, if there is one.
+        """Computes the error rates of ``dev_trials``, if there are any.
 
         Arguments
         ---------
@@ -584,7 +584,7 @@ class SpeakerBrain(sb.Brain):
         Returns
         -------
         dict of str to float
-            For log and checkpoint; empty if nothing was due.
+            For log and checkpoint; empty if there is nothing to verify.
         """
         due = epoch % self.hparams.dev_every == 0
         if not self.hparams.dev_trials or not due:
@@ -609,9 +609,9 @@ class SpeakerBrain(sb.Brain):
         return {name: rates[name] for name in ("EER", "minDCF_0.01")}
 
     def _keep(self, epoch, valid_stats):
-        """Saves; keeps the newest, or the best by a declared labelled list."""
+        """Saves a checkpoint; keeps the newest, or the best by ``select_by``."""
         best_by = [self.hparams.select_by] if self.hparams.select_by else []
-        # one inside an epoch takes no place of those that are averaged ...
+        # checkpoints inside epochs do not count among those to keep ...
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, **valid_stats},
             num_to_keep=self.hparams.checkpoints_to_keep,
@@ -620,7 +620,7 @@ class SpeakerBrain(sb.Brain):
             ckpt_predicate=lambda c: c.meta["end-of-epoch"],
             verbosity=logging.DEBUG,
         )
-        # ... and goes where its epoch has been saved
+        # ... and are deleted when their epoch has been saved
         self.checkpointer.delete_checkpoints(
             num_to_keep=0,
             ckpt_predicate=self._is_superseded,
@@ -628,7 +628,7 @@ class SpeakerBrain(sb.Brain):
         )
 
     def _is_superseded(self, checkpoint):
-        """Whether a checkpoint inside an epoch is older than one of an end."""
+        """Whether a checkpoint inside an epoch is older than one at an end."""
         return not checkpoint.meta["end-of-epoch"] and any(
             other.meta["end-of-epoch"]
             and other.meta["unixtime"] > checkpoint.meta["unixtime"]
@@ -676,7 +676,7 @@ class SpeakerBrain(sb.Brain):
 
     @sb.utils.checkpoints.mark_as_saver
     def _save(self, path):
-        """Adds the time spent, and what a step is, to what SpeechBrain saves."""
+        """Adds training time, size of a step and training set to the state."""
         super()._save(path)
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"training_seconds: {self.training_seconds}\n")
@@ -690,9 +690,9 @@ class SpeakerBrain(sb.Brain):
         Raises
         ------
         ValueError
-            If an epoch would go on with steps of another size: utterances
-            would be left out or seen twice. If the training set is another
-            one: clusters and queues know utterances by their rows.
+            If an epoch would continue with steps of another size, so that
+            utterances would be left out or seen twice. If the training set is
+            another one, as clusters and queues identify utterances by rows.
         """
         super()._recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as file:

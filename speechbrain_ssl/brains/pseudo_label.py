@@ -86,7 +86,7 @@ class PseudoLabelBrain(SpeakerBrain):
             weight.copy_(distributed.from_first(start))
 
     def _means(self, speed):
-        """Mean directions of the classes at a speed [classes, emb_dim]."""
+        """Unit means of the classes at a speed [classes, emb_dim]."""
         encoder, rate = self.evaluated.eval(), self.sampler.sample_rate
 
         def embed(wavs, lengths):
@@ -130,7 +130,7 @@ class PseudoLabelBrain(SpeakerBrain):
 
     @torch.no_grad()
     def _clean_cosines(self, crop):
-        """What the model would say: no dropout, no statistics of a batch."""
+        """Cosines in evaluation mode: no dropout, no statistics of a batch."""
         encoder = self.this_process("encoder").eval()
         embedding = encoder([crop]).embedding[0]
         encoder.train()
@@ -178,13 +178,13 @@ class PseudoLabelBrain(SpeakerBrain):
         return StepResult(loss, stats, teaches, commit)
 
     def on_stage_start(self, stage, epoch=None):
-        """Empties the statistics, unless an epoch is resumed half-way."""
+        """Resets the decisions, unless an epoch is resumed."""
         super().on_stage_start(stage, epoch)
         if self.step == 0:
             self.decisions.clear()
 
     def describe_epoch(self, seconds):
-        """Fits the gate, and writes down what it says."""
+        """Fits the gate and writes its decision."""
         warnings = super().describe_epoch(seconds)
         decision = self.hparams.gate.fit(self.decisions.loss_logs())
         silent = self.decisions.silent_classes()
@@ -200,7 +200,7 @@ class PseudoLabelBrain(SpeakerBrain):
         return warnings
 
     def _write_decisions(self, epoch, decision):
-        """Writes the gate of this epoch, and its decisions, for reports."""
+        """Writes the gate of this epoch and all decisions, for reports."""
         folder = self.hparams.output_folder
         threshold = decision.threshold
         record = {

@@ -42,13 +42,13 @@ class SSLBrain(SpeakerBrain):
     }
 
     def make_dataloader(self, dataset, stage, **kwargs):
-        """Makes the loader and remembers what it is made of."""
+        """Makes the loader and keeps the utterances."""
         self.utterances = dataset.utterances
         self.utterances_hash = utterances_hash(self.utterances)
         return super().make_dataloader(dataset, stage, **kwargs)
 
     def on_fit_start(self):
-        """Starts the teacher from the student's (maybe pretrained) weights."""
+        """Copies the student's weights, maybe pretrained, to the teacher."""
         if "teacher" in self.modules:
             self.module("teacher").reset(self.module("student"))
         self.hparams.view_sampler.to(self.device)
@@ -80,7 +80,7 @@ class SSLBrain(SpeakerBrain):
         seen = local_crops
         if self.hparams.student_sees_global:
             seen = global_crops + local_crops
-        # one call: several would break DDP's and BatchNorm's bookkeeping
+        # one call: DDP and BatchNorm expect one forward pass per step
         student = self.modules.student(seen)
         teacher = None
         if "teacher" in self.modules:
@@ -128,7 +128,7 @@ class SSLBrain(SpeakerBrain):
 
     @torch.no_grad()
     def _agreement(self, student, teacher):
-        """How alike are embeddings that should be alike."""
+        """Mean cosine of embeddings of different views or branches."""
         mine = student.embedding.float()
         if teacher is not None and self.hparams.student_sees_global:
             theirs = teacher.embedding.float()
@@ -145,7 +145,7 @@ class SSLBrain(SpeakerBrain):
             self.module("teacher").update(self.module("student"), self.epoch)
 
     def on_stage_start(self, stage, epoch=None):
-        """Empties the statistics, and clusters where it is time to."""
+        """Resets the statistics, and refreshes cluster tables if it is time."""
         super().on_stage_start(stage, epoch)
         self.cluster_stats = {}
         due = [t for t in self.hparams.cluster_tables if t.due(epoch - 1)]
@@ -157,7 +157,7 @@ class SSLBrain(SpeakerBrain):
         branch = self.evaluated
         was_training = branch.training
         branch.eval()
-        # a teacher's statistics are those of its process: one network for all
+        # running statistics of a teacher differ between processes
         for buffer in branch.buffers():
             buffer.copy_(distributed.from_first(buffer))
         embeddings = embed_utterances(
@@ -170,7 +170,7 @@ class SSLBrain(SpeakerBrain):
         for table in tables:
             report = table.refresh(embeddings, epoch)
             self.cluster_stats.update(self._numbered(table, report))
-        # training waits for it, but not for data
+        # this is training time, but no waiting for data
         now = time.monotonic()
         self.training_seconds += now - self.clock
         self.clock = now
@@ -195,7 +195,7 @@ class SSLBrain(SpeakerBrain):
         return found
 
     def describe_epoch(self, seconds):
-        """Adds clusters and what the objective has to say."""
+        """Adds statistics of clusters and warnings of the objective."""
         warnings = super().describe_epoch(seconds)
         self.train_stats.update(self.cluster_stats)
         ask = getattr(self.module("objective"), "warnings", None)

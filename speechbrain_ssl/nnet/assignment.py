@@ -18,9 +18,8 @@ def sinkhorn(log_assignment, iterations=3):
     Arguments
     ---------
     log_assignment : torch.Tensor
-        Logarithms, up to a constant, of this process's part of the batch
-        [batch, prototypes]; what further axes lie between are assignments
-        of their own.
+        Logarithms, up to a constant, for the utterances of this process
+        [batch, ..., prototypes]; axes in between hold separate assignments.
     iterations : int
         Number of normalisations of prototypes and utterances.
 
@@ -44,7 +43,7 @@ def sinkhorn(log_assignment, iterations=3):
 
 @torch.no_grad()
 def prototypes_used(assignment):
-    """How many prototypes share the assignments: exp of their entropy.
+    """Effective number of prototypes: exp of the entropy of their use.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""The network of one side of a siamese pair: features, encoder, head."""
+"""One of two siamese networks: features, encoder, head."""
 
 from typing import NamedTuple
 
@@ -31,19 +31,24 @@ class BranchOutput(NamedTuple):
     view_id: tuple | None = None
 
 
-def check_views(objective, views, dim=None, utterances=1):
-    """Says in words that views do not fit an objective.
+def check_views(
+    objective: torch.nn.Module,
+    views: BranchOutput,
+    dim: int | None = None,
+    utterances: int = 1,
+) -> None:
+    """Checks that views fit an objective.
 
     Arguments
     ---------
     objective : torch.nn.Module
-        Who asks.
+        The objective, for the message.
     views : BranchOutput
-        What it got.
+        Its input.
     dim : int
-        Width of projections that it was made for; None: any.
+        Width of projections that it expects; None: any.
     utterances : int
-        How many it needs in all processes together.
+        Fewest utterances of all processes together.
 
     Raises
     ------
@@ -70,21 +75,23 @@ def check_views(objective, views, dim=None, utterances=1):
         )
 
 
-def different_views(student, teacher):
-    """Pairs of a view of the student and another view of the teacher.
+def different_views(
+    student: BranchOutput, teacher: BranchOutput | None
+) -> tuple[list[int], list[int]]:
+    """Lists pairs of a view of the student and another view of the teacher.
 
     Arguments
     ---------
     student : BranchOutput
-        Of some utterances.
+        Outputs for some utterances.
     teacher : BranchOutput
-        Of the same ones; may be the student itself.
+        Outputs for the same utterances; may be ``student``.
 
     Returns
     -------
     s, t : list of int
-        Places of the views in student and teacher, all pairs of them that
-        are not the same crop, those of the first view of the student first.
+        Positions in student and teacher of all pairs of views that are not
+        the same crop; pairs of the first view of the student come first.
 
     Raises
     ------

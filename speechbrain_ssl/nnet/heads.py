@@ -1,4 +1,4 @@
-"""Heads: what stands between the speaker embedding and the loss."""
+"""Heads: layers between the speaker embedding and the loss."""
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,13 @@ from speechbrain_ssl.nnet.precision import full_precision
 def mlp(
     sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d, init_std=None
 ):
-    """Linear layers with normalisation and activation in between.
+    """Makes linear layers with normalisation and activation in between.
 
     Arguments
     ---------
     sizes : list of int
         Width of the input, of each hidden layer and of the output; a single
-        width is no layer at all.
+        width gives no layer.
     activation : type
         Activation class.
     norm : type
@@ -63,16 +63,16 @@ def mlp(
 
 
 def predicted_cosine(predictor, projection, target, s, t):
-    """How well a predictor guesses from some views what is said of others.
+    """Mean cosine of the predictions from views and the targets of others.
 
     Arguments
     ---------
     predictor : torch.nn.Module
-        Projections [rows, dim] to guesses of the same width.
+        Projections [rows, dim] to predictions of the same width.
     projection : torch.Tensor
-        What it guesses from [views, batch, dim].
+        Its input [views, batch, dim].
     target : torch.Tensor
-        What it should guess, without gradient [views, batch, dim].
+        Targets, which get no gradient [views, batch, dim].
     s, t : list of int
         Pairs of views of ``projection`` and ``target``.
 
@@ -86,13 +86,14 @@ def predicted_cosine(predictor, projection, target, s, t):
     """
     batch = projection.shape[1]
     # all views together, as they go through the head
-    said = predictor(full_precision(projection).flatten(0, 1))
-    said = F.normalize(full_precision(said), dim=-1).view_as(projection)
+    predicted = predictor(full_precision(projection).flatten(0, 1))
+    predicted = F.normalize(full_precision(predicted), dim=-1)
+    predicted = predicted.view_as(projection)
     target = F.normalize(full_precision(target.detach()), dim=-1)
-    cosine = (said[s] * target[t]).sum(-1).mean()
+    cosine = (predicted[s] * target[t]).sum(-1).mean()
     with torch.no_grad():
-        # the mean over all pairs of utterances, less those with themselves
-        total = (said.mean(1)[s] * target.mean(1)[t]).sum(-1).mean()
+        # over all pairs of utterances, minus those of an utterance and itself
+        total = (predicted.mean(1)[s] * target.mean(1)[t]).sum(-1).mean()
         negative = (batch * total - cosine) / max(batch - 1, 1)
     return cosine, negative
 

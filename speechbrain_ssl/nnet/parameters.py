@@ -1,18 +1,18 @@
-"""What the optimiser sees: groups of parameters, clipping, freezing."""
+"""Groups of parameters for the optimiser, and clipping of gradients."""
 
 import torch
 
-# what a module may have otherwise than the rest, and what the rest has
+# options of parameters and their defaults
 OPTIONS = {"decay": True, "clip": True, "sum": False}
 
 
 def parameters_with(entries, option):
-    """Parameters for which an option is not as usual.
+    """Lists the parameters for which an option differs from its default.
 
     Arguments
     ---------
     entries : list of [torch.nn.Module, dict of str to bool]
-        Modules and what they have otherwise: ``decay: False`` (no weight
+        Modules and their options: ``decay: False`` (no weight
         decay), ``clip: False`` (gradients are not clipped) or ``sum: True``
         (gradients are summed over processes instead of averaged).
     option : str

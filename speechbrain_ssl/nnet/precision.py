@@ -1,12 +1,12 @@
-"""Number formats: what losses are computed in."""
+"""Precision of losses."""
 
 import torch
 
 
 def full_precision(x):
-    """Lifts half precision to float32, in which losses are computed.
+    """Converts half precision to float32, in which losses are computed.
 
-    float64 stays: tests and ``torch.autograd.gradcheck`` need its digits.
+    float64 stays, for tests and ``torch.autograd.gradcheck``.
 
     Arguments
     ---------
@@ -16,7 +16,7 @@ def full_precision(x):
     Returns
     -------
     torch.Tensor
-        The same, float32 or better; itself where it already is.
+        The same values, float32 or float64.
 
     Example
     -------

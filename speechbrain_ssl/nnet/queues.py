@@ -1,17 +1,17 @@
-"""Queues: buffers whose oldest rows give way to new ones."""
+"""Queues: buffers in which new rows replace the oldest ones."""
 
 import torch
 
 
 @torch.no_grad()
-def next_slots(seen, count, size):
-    """Where new rows go; moves the count of rows seen.
+def next_slots(seen: torch.Tensor, count: int, size: int) -> torch.Tensor:
+    """Returns the slots of new rows, and adds them to the number of rows seen.
 
     Arguments
     ---------
     seen : torch.Tensor
-        Number of rows that have ever been put in, a buffer of the objective
-        []; it grows by ``count``.
+        Number of rows that were ever added, a buffer of the objective []; it
+        grows by ``count``.
     count : int
         Number of new rows.
     size : int

@@ -1,4 +1,4 @@
-"""The teacher: a student averaged over time."""
+"""The teacher: a moving average of the student."""
 
 import copy
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class EMATeacher(torch.nn.Module):
     Arguments
     ---------
     student : torch.nn.Module
-        The network to follow. It is copied, not kept.
+        The network to follow; it is copied.
     momentum : float or callable
         Share of the old value kept by each update, or a schedule of it.
 
@@ -45,7 +45,7 @@ class EMATeacher(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, views):
-        """Same as the student's forward, without gradient.
+        """Runs the network without gradient.
 
         Arguments
         ---------
@@ -55,7 +55,7 @@ class EMATeacher(torch.nn.Module):
         Returns
         -------
         BranchOutput
-            The teacher's embeddings and projections.
+            Embeddings and projections.
         """
         return self.network(views)
 

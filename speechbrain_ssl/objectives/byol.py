@@ -1,4 +1,4 @@
-"""BYOL: the student predicts what the teacher says about other views.
+"""BYOL: the student predicts the teacher's projections of other views.
 
 J.-B. Grill et al., "Bootstrap your own latent: a new approach to
 self-supervised learning", NeurIPS 2020 (https://arxiv.org/abs/2006.07733).
@@ -18,8 +18,8 @@ from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 class BYOL(torch.nn.Module):
     """Squared distance of unit vectors: predictions to teacher's projections.
 
-    There are no negatives. The predictor, the slow teacher and batch
-    normalisation are all that stands against a collapse.
+    There are no negatives. Only the predictor, the slow teacher and batch
+    normalisation prevent a collapse.
 
     Arguments
     ---------

@@ -142,7 +142,7 @@ class DINO(torch.nn.Module):
         }
 
     def warnings(self, stats):
-        """Says in words what the statistics of an epoch mean.
+        """Warns of collapse.
 
         Arguments
         ---------
@@ -180,7 +180,7 @@ class DINO(torch.nn.Module):
         return F.softmax((logits - self.center) / temperature, dim=-1)
 
     def _cross_entropy(self, projection, target):
-        """Of each view of the student to each of the teacher [s, t]."""
+        """Cross-entropies of views of student and teacher [s, t]."""
         # logsumexp(x) - <target, x> instead of log_softmax, which would hold
         # another copy of what may be 65,536 logits for each view
         scaled = full_precision(projection) / self.student_temperature

@@ -1,4 +1,4 @@
-"""KoLeo alone, to stand beside an objective that lets embeddings crowd.
+"""KoLeo, a term to add to an objective whose embeddings crowd.
 
 A. Sablayrolles et al., "Spreading vectors for similarity search", ICLR 2019
 (https://arxiv.org/abs/1806.03198); beside another objective as in M. Oquab et
@@ -15,8 +15,8 @@ from speechbrain_ssl.nnet.regularizers import koleo
 class KoLeo(torch.nn.Module):
     """Pushes each embedding away from its nearest one of another utterance.
 
-    It knows nothing of what belongs together: ``Weighted`` puts it beside an
-    objective that does. DINO and SDPN have it as a part of their own.
+    It does not use that views belong together; combine it with an objective
+    by ``Weighted``. DINO and SDPN have it as an option.
 
     Example
     -------

@@ -89,10 +89,9 @@ class LIM(torch.nn.Module):
     def _next_utterances(self, point):
         """Negatives [views, batch, dim]: for each utterance the next one.
 
-        Utterances come shuffled, so that the next one is as random as any,
-        never the same one, and each is a negative once. Unlike a draw it
-        does not depend on the number of processes, or on what was drawn
-        before.
+        Utterances are shuffled, so the next one is random and never the same
+        one, and each is a negative once. Unlike a draw it does not depend on
+        the number of processes.
         """
         batch = point.shape[1]
         # [everyone, views, dim], in the order of one process

@@ -22,7 +22,7 @@ from speechbrain_ssl.nnet.schedules import at
 
 
 class RDINO(torch.nn.Module):
-    """Adds to DINO that the wide layer of the head uses all its dimensions.
+    """DINO plus variance and covariance terms of the head's wide layer.
 
     The head is a wide ``nnet.heads.PrototypeHead``, whose output is the wide
     layer followed by DINO's logits.
@@ -30,7 +30,7 @@ class RDINO(torch.nn.Module):
     Arguments
     ---------
     dino : DINO
-        What it is added to.
+        The objective to which the terms are added.
     width : int
         Width of the wide layer.
     weight : float or callable
@@ -135,7 +135,7 @@ class RDINO(torch.nn.Module):
         self.dino.commit(student, teacher._replace(projection=logits))
 
     def warnings(self, stats):
-        """DINO's, in words.
+        """The warnings of DINO.
 
         Arguments
         ---------

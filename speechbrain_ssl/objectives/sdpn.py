@@ -43,7 +43,7 @@ class SDPN(torch.nn.Module):
     sharpening : float
         Factor of the temperature of the targets.
     sinkhorn_iterations : int
-        Rounds that make the targets use all prototypes equally.
+        Sinkhorn iterations, which make targets use all prototypes equally.
     train_prototypes : bool
         Whether prototypes learn. The authors' first release left them as
         they were drawn.
@@ -58,7 +58,7 @@ class SDPN(torch.nn.Module):
     consistency_weight : float
         Weight of 1 - cosine between embeddings of student and teacher.
     prototype_std : float
-        Deviation of the prototypes' first values, see ``Prototypes``.
+        Standard deviation of the initial prototypes, see ``Prototypes``.
 
     Example
     -------
@@ -181,7 +181,7 @@ class SDPN(torch.nn.Module):
         self.utterances = student.projection.shape[1] * distributed.world_size()
 
     def warnings(self, stats):
-        """Says in words what the statistics of an epoch mean.
+        """Warns of collapse.
 
         Arguments
         ---------

@@ -16,11 +16,11 @@ from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
 
 
 class SimSiam(torch.nn.Module):
-    """The student predicts its own other views, which get no gradient.
+    """The student predicts its other views, which get no gradient.
 
     On speech it nearly collapses: 28.94 % EER on VoxCeleb1-O in sslsv
-    (https://github.com/theolepage/sslsv), where BYOL has 13.99 %. It is here
-    to see what a collapse looks like. The paper's head ends in batch
+    (https://github.com/theolepage/sslsv), where BYOL has 13.99 %. It serves
+    as an example of a collapse. The paper's head ends in batch
     normalisation without gains, and its predictor has a constant learning
     rate.
 

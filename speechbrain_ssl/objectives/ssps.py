@@ -14,7 +14,7 @@ from speechbrain_ssl.checks import checked, whole
 from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.queues import next_slots
 
-# from an utterance and a time to a draw that looks random (Knuth)
+# factor of Knuth's multiplicative hash, for pseudo-random draws
 HASH = 2654435761
 
 
@@ -31,7 +31,7 @@ class SSPS(torch.nn.Module):
     Arguments
     ---------
     objective : torch.nn.Module
-        What is trained; MoCo, DINO, SimCLR, VICReg ...
+        The objective to train, such as MoCo, DINO, SimCLR or VICReg.
     table : ClusterTable
         Clusters of clean utterances.
     dim : int
@@ -137,7 +137,7 @@ class SSPS(torch.nn.Module):
         self.row[slots] = index[-len(slots) :]
 
     def warnings(self, stats):
-        """The objective's, if it has any.
+        """The warnings of the objective, if it has any.
 
         Arguments
         ---------
@@ -153,13 +153,13 @@ class SSPS(torch.nn.Module):
 
     @torch.no_grad()
     def _draw(self, index):
-        """Place in the queue of each utterance's positive, or -1 [batch]."""
+        """Slot of each utterance's positive in the queue, or -1 [batch]."""
         nothing = torch.full_like(index, -1)
         labels, centroids = self.table.on(index.device)
         if centroids is None:
             return nothing
         label = labels[index]
-        # what looks random must not depend on how many processes there are
+        # pseudo-random, and the same for any number of processes
         number = (index + 1) * HASH + self.seen * 40503
         wanted = label
         if self.neighbors:

@@ -23,8 +23,8 @@ from speechbrain_ssl.nnet.queues import next_slots
 class SwAV(torch.nn.Module):
     """Swapped prediction of assignments that use all prototypes equally.
 
-    The authors take 3000 prototypes, keep them as drawn for the first epoch,
-    and want a queue where the batch has fewer utterances than prototypes.
+    The authors use 3000 prototypes, freeze them in the first epoch, and use a
+    queue if the batch has fewer utterances than prototypes.
 
     Arguments
     ---------
@@ -35,9 +35,9 @@ class SwAV(torch.nn.Module):
     temperature : float
         Temperature of the predictions.
     epsilon : float
-        Temperature of the targets, before they are evened out.
+        Temperature of the targets, before Sinkhorn iterations.
     iterations : int
-        Rounds that make the targets use all prototypes equally.
+        Sinkhorn iterations, which make targets use all prototypes equally.
     queue_size : int
         Past utterances that are assigned along with the batch; 0 for none.
     queue_from : float
@@ -137,12 +137,12 @@ class SwAV(torch.nn.Module):
     def _target(self, score, epoch):
         """Assignments of the batch [target views, batch, K]."""
         views, batch, _ = score.shape
-        # [utterances, target views, K]: each view is evened out by itself
+        # [utterances, target views, K]: each view has its own assignment
         rows = score.transpose(0, 1)
         size = len(self.queue)
         if size and epoch >= self.queue_from and self.seen >= size:
-            # every process holds the whole queue and brings its share of it,
-            # as the sums in sinkhorn go over processes
+            # every process holds the whole queue and contributes a share, as
+            # the sums in sinkhorn go over processes
             share = self.queue[distributed.rank() :: distributed.world_size()]
             rows = torch.cat([rows, self.prototypes(share[:, :views])])
         rows = sinkhorn(rows / self.epsilon, self.iterations)

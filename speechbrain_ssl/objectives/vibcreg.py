@@ -103,7 +103,7 @@ class VIbCReg(torch.nn.Module):
             If there is only one view, or one utterance in all processes, or
             if the dimensions cannot be divided into groups.
         """
-        # utterances first, as that is where processes are put together
+        # utterances first: processes are concatenated along the first axis
         points = full_precision(student.projection).transpose(0, 1)
         points = distributed.gather_with_gradient(points).transpose(0, 1)
         views, batch, dim = points.shape

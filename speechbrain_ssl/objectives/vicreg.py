@@ -82,7 +82,7 @@ class VICReg(torch.nn.Module):
         ValueError
             If there is only one view, or one utterance in all processes.
         """
-        # utterances first, as that is where processes are put together
+        # utterances first: processes are concatenated along the first axis
         points = full_precision(student.projection).transpose(0, 1)
         points = distributed.gather_with_gradient(points)
         batch, views, dim = points.shape

@@ -13,9 +13,9 @@ from speechbrain_ssl.nnet.schedules import at
 class Weighted(torch.nn.Module):
     """Several objectives at once.
 
-    All get the same student and teacher; those without use for a teacher
-    ignore it. Each is computed also where its weight is 0, so that its queue
-    or center is ready when the weight rises.
+    All get the same student and teacher. An objective is also computed while
+    its weight is 0, so that its queue or center is filled when the weight
+    rises.
 
     Arguments
     ---------
@@ -94,7 +94,7 @@ class Weighted(torch.nn.Module):
                 objective.commit(student, teacher)
 
     def warnings(self, stats):
-        """Says in words what the statistics of an epoch mean.
+        """Collects the warnings of the objectives.
 
         Arguments
         ---------
@@ -104,7 +104,7 @@ class Weighted(torch.nn.Module):
         Returns
         -------
         list of str
-            What those objectives say that have something to say.
+            Sentences of all objectives that have ``warnings``.
         """
         found = []
         for prefix, objective in zip(self._prefixes(), self.objectives):
@@ -118,7 +118,7 @@ class Weighted(torch.nn.Module):
         return found
 
     def _prefixes(self):
-        """What the names of each objective's statistics start with."""
+        """Prefix of the statistics of each objective."""
         names = [type(x).__name__.lower() for x in self.objectives]
         number = Counter()
         for name in names:

@@ -99,7 +99,7 @@ class WMSE(torch.nn.Module):
         """
         s, t = different_views(student, student)
         check_views(self, student, self.dim)
-        # utterances first, as that is where processes are put together
+        # utterances first: processes are concatenated along the first axis
         points = full_precision(student.projection).transpose(0, 1)
         points = distributed.gather_with_gradient(points).transpose(0, 1)
         batch = points.shape[1]
