@@ -31,6 +31,7 @@ found.violations.map(v => [v.id, v.help, v.nodes.map(n => n.html)])) + "AXE"})
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.skipif(not AXE.is_file(), reason=f"there is no {AXE} (axe-core)")
 @pytest.mark.parametrize("scheme", SCHEMES)
