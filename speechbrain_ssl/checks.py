@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -122,6 +122,25 @@ def check(name: str, value: Any, rule: Rule) -> None:
         holds, fault = False, error
     if not holds:  # a fault in a schedule of the user keeps its traceback
         raise ArgumentError(name, rule.text, value) from fault
+
+
+def check_keys(settings: Mapping[str, Any], **rules: Rule) -> None:
+    """Checks the values of several keys.
+
+    Arguments
+    ---------
+    settings : Mapping
+        Key -> value.
+    **rules : Rule
+        By key.
+
+    Raises
+    ------
+    ArgumentError
+        If a rule does not hold; the message names the key.
+    """
+    for name, rule in rules.items():
+        check(name, settings[name], rule)
 
 
 def number(

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from speechbrain_ssl.checks import check, checked, each, number, whole
+from speechbrain_ssl.checks import (
+    checked,
+    each,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 from speechbrain_ssl.dataio import audio
 
 # number of the random stream that draws speed and positions of an utterance
@@ -79,7 +86,12 @@ class ViewSampler:
         global_seconds=number(above=0),
         local_crops=whole(0),
         local_seconds=number(above=0),
+        clean_global=one_of(True, False),
+        clean_views=one_of(True, False),
+        same_augmentation=one_of(True, False),
+        min_gap=optional(number(0)),
         speeds=each(number(0.1, 10)),
+        augment_on=one_of("workers", "device"),
         seed=whole(0),
         max_unreadable=number(0, 1),
     )
@@ -107,12 +119,6 @@ class ViewSampler:
             )
         if not speeds:
             raise ValueError("speeds is empty; expected e.g. [1.0]")
-        if min_gap is not None:
-            check("min_gap", min_gap, number(0))
-        if augment_on not in ("workers", "device"):
-            raise ValueError(
-                f"augment_on must be workers or device, not {augment_on!r}"
-            )
         self.sample_rate = sample_rate
         if same_augmentation and (global_crops < 2 or clean_views):
             raise ValueError(

@@ -209,7 +209,13 @@ def test_corrections_that_cannot_be_followed_change_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     "flag, message, error",
     [
-        ("--listen=-1", "listen must be a number", ValueError),
+        ("--listen=-1", "listen must be .* at least 0, not -1", ValueError),
+        ("--max_seconds=-1", "max_seconds must be", ValueError),
+        ("--batch_seconds=0", "batch_seconds must be", ValueError),
+        ("--chunk_size=many", "chunk_size must be .* 'many'", ValueError),
+        ("--num_parts=0", "num_parts must be", ValueError),
+        ("--part_idx=1", "part_idx must be .* from 0 to 0", ValueError),
+        ("--min_size=1.5", "min_size must be", ValueError),
         ("--edits=no.csv", r"no.csv \(edits\)", FileNotFoundError),
         ("--truth=no.csv", r"no.csv \(truth\)", FileNotFoundError),
         ("--clusterer={n_cluster: 3}", "n_cluster", OptionsError),

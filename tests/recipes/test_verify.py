@@ -466,6 +466,11 @@ def test_costs_of_errors_are_in_the_summary(run):
     ("flags", "message"),
     [
         (["--crops=-1"], "crops must be"),
+        (["--top_n=0"], "top_n must be .* at least 1, or null, not 0"),
+        (["--batch_seconds=0"], "batch_seconds must be"),
+        (["--costs=[1]"], "costs must be a list of 2 items"),
+        (["--cohort_size=all"], "cohort_size must be"),
+        (["--write_threshold=3"], "write_threshold must be True or False"),
         (["--crop_seconds=0"], "crop_seconds"),
         (["--cohort_means"], "pseudo_labels"),
     ],

@@ -42,6 +42,7 @@ if __name__ == "__main__":
 import numpy as np
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import check_keys, number, one_of, optional, whole
 from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.clustering.clusterers import tidy
 from speechbrain_ssl.dataio.annotations import read_annotation
@@ -91,12 +92,21 @@ def check_settings(hparams):
             "model_folder is null: name a model, or an embeddings_folder with "
             "complete embeddings."
         )
-    listen = hparams["listen"]
-    if not isinstance(listen, int) or listen < 0:
-        raise ValueError(
-            "listen must be a number of clusters, 0 for no page, not "
-            f"{listen!r}."
-        )
+    check_keys(hparams, num_parts=whole(1))
+    check_keys(
+        hparams,
+        seed=whole(0),
+        min_seconds=number(0),
+        max_seconds=optional(number(above=0)),
+        batch_seconds=number(above=0),
+        chunk_size=whole(1),
+        part_idx=whole(0, hparams["num_parts"] - 1),
+        unit_length=one_of(True, False),
+        min_size=whole(1),
+        max_size=optional(number(above=0)),
+        ask_stability=one_of(True, False),
+        listen=whole(0),
+    )
     if hparams["edits"] is None:
         return
     read_edits(hparams["edits"])

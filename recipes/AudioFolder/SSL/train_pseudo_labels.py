@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
-from speechbrain_ssl.checks import check, one_of
+from speechbrain_ssl.checks import check_keys, one_of
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
@@ -95,7 +95,7 @@ def check_settings(hparams):
         regularizer=hparams.get("regularizer"),
         class_sampler=hparams.get("class_sampler"),
     )
-    check("allow_missing", hparams["allow_missing"], one_of(True, False))
+    check_keys(hparams, allow_missing=one_of(True, False))
     experiment.check_recoverables(
         training.checkpointer,
         {

@@ -25,7 +25,7 @@ from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.ssl import SSLBrain
-from speechbrain_ssl.checks import check, number, one_of
+from speechbrain_ssl.checks import check_keys, number, one_of
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
@@ -81,12 +81,11 @@ def check_settings(hparams):
         decay_vectors=hparams.get("decay_vectors", False),
         parameter_options=hparams.get("parameter_options", []),
     )
-    check("skip_prep", hparams["skip_prep"], one_of(True, False))
-    check("min_seconds", hparams["min_seconds"], number(0))
-    check(
-        "student_sees_global",
-        hparams["student_sees_global"],
-        one_of(True, False),
+    check_keys(
+        hparams,
+        skip_prep=one_of(True, False),
+        min_seconds=number(0),
+        student_sees_global=one_of(True, False),
     )
     modules, branch = hparams["modules"], hparams["extract_from"]
     has_teacher = "teacher" in modules

@@ -24,7 +24,7 @@ import numpy as np
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
-from speechbrain_ssl.checks import check, number, one_of
+from speechbrain_ssl.checks import check_keys, number, one_of
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of, read_json, refuse_changes
 from speechbrain_ssl.loading import check_sample_rate
@@ -66,9 +66,12 @@ def check_settings(hparams):
     ValueError
         Says which keys do not fit, and what to do.
     """
-    check("skip_prep", hparams["skip_prep"], one_of(True, False))
-    check("min_seconds", hparams["min_seconds"], number(0))
-    check("label_share", hparams["label_share"], number(above=0, high=1))
+    check_keys(
+        hparams,
+        skip_prep=one_of(True, False),
+        min_seconds=number(0),
+        label_share=number(above=0, high=1),
+    )
     training = experiment.Training(
         output_folder=hparams["output_folder"],
         seed=hparams["seed"],

@@ -39,6 +39,14 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from speechbrain_ssl.card import suggest_threshold
+from speechbrain_ssl.checks import (
+    check_keys,
+    each,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.augmentation import stack_draws
@@ -124,6 +132,34 @@ class Cohort(NamedTuple):
     paths: list
 
 
+def check_settings(hparams):
+    """Finds values of a wrong type or range before anything is computed.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Raises
+    ------
+    ValueError
+        If there is one; the message names the key.
+    """
+    check_keys(
+        hparams,
+        batch_seconds=number(above=0),
+        write_threshold=one_of(True, False),
+        crops=whole(0),
+        crop_seconds=number(above=0),
+        costs=each(number(above=0), 2),
+        cohort_means=one_of(True, False),
+        cohort_size=whole(1),
+        top_n=optional(whole(1)),
+        plda_rank=optional(whole(1)),
+        back_end_size=whole(1),
+    )
+
+
 def check_lists(lists, data_root, output_folder, models=None):
     """Finds mistakes in the lists before anything is computed.
 
@@ -187,14 +223,6 @@ def check_back_ends(hparams):
             not hparams["cohort_means"] or hparams["cohort"] is None,
             "cohort_means makes the cohort of pseudo_labels: set cohort to "
             "null",
-        ),
-        (
-            isinstance(hparams["crops"], int) and hparams["crops"] >= 0,
-            "crops must be a whole number of crops of each file, 0 for none",
-        ),
-        (
-            hparams["crop_seconds"] > 0,
-            "crop_seconds must be above 0",
         ),
         (
             score in (None, "raw", "as_norm", "plda"),
@@ -814,6 +842,7 @@ def plot(folder):
 def main(argv):
     """Verifies the model on each list; returns the summaries by list."""
     _, run_opts, hparams, _ = load_experiment(argv)
+    check_settings(hparams)
     lists = hparams["trials"]
     lists = [lists] if isinstance(lists, str) else list(lists)
     models = None
