@@ -11,8 +11,8 @@ exit code
 """
 
 import contextlib
-import gc
 import logging
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -32,12 +32,13 @@ LIBRARIES = {"site-packages", "dist-packages"}
 REPEAT_SECONDS = 3.0
 
 
-# SpeechBrain's loggers of lines that tell a user nothing.
+# Loggers of lines that tell a user nothing.
 QUIET = {
     "speechbrain.utils.quirks": logging.WARNING,
     "speechbrain.utils.epoch_loop": logging.WARNING,
     "speechbrain.utils.parameter_transfer": logging.WARNING,
     "speechbrain.utils.seed": logging.WARNING,
+    "matplotlib": logging.WARNING,  # its search for fonts
 }
 
 
@@ -104,12 +105,21 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        _end_workers()
     if code:
         _say(f"{name}: {text}")
-        # The exception is gone, and with it the frames that held a loader:
-        # its workers end now and not when the interpreter does.
-        gc.collect()
         sys.exit(code)
+
+
+def _end_workers():
+    """Ends loader workers that are still alive; they hold no state.
+
+    Python sends each one SIGTERM when it exits, and then waits for ever: see
+    ``outlive_signal``.
+    """
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
 
 
 def _say(text):

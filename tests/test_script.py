@@ -1,5 +1,6 @@
 """A script ends with one line, an exit code, and a traceback for plugins."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -148,3 +149,30 @@ def test_worker_outlives_one_signal_of_its_group_but_not_two():
         assert os.waitpid(worker, os.WNOHANG) == (0, 0)
     os.kill(worker, signal.SIGTERM)
     assert os.waitpid(worker, 0)[1] == signal.SIGTERM
+
+
+def _work_on(ready):
+    script.outlive_signal(0)
+    ready.set()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("wrong")])
+def test_a_script_ends_its_workers(error, monkeypatch):
+    # at exit, Python sends them one SIGTERM, which they outlive, and waits
+    monkeypatch.setattr(script, "comes_from_users_code", lambda error: False)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_work_on, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(60)
+
+    def main(argv):
+        if error is not None:
+            raise error
+
+    try:
+        run_script(main, [])
+    except SystemExit as end:
+        assert error is not None and end.code == 1
+    assert not worker.is_alive()
