@@ -11,7 +11,6 @@ import datetime
 import math
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -40,10 +39,9 @@ from speechbrain_ssl.report.run import (
 )
 
 DRAWN_LISTS = 3
-DRAWN_TAGS = 6
 DRAWN_GATES = 12
-WARNINGS_SHOWN = 20
 COUNTS = ("threshold", "trials", "targets", "files")
+HIDDEN = ("title", "command", "label_use")
 KINDS = {
     "raw": "",
     "as_norm": "AS-norm",
@@ -112,7 +110,7 @@ def page(run: Run) -> str:
         notes=[note.replace(inside, "") for note in run.notes],
         numbers=[*_list_cards(run), *_training_cards(run)],
         records=len(run.records),
-        warnings=_shortened(log_warnings(run.records)),
+        warnings=log_warnings(run.records),
         has_collapse=bool(_ends(run, "effective_rank")),
         has_eer=bool(_eer_keys(run.records)),
         curves=_curves(run),
@@ -120,9 +118,8 @@ def page(run: Run) -> str:
         gate=gate,
         lists=lists,
         label_use=_label_use(run, settings),
-        units=_bootstrap_units(run),
         facts=_facts(run, settings),
-        command=_command(run.summary.get("command")),
+        command=str(run.summary.get("command") or ""),
         settings=run.settings,
     )
 
@@ -191,7 +188,7 @@ def _subtitle(run):
         parts.append(f"{size}, {duration(3600 * run.data['hours'])}")
     for key in ("machine", "seed"):
         if run.summary.get(key) is not None:
-            parts.append(f"{key} {_brief(run.summary[key])}")
+            parts.append(f"{key} {run.summary[key]}")
     return " · ".join(parts)
 
 
@@ -260,16 +257,16 @@ def _training_cards(run):
     if len(rates):
         lines = ["median of the epochs"]
         if run.summary.get("machine"):
-            lines.append(_brief(run.summary["machine"]))
+            lines.append(str(run.summary["machine"]))
         value = f"{np.median(rates):,.0f} views/s"
         yield {"name": "Training speed", "value": value, "lines": lines}
 
 
 def _curves(run):
     """A figure of each statistic of the log, over two or more epochs."""
-    names = dict.fromkeys(k for r in run.records for k in _part(r, "train"))
     wanted = {"EER (%)": _eer_keys(run.records)}
-    wanted |= {_words(run, name): [f"train.{name}"] for name in names}
+    for name in _names(run.records):
+        wanted[_words(run, name)] = [f"train.{name}"]
     figures = []
     for title, keys in wanted.items():
         found = {key: plots.values(run.records, key) for key in keys}
@@ -289,17 +286,22 @@ def _statistics(run):
     """Every number of the training log, first and last epoch."""
     ends = [run.records[0], run.records[-1]] if run.records else []
     ends = ends[: len(run.records)]
-    names = dict.fromkeys(k for r in ends for k in _part(r, "train"))
     rows = [
         Row(
             _words(run, name),
             [show(_part(record, "train").get(name)) for record in ends],
             str(run.meanings.get(name, "")),
         )
-        for name in names
+        for name in _names(ends)
     ]
     heads = [f"epoch {show(record['epoch'])}" for record in ends]
     return {"heads": ["statistic", *heads], "rows": rows}
+
+
+def _names(records):
+    """Names of the statistics of training, the loss first."""
+    names = dict.fromkeys(k for r in records for k in _part(r, "train"))
+    return sorted(names, key=lambda name: name != "loss")
 
 
 def _gate(run):
@@ -354,8 +356,9 @@ def _list(run, name, tags, draw):
     for key in costs:
         cells = [fixed(column.get(key), 3) for column in found]
         rows.append(Row(_cost_name(key), cells))
-    for key in COUNTS:
-        rows.append(Row(key, [show(column.get(key)) for column in found]))
+    for key in (*COUNTS, "bootstrap_over"):
+        cells = [show(column.get(key)) for column in found]
+        rows.append(Row(key.replace("_", " "), cells))
     return {
         "name": name,
         "heads": ["metric", *columns],
@@ -366,11 +369,9 @@ def _list(run, name, tags, draw):
 
 def _list_figures(run, name, tags) -> Iterator:
     """DET curves, score histogram and embedding maps of one trial list."""
-    chosen = list(tags)
-    if len(chosen) > DRAWN_TAGS:
-        chosen = [chosen[0], *chosen[1 - DRAWN_TAGS :]]
+    first, last = next(iter(tags)), next(reversed(tags))
     trials, points = {}, {}
-    for tag in chosen:
+    for tag in tags:
         found = _trials(run.notes, tags[tag].folder)
         if found is not None:
             trials[tag] = found
@@ -385,7 +386,7 @@ def _list_figures(run, name, tags) -> Iterator:
             "misses against false alarms over all thresholds; closer to the "
             "lower left corner is better, dots mark the EER",
         )
-    if (last := chosen[-1]) in trials:
+    if last in trials:
         threshold = _metrics(tags[last]).get("threshold")
         found = trials[last]
         yield figure(
@@ -394,7 +395,7 @@ def _list_figures(run, name, tags) -> Iterator:
             "the less the two kinds of trials overlap, the better; the "
             "threshold is that of the EER",
         )
-    for tag in dict.fromkeys([chosen[0], last]):
+    for tag in dict.fromkeys([first, last]):
         if tag in trials:
             drawn = attempt(run.notes, _map, tags[tag].folder, trials[tag])
             if drawn is not None:
@@ -439,20 +440,26 @@ def _label_use(run, settings):
 
 
 def _facts(run, settings):
-    """What was run, in rows."""
-    hidden = ["title", "command", "label_use"]
-    if run.lists:  # the same numbers are above, from metrics.json
-        hidden += ["before", "after"]
-    facts = {k: v for k, v in run.summary.items() if k not in hidden}
-    for key in ("data_folder", "seed", "number_of_epochs", "batch_size"):
-        if key in settings:
-            facts.setdefault(key, settings[key])
-    if facts.get("data_folder"):
-        facts["data_folder"] = _name_of(facts["data_folder"])
-    for key, value in run.data.items():
-        facts[key] = fixed(value, 1) if isinstance(value, float) else value
-    facts["run folder"] = _name_of(run.folder)
-    return [Row(key.replace("_", " "), [text]) for key, text in _flat(facts)]
+    """What was run, in rows of plain values."""
+    facts = {**settings, **run.summary}
+    shown = ("data_folder", "seed", "number_of_epochs", "batch_size")
+    facts = {
+        **{key: facts[key] for key in shown if key in facts},
+        **{k: v for k, v in run.summary.items() if k not in HIDDEN},
+        **run.data,
+        "run folder": run.folder,
+    }
+    if isinstance(facts.get("hours"), float):
+        facts["hours"] = fixed(facts["hours"], 1)
+    return [
+        # a seed is no count: no thousands separator
+        Row(
+            key.replace("_", " "),
+            [_name_of(value) if key.endswith("folder") else str(value)],
+        )
+        for key, value in facts.items()
+        if not isinstance(value, (dict, list))
+    ]
 
 
 def _ends(run, name):
@@ -470,12 +477,6 @@ def _warnings_of(record):
     given = record.get("warnings") or []
     found += [given] if isinstance(given, str) else list(given)
     return list(dict.fromkeys(map(str, found)))
-
-
-def _shortened(lines):
-    """The first lines, and how many more there are."""
-    more = len(lines) - WARNINGS_SHOWN
-    return lines if more <= 0 else [*lines[:-more], f"and {more} more"]
 
 
 def _words(run, name):
@@ -541,45 +542,6 @@ def _eer_keys(records):
         for name in names
         if name.startswith("EER") and not name.endswith(("_low", "_high"))
     ]
-
-
-def _bootstrap_units(run):
-    """What the intervals were drawn over."""
-    units = {
-        str(found["bootstrap_over"])
-        for tags in run.lists.values()
-        for verified in tags.values()
-        for found in (_part(verified.metrics, kind) for kind in KINDS)
-        if "bootstrap_over" in found
-    }
-    units = " or ".join(sorted(units)) or "speakers or files"
-    return units.replace("folders", "folders (speakers or recordings)")
-
-
-def _flat(facts, prefix="") -> Iterator[tuple[str, str]]:
-    """Keys and values of nested dicts in one row each."""
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}: ")
-        elif isinstance(value, list):
-            yield f"{prefix}{key}", ", ".join(map(str, value))
-        else:
-            # a seed or a year is no count: no thousands separator
-            yield f"{prefix}{key}", str(value)
-
-
-def _brief(value):
-    """A value in one line: of a dict, its values."""
-    if isinstance(value, dict):
-        return ", ".join(text for _, text in _flat(value))
-    return str(value)
-
-
-def _command(command):
-    """A command as one would type it; empty if there is none."""
-    if isinstance(command, list):
-        return shlex.join(map(str, command))
-    return str(command or "")
 
 
 if __name__ == "__main__":

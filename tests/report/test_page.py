@@ -47,7 +47,7 @@ def full(tmp_path_factory):
         json.dumps(
             {
                 "title": "A <b>run</b> & more",
-                "command": ["python", "demo.py", "--name", "two words"],
+                "command": "python demo.py --name 'two words'",
                 "machine": "some machine",
                 "seed": 1234,
                 "training_seconds": 3725.0,
@@ -81,8 +81,7 @@ def test_page_has_headline_curves_figures_settings_and_command(full):
         "t-SNE of 40 embeddings",
         "before (EER",
         "after (EER",
-        "data: corpus: name",
-        "drawing speakers",
+        "bootstrap overspeakers",
         "seed: 7",
         "python demo.py --name 'two words'",
     ):
