@@ -604,3 +604,35 @@ def test_statistics_of_mfccs_are_made_once_as_a_start(
 def test_a_start_from_embeddings_has_no_first_encoder(run, flags, message):
     with pytest.raises(ValueError, match=message):
         run.func("--embeddings=mfcc", *flags)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--train={changes: {loss: {temperature: 0}}}", "train: .*temperature"),
+        ("--train={changes: {batch_size: four}}", "Stage train: batch_size"),
+        ("--train={changes: {view_sampler: {clean_views: False}}}", "clean"),
+        ("--labels={changes: {min_size: 0}}", "Stage labels: min_size"),
+        ("--labels={changes: {clusterer: {referenc: 1}}}", "'referenc'"),
+        ("--verify={changes: {top_n: 0}}", "Stage verify: top_n"),
+        ("--ssl={changes: {dev_every: 0}}", "Stage ssl: dev_every"),
+        ("--rounds=0", "rounds must be a whole number"),
+        ("--stop_growth=none", "stop_growth must be a number"),
+    ],
+)
+def test_wrong_changes_are_found_before_the_first_stage(
+    script, tmp_path, flag, message
+):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "list.txt").write_text("1 a.wav b.wav\n")
+    with pytest.raises(ValueError, match=message):
+        script.main(
+            [
+                str(HPARAMS),
+                f"--data_folder={tmp_path}/audio",
+                f"--output_folder={tmp_path}/out",
+                f"--trials=[{tmp_path}/list.txt]",
+                flag,
+            ]
+        )
+    assert not (tmp_path / "out").exists()

@@ -25,7 +25,9 @@ speakers or trials, if given, are read for these alone. Run options
 import json
 import logging
 import os
+import runpy
 import sys
+import tempfile
 from typing import NamedTuple
 
 from speechbrain_ssl.help import answer_help
@@ -34,6 +36,7 @@ if __name__ == "__main__":
     answer_help(__doc__)  # before the slow imports
 
 from audio_folder_prepare import prepare_audio_folder
+from speechbrain_ssl.checks import check_keys, number, whole
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
 from speechbrain_ssl.options import (
@@ -94,9 +97,15 @@ class Stage(NamedTuple):
 
 def check_settings(hparams):
     """Finds mistakes in the settings before anything runs."""
-    for key in ("rounds", "processes"):
-        if not (isinstance(hparams[key], int) and hparams[key] >= 1):
-            raise ValueError(f"{key} must be a whole number from 1")
+    check_keys(
+        hparams,
+        seed=whole(0),
+        min_seconds=number(0),
+        rounds=whole(1),
+        processes=whole(1),
+        stop_agreement=number(),
+        stop_growth=number(),
+    )
     if hparams["init"] not in ("start", "previous", "none"):
         raise ValueError(
             "init must be start (each round trains on from the first encoder), "
@@ -128,6 +137,9 @@ def check_stages(stages, hparams):
     """Finds settings that the hparams files do not have."""
     for stage in stages:
         check_stage(stage)
+    # a stage has the same settings in all rounds, but for its inputs
+    for stage in {stage.name: stage for stage in reversed(stages)}.values():
+        try_settings(stage)
     for key in hparams["shared"]:
         if not any(key in {**s.flags, **s.spec["changes"]} for s in stages):
             raise ValueError(f"shared: no stage has a key {key!r}")
@@ -151,6 +163,44 @@ def check_stage(stage):
             f"{stage.name}: the changes must be plain values ({error}). For "
             f"others make a copy of {stage.hparams_file}"
         ) from error
+
+
+def try_settings(stage):
+    """Makes the objects of a stage, and checks them as its script does.
+
+    Files that earlier stages will make are left out where scripts look for
+    them.
+    """
+    with open(script_of(stage), encoding="utf-8") as file:
+        checks = "\ndef check_settings(" in file.read()
+    if not checks:
+        return
+    given = {**stage.flags, **stage.spec["changes"]}
+    for key in {"train_annotation", "previous"} & given.keys():
+        if not os.path.exists(given[key]):
+            given[key] = None
+    with tempfile.TemporaryDirectory() as folder:
+        given["output_folder"] = folder
+        try:
+            _, _, hparams, _ = load_experiment(
+                [stage.hparams_file, *flags_of(given)]
+            )
+            runpy.run_path(script_of(stage))["check_settings"](hparams)
+        except (ImportError, OSError, ValueError) as error:
+            raise ValueError(f"Stage {stage.name}: {error}") from error
+
+
+def script_of(stage):
+    """Path of a stage's script."""
+    return os.path.join(HERE, stage.spec["script"])
+
+
+def flags_of(settings):
+    """Settings as options of a command line."""
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in settings.items()
+    ]
 
 
 def plan(hparams):
@@ -185,20 +235,20 @@ def plan(hparams):
     if given is None:
         model = add_model(0, start)
     previous = {}
-    for number in range(1, hparams["rounds"] + 1):
+    for count in range(1, hparams["rounds"] + 1):
         inputs = {**listed, **previous}
         if model is None:
             inputs["embeddings_folder"] = given
         else:
             inputs["model_folder"] = model
-        folder = add(number, "labels", hparams["labels"], **inputs)
+        folder = add(count, "labels", hparams["labels"], **inputs)
         previous = {"previous": os.path.join(folder, labels.CSV_NAME)}
         inputs = {**listed, "pseudo_labels": previous["previous"]}
         if hparams["init"] != "none" and model is not None:
             first = hparams["init"] == "start"
             inputs["init_from"] = start if first else model
-        folder = add(number, "train", hparams["train"], **inputs)
-        model = add_model(number, os.path.join(folder, "model"))
+        folder = add(count, "train", hparams["train"], **inputs)
+        model = add_model(count, os.path.join(folder, "model"))
     return stages
 
 
@@ -264,13 +314,8 @@ def command_of(stage, processes, options):
     if processes > 1 and stage.name != "verify":
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += [f"--nproc_per_node={processes}"]
-    script = os.path.join(HERE, stage.spec["script"])
     flags = {**options, **stage.flags, **stage.spec["changes"]}
-    command = [*launcher, script, stage.hparams_file]
-    for key, value in flags.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        command.append(f"--{key}={text}")
-    return command
+    return [*launcher, script_of(stage), stage.hparams_file, *flags_of(flags)]
 
 
 def run(stage, processes, options, lock):
@@ -326,6 +371,19 @@ def report(hparams, rows, model, outcome, finished):
     return rounds.write_rounds(hparams["output_folder"], summary)
 
 
+def with_places(hparams):
+    """The settings with absolute paths, and with the training CSV."""
+    keys = ["data_folder", "output_folder"]
+    if hparams["embeddings"] not in (None, statistics.NAME):
+        keys.append("embeddings")
+    places = {key: os.path.abspath(hparams[key]) for key in keys}
+    if hparams["train_annotation"] is None:
+        places["train_annotation"] = os.path.join(
+            places["output_folder"], "data", "train.csv"
+        )
+    return {**hparams, **places}
+
+
 def main(argv):
     """Checks, lists the audio, runs the rounds; returns a row per stage."""
     _, run_opts, hparams, _ = load_experiment(argv)
@@ -333,14 +391,9 @@ def main(argv):
     options = [name for name in run_option_types() if f"--{name}" in typed]
     options = {name: getattr(run_opts, name) for name in options}
     check_settings(hparams)
-    for key in ("data_folder", "output_folder"):
-        hparams[key] = os.path.abspath(hparams[key])
-    if hparams["embeddings"] not in (None, statistics.NAME):
-        hparams["embeddings"] = os.path.abspath(hparams["embeddings"])
-    data_folder, root = hparams["data_folder"], hparams["output_folder"]
     is_listed = hparams["train_annotation"] is not None
-    if not is_listed:
-        hparams["train_annotation"] = os.path.join(root, "data", "train.csv")
+    hparams = with_places(hparams)
+    data_folder, root = hparams["data_folder"], hparams["output_folder"]
     stages = plan(hparams)
     check_stages(stages, hparams)
     with only_job(root) as lock:
