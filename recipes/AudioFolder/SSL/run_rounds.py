@@ -36,7 +36,7 @@ if __name__ == "__main__":
     answer_help(__doc__)  # before the slow imports
 
 from audio_folder_prepare import prepare_audio_folder
-from speechbrain_ssl.checks import check_keys, number, whole
+from speechbrain_ssl.checks import check_keys, number, optional, whole
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
 from speechbrain_ssl.options import (
@@ -103,8 +103,8 @@ def check_settings(hparams):
         min_seconds=number(0),
         rounds=whole(1),
         processes=whole(1),
-        stop_agreement=number(),
-        stop_growth=number(),
+        stop_agreement=optional(number()),
+        stop_growth=optional(number()),
     )
     if hparams["init"] not in ("start", "previous", "none"):
         raise ValueError(
