@@ -18,6 +18,7 @@ import math
 import os
 import stat
 import tarfile
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ TORCHCODEC_EXTENSIONS = (".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr")
 EXTENSIONS = SOUNDFILE_EXTENSIONS + TORCHCODEC_EXTENSIONS
 # Subtypes of soundfile that decode to the same samples from any start.
 EXACT = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+# beginnings of the lines that libmpg123 prints
+MPG123 = (b"Warning: ", b"Note: ", b"[src/libmpg123")
 # Files of lossy codecs may decode to fewer frames than their header states.
 SLACK_SECONDS = 0.1
 # Segments are read together if the range from the first to the last one has
@@ -268,7 +271,11 @@ class Reader:
     def __init__(self, path):
         self.path = path = os.fspath(path)
         self.decoder = None
-        with contextlib.ExitStack() as stack, _naming(path):
+        with (
+            contextlib.ExitStack() as stack,
+            _naming(path),
+            _without_mpg123(path),
+        ):
             source = stack.enter_context(_source(path))
             if needs_torchcodec(path):
                 decoders = import_torchcodec()
@@ -329,7 +336,7 @@ class Reader:
             If the segment cannot be decoded, is too short, or contains NaN,
             infinity or samples far above full scale.
         """
-        with _naming(self.path):
+        with _naming(self.path), _without_mpg123(self.path):
             stop = self.frames if stop is None else stop
             if self.decoder:
                 samples = self._decode(start, stop)
@@ -391,6 +398,42 @@ class Reader:
         late = round(found.pts_seconds * self.rate) - start
         samples = found.data[0].numpy()
         return np.pad(samples, (max(late, 0), 0))[: stop - start]
+
+
+# only one thread at a time may redirect the stderr of the process
+_redirecting = threading.Lock()
+
+
+def _new_lock():
+    """A forked process must not wait for a thread that it does not have."""
+    global _redirecting
+    _redirecting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
+
+
+@contextlib.contextmanager
+def _without_mpg123(path):
+    """Drops what libmpg123 prints about an mp3 file; libsndfile cannot.
+
+    Lines that other threads print in the meantime are passed on.
+    """
+    if not path.lower().endswith(".mp3"):
+        yield
+        return
+    with _redirecting, os.fdopen(os.memfd_create("stderr"), "r+b") as caught:
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            for line in caught:
+                if line.strip() and not line.startswith(MPG123):
+                    os.write(2, line)
 
 
 def info(path: str) -> AudioInfo:

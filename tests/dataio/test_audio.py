@@ -469,3 +469,16 @@ def test_a_folder_without_audio_says_what_it_has(tmp_path):
     wanted = "2 unsupported .txt, 1 unsupported name without extension"
     with pytest.raises(FileNotFoundError, match=wanted):
         audio.find(tmp_path)
+
+
+def test_libmpg123_prints_nothing_and_others_do(tmp_path, capfd):
+    path = tmp_path / "cut.mp3"
+    soundfile.write(path, 0.1 * np.sin(np.arange(64000) / 9), 16000)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with audio.open(path) as file, pytest.raises(audio.AudioError):
+        file.read()
+    assert capfd.readouterr().err == ""
+    with audio._without_mpg123("a.mp3"):
+        os.write(2, b"Note: resync\nan error of another thread\n")
+    assert capfd.readouterr().err == "an error of another thread\n"
