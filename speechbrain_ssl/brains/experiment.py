@@ -510,7 +510,8 @@ def fit(
         brain.fit(training.epoch_counter, train_set, train_loader_kwargs=loader)
     done, limit = training.epoch_counter.current, training.number_of_epochs
     if distributed.rank() == 0:
-        logger.info(f"{done} of {limit} epochs are done.")
+        more = f" (more than number_of_epochs: {limit})" if done > limit else ""
+        logger.info(f"{done} of {max(done, limit)} epochs are done{more}.")
 
 
 def _begin(brain, training, run):
