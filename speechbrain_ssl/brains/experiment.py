@@ -5,6 +5,7 @@ A training script reads its YAML once, at the top, and goes through these steps:
 lock, same settings as before), ``fit`` and ``export_model``.
 """
 
+import concurrent.futures
 import contextlib
 import datetime
 import functools
@@ -37,6 +38,7 @@ from speechbrain_ssl.checks import (
     schedule,
     whole,
 )
+from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import (
     EpochSampler,
     UtteranceDataset,
@@ -240,14 +242,40 @@ class Training:
         lr_factor(self.lr_for, self.batch_size, self.reference_batch)
         parameters_with(self.parameter_options, "decay")
         if self.dev_trials:  # now, not when the first epochs are done
-            trials = read_trials(self.dev_trials, need_labels=True)
-            trial_paths(trials, self.dev_trials)
-            logger.info(
-                "%s: %d trials, lines `%s`",
-                self.dev_trials,
-                len(trials.enrol),
-                trials.layout,
-            )
+            _open_trials(self.dev_trials)
+
+
+def _open_trials(list_path):
+    """Opens all files of a trial list."""
+    trials = read_trials(list_path, need_labels=True)
+    paths = trial_paths(trials, list_path)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        reasons = [x for x in pool.map(_problem_of, paths) if x is not None]
+    if len(reasons) == len(paths):
+        raise OptionsError(
+            f"dev_trials: no audio file of {list_path} can be read. The first "
+            f"one: {reasons[0]}"
+        )
+    if reasons:
+        logger.warning(
+            "%d of %d audio files of dev_trials cannot be read and are left "
+            "out, such as: %s",
+            len(reasons),
+            len(paths),
+            reasons[0],
+        )
+    logger.info(
+        "%s: %d trials, lines `%s`", list_path, len(trials.enrol), trials.layout
+    )
+
+
+def _problem_of(path):
+    """Why an audio file cannot be opened; None if it can."""
+    try:
+        audio.info(path)
+    except audio.AudioError as error:
+        return str(error)
+    return None
 
 
 def _try_optimizer(opt_class):

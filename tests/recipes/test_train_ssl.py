@@ -131,6 +131,23 @@ def test_wrong_setting_is_named_before_training(train, flag, message, tmp_path):
     assert not (tmp_path / "run/hyperparams.yaml").exists()
 
 
+def test_files_of_dev_trials_are_opened_first(
+    train, audio, tmp_path, caplog, monkeypatch
+):
+    for name in ("bad.wav", "worse.wav"):
+        (tmp_path / name).write_bytes(b"RIFF")
+    path = tmp_path / "list.txt"
+    path.write_text("1 bad.wav bad.wav\n0 bad.wav worse.wav\n")
+    with pytest.raises(ValueError, match="dev_trials: no audio file .*bad.wav"):
+        train(tmp_path / "run", f"--dev_trials={path}")
+    monkeypatch.setattr(SSLBrain, "fit", lambda *_, **__: 1 / 0)
+    good = audio / "0.wav"
+    path.write_text(f"1 bad.wav {good}\n0 {good} {good}\n")
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "run", f"--dev_trials={path}")
+    assert "1 of 2 audio files of dev_trials cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("part", ["student", "epoch_counter"])
 def test_checkpointer_that_lacks_a_part_is_refused(train, part, tmp_path):
     before, recoverables, after = SIMCLR.read_text().partition("recoverables:")
