@@ -340,14 +340,7 @@ def refuse_changes(
       a.b: was 1, is 2
     Use the same settings, or name another folder.
     """
-    lines = [
-        line
-        for key in dict.fromkeys([*before, *now])
-        if key not in may_change
-        for line in _differences(
-            key, before.get(key, ABSENT), now.get(key, ABSENT)
-        )
-    ]
+    lines = differences(before, now, may_change)
     if not lines:
         return
     if len(lines) > SHOWN_DIFFERENCES:
@@ -356,6 +349,35 @@ def refuse_changes(
     raise ValueError(
         "\n".join([f"{what} was started with other settings:", *lines, advice])
     )
+
+
+def differences(
+    before: Mapping, now: Mapping, may_change: Collection[str] = ()
+) -> list[str]:
+    """Lists settings that differ, each with both values.
+
+    Arguments
+    ---------
+    before : Mapping
+        Earlier settings, maybe nested.
+    now : Mapping
+        Settings of now.
+    may_change : collection of str
+        Keys at the top to leave out.
+
+    Returns
+    -------
+    list of str
+        Such as ``"  seed: was 1, is 2"``.
+    """
+    return [
+        line
+        for key in dict.fromkeys([*before, *now])
+        if key not in may_change
+        for line in _differences(
+            key, before.get(key, ABSENT), now.get(key, ABSENT)
+        )
+    ]
 
 
 def _differences(key, before, now):

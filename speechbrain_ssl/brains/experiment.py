@@ -48,6 +48,7 @@ from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.exporting import check_export, export
 from speechbrain_ssl.files import (
+    differences,
     occupy,
     read_json,
     read_jsonl,
@@ -419,7 +420,11 @@ def _compare(run):
 
 def _record(run):
     """Writes the settings of a run that begins to train."""
-    write_json(os.path.join(run.folder, RECORD), run.settings)
+    path = os.path.join(run.folder, RECORD)
+    before = read_json(path) if os.path.isfile(path) else run.settings
+    for line in differences(before, run.settings):
+        logger.info("Changed setting: %s", line.strip())
+    write_json(path, run.settings)
     path = os.path.join(run.folder, "hyperparams.yaml")
     with write_whole(path) as file:
         file.write(

@@ -26,6 +26,7 @@ from speechbrain.processing.features import STFT
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.dataio import audio
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,10 @@ class _Loaded(NamedTuple):
     silence: float
 
 
+@checked(
+    sample_rate=whole(1),
+    batch_seconds=number(above=0),
+)
 def embed_files(
     embed: Callable,
     paths: Sequence[str],
@@ -143,6 +148,10 @@ def embed_files(
     return found.rows
 
 
+@checked(
+    sample_rate=whole(1),
+    batch_seconds=number(above=0),
+)
 def try_files(
     embed: Callable,
     paths: Sequence[str],

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import checked, number, one_of, optional, whole
 from speechbrain_ssl.dataio import audio, embedding
 from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.dataio.embedding import (
@@ -150,6 +151,14 @@ def embed_utterances(
     return whole
 
 
+@checked(
+    max_seconds=optional(number(above=0)),
+    dtype=one_of(*DTYPES),
+    chunk_size=whole(1),
+    batch_seconds=number(above=0),
+    part_idx=whole(0),
+    num_parts=whole(1),
+)
 def extract(
     embed: Callable,
     utterances: Utterances,
@@ -239,7 +248,7 @@ def extract(
     >>> found.ids, found.matrix.tolist()
     (['a'], [[0.5, 0.5]])
     """
-    _check(embed, dtype, chunk_size, part_idx, num_parts)
+    _check(embed, part_idx, num_parts)
     folder = os.path.abspath(folder)
     settings = {
         "encoder": encoder,
@@ -375,12 +384,8 @@ def _stretch(utterances, row, max_seconds):
     return item["wav"], (start, stop)
 
 
-def _check(embed, dtype, chunk_size, part_idx, num_parts):
+def _check(embed, part_idx, num_parts):
     """Refuses settings that cannot work."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {DTYPES}, not {dtype!r}.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be 1 or more, not {chunk_size}.")
     if not 0 <= part_idx < num_parts:
         raise ValueError(
             "Parts are numbered from 0: expected 0 <= part_idx < num_parts, "

@@ -190,7 +190,9 @@ def test_other_settings_are_refused_and_nothing_is_written(
     assert contents(run_folder) == before
 
 
-def test_run_goes_on_with_more_epochs_and_other_ways_to_work(train, run_folder):
+def test_run_goes_on_with_more_epochs_and_other_ways_to_work(
+    train, run_folder, capsys
+):
     train(
         run_folder,
         "--number_of_epochs=2",
@@ -203,6 +205,8 @@ def test_run_goes_on_with_more_epochs_and_other_ways_to_work(train, run_folder):
     assert [json.loads(line)["epoch"] for line in log] == [1, 2]
     settings = json.loads((run_folder / "settings.json").read_text())
     assert settings["number_of_epochs"] == 2
+    said = "Changed setting: number_of_epochs: was 1, is 2"
+    assert said in capsys.readouterr().out
     assert (
         "number_of_epochs: 2" in (run_folder / "hyperparams.yaml").read_text()
     )
