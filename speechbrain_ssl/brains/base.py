@@ -192,6 +192,7 @@ class SpeakerBrain(sb.Brain):
         """Makes the loader and notes the length of an epoch."""
         loader = super().make_dataloader(dataset, stage, **kwargs)
         if stage == sb.Stage.TRAIN:
+            self.train_loader = loader
             self.steps_per_epoch = len(loader)
             self.utterances_per_step = (
                 loader.batch_size or 1

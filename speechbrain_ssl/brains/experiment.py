@@ -539,12 +539,29 @@ def fit(
     }
     if not brain.debug:
         distributed.on_first(_begin, brain, training, run)
-    with defer_signals():
-        brain.fit(training.epoch_counter, train_set, train_loader_kwargs=loader)
+    try:
+        with defer_signals():
+            brain.fit(
+                training.epoch_counter, train_set, train_loader_kwargs=loader
+            )
+    finally:
+        _end_workers(getattr(brain, "train_loader", None))
     done, limit = training.epoch_counter.current, training.number_of_epochs
     if distributed.rank() == 0:
         more = f" (more than number_of_epochs: {limit})" if done > limit else ""
         logger.info(f"{done} of {max(done, limit)} epochs are done{more}.")
+
+
+def _end_workers(loader):
+    """Ends persistent workers, which wait for the next epoch.
+
+    When Python exits it sends one signal and waits, but ``outlive_signal`` lets
+    them outlive the first one.
+    """
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
 
 
 def _begin(brain, training, run):

@@ -1,14 +1,17 @@
 """Loader workers start in any way: data sets reach them as pickles, too."""
 
+import contextlib
 import pathlib
 import pickle
 import re
+import types
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.experiment import views_of
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from tests.models import write_noise
@@ -59,3 +62,40 @@ def test_the_views_of_each_yaml_can_be_pickled(path, utterances):
     if sampler.partners is not None:
         sampler.partners.table.labels[0] = 7  # of another clustering
         assert copied.partners.table.labels[0] == 7
+
+
+class Brain:
+    """Trains one epoch, by an interrupted one or a whole one."""
+
+    debug = True
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def fit(self, counter, train_set, train_loader_kwargs):
+        self.train_loader = torch.utils.data.DataLoader(
+            train_set,
+            num_workers=2,
+            persistent_workers=True,
+            worker_init_fn=train_loader_kwargs["worker_init_fn"],
+        )
+        list(self.train_loader)
+        self.workers = self.train_loader._iterator._workers
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, KeyError("a fault")])
+def test_workers_end_with_the_training_without_a_signal(error):
+    brain = Brain(error)
+    counter = types.SimpleNamespace(current=1)
+    training = types.SimpleNamespace(
+        seed=1,
+        batch_size=1,
+        num_workers=2,
+        epoch_counter=counter,
+        number_of_epochs=1,
+    )
+    with contextlib.nullcontext() if error is None else pytest.raises(KeyError):
+        experiment.fit(brain, [1, 2, 3], training, None)
+    assert [worker.exitcode for worker in brain.workers] == [0, 0]
