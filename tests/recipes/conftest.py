@@ -12,7 +12,7 @@ from speechbrain_ssl.dataio import banks
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def few_clips_and_rirs():
     """Makes 2 clips of noise and 5 RIRs in place of 60 and hundreds."""
     noise, rirs = banks.colored_noise, banks.simulate_rirs

@@ -1,6 +1,7 @@
 """Runs scripts of the recipes in the process of the test."""
 
 import contextlib
+import inspect
 import logging
 import os
 import pathlib
@@ -51,6 +52,11 @@ def run_script(path, *arguments):
             file = vars(module).get("__file__")
             if file and pathlib.Path(file).is_relative_to(RECIPES):
                 del sys.modules[name]
+        # which module a file is: SpeechBrain asks for that of the caller
+        inspect._filesbymodname.pop("__main__", None)
+        for file, name in list(inspect.modulesbyfile.items()):
+            if name == "__main__":
+                del inspect.modulesbyfile[file]
 
 
 def run_stage_here(command, folder, lock):
