@@ -274,7 +274,13 @@ def test_settings_that_do_not_fit_the_number_are_refused_before_training():
         table.prepare(20)
 
 
-@pytest.mark.parametrize("clusters", [7, 0, 0.01, lambda epoch: epoch])
+@pytest.mark.parametrize("clusters", [0, lambda epoch: epoch])
+def test_no_clusters_are_refused_when_the_table_is_made(clusters):
+    with pytest.raises(ValueError, match="clusters must be a number above 0"):
+        ClusterTable(KMeans(), clusters)
+
+
+@pytest.mark.parametrize("clusters", [7, 0.01])
 def test_an_impossible_number_of_clusters_is_refused_before_training(clusters):
     table = ClusterTable(KMeans(), clusters, start=6.5)
     with pytest.raises(ValueError, match="1 to 6 clusters .* at epoch 7"):

@@ -663,6 +663,6 @@ def test_the_log_says_how_much_memory_recordings_take(caplog, monkeypatch):
             16000, None, np.random.default_rng(0)
         )
     noise, rirs = [record.getMessage() for record in caplog.records]
-    # 6 clips of 10 s of 16 bits; 50 RIRs of half a second of float32
-    assert "0.0167 h of noise in memory: 0.00192 GB" in noise
+    # 60 clips of 10 s of 16 bits; 50 RIRs of half a second of float32
+    assert "0.167 h of noise in memory: 0.0192 GB" in noise
     assert "50 RIRs in memory: 0.0016 GB" in rirs

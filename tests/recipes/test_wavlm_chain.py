@@ -85,7 +85,7 @@ def chain(tmp_path_factory):
                 model_folder=folder / "start/model",
                 output_folder=labels,
                 train_annotation=folder / "train.csv",
-                clusterer="{n_clusters: 4}",
+                clusterer="{n_clusters: 4, fine_clusters: 8}",
                 min_size=1,
                 **data,
             )
