@@ -12,8 +12,12 @@ torch.
 """
 
 import importlib
+import logging
 
 __version__ = "0.1.0"
+
+# SpeechBrain's import warns that torchvision, which is not needed, is missing.
+logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
 
 _PLACES = {
     "load": ("loading", "load_encoder"),

@@ -1,5 +1,6 @@
 """A script ends with one line, an exit code, and a traceback for plugins."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -176,3 +177,8 @@ def test_a_script_ends_its_workers(error, monkeypatch):
     except SystemExit as end:
         assert error is not None and end.code == 1
     assert not worker.is_alive()
+
+
+def test_import_of_speechbrain_does_not_warn_of_torchvision(caplog):
+    logging.getLogger("speechbrain.utils.train_logger").warning("torchvision")
+    assert not caplog.records
