@@ -17,7 +17,10 @@ import logging
 __version__ = "0.1.0"
 
 # SpeechBrain's import warns that torchvision, which is not needed, is missing.
-logging.getLogger("speechbrain.utils.train_logger").setLevel(logging.ERROR)
+# It sets the level of its loggers itself, but leaves filters alone.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision" not in record.getMessage()
+)
 
 _PLACES = {
     "load": ("loading", "load_encoder"),

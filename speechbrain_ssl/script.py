@@ -32,14 +32,14 @@ LIBRARIES = {"site-packages", "dist-packages"}
 REPEAT_SECONDS = 3.0
 
 
-# Loggers of lines that tell a user nothing.
-QUIET = {
-    "speechbrain.utils.quirks": logging.WARNING,
-    "speechbrain.utils.epoch_loop": logging.WARNING,
-    "speechbrain.utils.parameter_transfer": logging.WARNING,
-    "speechbrain.utils.seed": logging.WARNING,
-    "matplotlib": logging.WARNING,  # its search for fonts
-}
+# Loggers whose information tells a user nothing.
+QUIET = (
+    "speechbrain.utils.quirks",
+    "speechbrain.utils.epoch_loop",
+    "speechbrain.utils.parameter_transfer",
+    "speechbrain.utils.seed",
+    "matplotlib.font_manager",
+)
 
 
 class _Signals:
@@ -78,8 +78,8 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         ``sys.argv[1:]`` by default.
     """
     name = os.path.basename(sys.argv[0])
-    for logger_name, level in QUIET.items():
-        logging.getLogger(logger_name).setLevel(level)
+    for logger_name in QUIET:
+        logging.getLogger(logger_name).addFilter(_is_warning)
     _Signals.owner = os.getpid()
     handlers = {
         number: signal.signal(number, _on_signal)
@@ -120,6 +120,11 @@ def _end_workers():
     for worker in multiprocessing.active_children():
         worker.kill()
         worker.join()
+
+
+def _is_warning(record):
+    """Filter of a logger: SpeechBrain resets the levels of its loggers."""
+    return record.levelno >= logging.WARNING
 
 
 def _say(text):

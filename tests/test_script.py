@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_ssl import script
 from speechbrain_ssl.checks import check, number
@@ -180,5 +181,16 @@ def test_a_script_ends_its_workers(error, monkeypatch):
 
 
 def test_import_of_speechbrain_does_not_warn_of_torchvision(caplog):
-    logging.getLogger("speechbrain.utils.train_logger").warning("torchvision")
-    assert not caplog.records
+    logger = get_logger("speechbrain.utils.train_logger")  # sets its level
+    logger.warning("torchvision is not available")
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]
+
+
+def test_epochs_of_speechbrain_are_not_announced(caplog):
+    run_script(lambda argv: None)
+    caplog.set_level(logging.INFO)
+    logger = get_logger("speechbrain.utils.epoch_loop")
+    logger.info("Going into epoch 1")
+    logger.warning("of the epoch")
+    assert caplog.messages == ["of the epoch"]
