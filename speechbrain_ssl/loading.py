@@ -83,6 +83,10 @@ def load_encoder(
             f"{path}: expected an audio_normalizer with a whole sample_rate "
             f"from {RATES[0]} to {RATES[1]} Hz, found {rate!r}"
         )
+    try:
+        check_sample_rate(modules.values(), rate)
+    except ValueError as error:
+        raise ValueError(f"{path}: the audio_normalizer's {error}") from error
     hparams = {"audio_normalizer": normalizer}
     classifier = EncoderClassifier(
         modules=modules, hparams=hparams, run_opts={"device": str(device)}

@@ -167,6 +167,15 @@ def test_a_sample_rate_that_no_audio_has_is_named(model, rate):
         load_encoder(str(model))
 
 
+def test_features_for_another_rate_than_the_audio_are_refused(model):
+    path = model / "hyperparams.yaml"
+    start, end = path.read_text().split("audio_normalizer:")
+    end = end.replace("sample_rate: 16000", "sample_rate: 8000")
+    path.write_text(f"{start}audio_normalizer:{end}")
+    with pytest.raises(ValueError, match="8000, but .* built for 16000 Hz"):
+        load_encoder(str(model))
+
+
 def test_python_files_of_a_foreign_folder_are_not_imported(model):
     (model / "custom.py").write_text("raise SystemExit('imported')\n")
     add(model, "\nx: !new:custom.Encoder\n")

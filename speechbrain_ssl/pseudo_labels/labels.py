@@ -342,6 +342,13 @@ def _read_speakers(csv_path):
             f"{csv_path} has the columns {', '.join(columns)}; expected ID "
             f"and one of {', '.join(SPEAKER_COLUMNS)}."
         )
+    if len(named) > 1:
+        logger.warning(
+            "%s: the speakers are those of the column %s; not used: %s.",
+            csv_path,
+            named[0],
+            ", ".join(named[1:]),
+        )
     for values, line in rows:
         if len(values) != len(columns):
             raise ValueError(

@@ -193,6 +193,13 @@ def test_contradictions_of_speakers_are_refused(tmp_path, rows, message):
         read_truth(path, ["a.wav"])
 
 
+def test_the_log_says_which_of_two_speaker_columns_is_used(tmp_path, caplog):
+    path = tmp_path / "speakers.csv"
+    path.write_text("ID,speaker,spk_id\na,Ann,1\nb,Bob,1\n")
+    assert read_truth(path, ["a", "b"]).tolist() == [0, 0]
+    assert "of the column spk_id; not used: speaker." in caplog.text
+
+
 def test_truth_of_other_data_is_refused(tmp_path):
     path = tmp_path / "truth.csv"
     path.write_text("ID,spk_id\n1,Ann\n")
