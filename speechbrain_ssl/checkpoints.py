@@ -15,7 +15,8 @@ import shutil
 import socket
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,12 +108,12 @@ class AtomicCheckpointer(Checkpointer):
 
     def __init__(
         self,
-        checkpoints_dir,
-        recoverables=None,
-        custom_load_hooks=None,
-        custom_save_hooks=None,
-        allow_partial_load=False,
-        strict=False,
+        checkpoints_dir: str | os.PathLike,
+        recoverables: dict | None = None,
+        custom_load_hooks: dict | None = None,
+        custom_save_hooks: dict | None = None,
+        allow_partial_load: bool = False,
+        strict: bool = False,
     ):
         super().__init__(
             checkpoints_dir,
@@ -127,15 +128,19 @@ class AtomicCheckpointer(Checkpointer):
         self._damage = {}
         self._warned = set()
 
-    def add_recoverables(self, recoverables):
+    def add_recoverables(self, recoverables: dict) -> None:
         """As in SpeechBrain; a missing file is then named in the error."""
         super().add_recoverables(recoverables)
         for name in recoverables:
             self.optional_recoverables.setdefault(name, False)
 
     def save_checkpoint(
-        self, meta={}, end_of_epoch=True, name=None, verbosity=logging.INFO
-    ):
+        self,
+        meta: dict = {},
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
+    ) -> Checkpoint | None:
         """Saves a checkpoint; call it in all processes.
 
         Arguments
@@ -166,17 +171,17 @@ class AtomicCheckpointer(Checkpointer):
 
     def save_and_keep_only(
         self,
-        meta={},
-        end_of_epoch=True,
-        name=None,
-        num_to_keep=1,
-        keep_recent=True,
-        importance_keys=(),
-        max_keys=(),
-        min_keys=(),
-        ckpt_predicate=None,
-        verbosity=logging.INFO,
-    ):
+        meta: dict = {},
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        num_to_keep: int = 1,
+        keep_recent: bool = True,
+        importance_keys: Sequence[Callable] = (),
+        max_keys: Sequence[str] = (),
+        min_keys: Sequence[str] = (),
+        ckpt_predicate: Callable | None = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
         """Saves a checkpoint and then, if it is in place, deletes old ones.
 
         The arguments are SpeechBrain's. Nothing is deleted if saving failed.
@@ -288,7 +293,7 @@ class AtomicCheckpointer(Checkpointer):
         if self.strict:
             raise attempt.error or OSError(error["message"])
 
-    def list_checkpoints(self):
+    def list_checkpoints(self) -> list[Checkpoint]:
         """Lists the checkpoints, without the ones that are seen to be damaged.
 
         Files are compared with the manifest by size; they are read in full
@@ -303,12 +308,12 @@ class AtomicCheckpointer(Checkpointer):
 
     def find_checkpoints(
         self,
-        importance_key=None,
-        max_key=None,
-        min_key=None,
-        ckpt_predicate=None,
-        max_num_checkpoints=None,
-    ):
+        importance_key: Callable | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Callable | None = None,
+        max_num_checkpoints: int | None = None,
+    ) -> list[Checkpoint]:
         """As in SpeechBrain, but only numbers compete for a metric.
 
         Checkpoints whose ``max_key`` or ``min_key`` is NaN or no number are
@@ -327,11 +332,11 @@ class AtomicCheckpointer(Checkpointer):
 
     def find_checkpoint(
         self,
-        importance_key=None,
-        max_key=None,
-        min_key=None,
-        ckpt_predicate=None,
-    ):
+        importance_key: Callable | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Callable | None = None,
+    ) -> Checkpoint | None:
         """Picks the best checkpoint that reads back as it was written.
 
         The arguments are SpeechBrain's.
@@ -357,7 +362,7 @@ class AtomicCheckpointer(Checkpointer):
             raise RuntimeError(_all_damaged(self.checkpoints_dir, damaged))
         return None
 
-    def is_whole(self, checkpoint):
+    def is_whole(self, checkpoint: Checkpoint) -> bool:
         """Reads all files of a checkpoint and compares the checksums.
 
         Arguments
@@ -378,11 +383,11 @@ class AtomicCheckpointer(Checkpointer):
 
     def recover_if_possible(
         self,
-        importance_key=None,
-        max_key=None,
-        min_key=None,
-        ckpt_predicate=None,
-    ):
+        importance_key: Callable | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Callable | None = None,
+    ) -> Checkpoint | None:
         """Loads the best whole checkpoint, the same in all processes.
 
         The arguments are SpeechBrain's: the newest one by default.
@@ -463,13 +468,13 @@ class AtomicCheckpointer(Checkpointer):
     def delete_checkpoints(
         self,
         *,
-        num_to_keep=1,
-        min_keys=None,
-        max_keys=None,
-        importance_keys=(ckpt_recency,),
-        ckpt_predicate=None,
-        verbosity=logging.INFO,
-    ):
+        num_to_keep: int = 1,
+        min_keys: Sequence[str] | None = None,
+        max_keys: Sequence[str] | None = None,
+        importance_keys: Sequence[Callable] = (ckpt_recency,),
+        ckpt_predicate: Callable | None = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
         """Deletes all but the best checkpoints; call it in all processes.
 
         The arguments are SpeechBrain's.
@@ -534,7 +539,7 @@ class AtomicCheckpointer(Checkpointer):
                 logger.info(f"Removed {path}, left by a killed process.")
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Turns a value into what any YAML reader understands.
 
     Arguments
@@ -572,7 +577,7 @@ def plain(value):
     return str(value)
 
 
-def write_manifest(folder):
+def write_manifest(folder: str | os.PathLike) -> None:
     """Notes the size and checksum of each file, after all are on the disk.
 
     Also makes a checkpoint of SpeechBrain's own ``Checkpointer`` acceptable to
@@ -600,7 +605,7 @@ def write_manifest(folder):
     _flush(folder)
 
 
-def find_damage(folder, read=True):
+def find_damage(folder: str | os.PathLike, read: bool = True) -> str | None:
     """Compares a checkpoint with its manifest.
 
     Arguments
@@ -644,7 +649,9 @@ def find_damage(folder, read=True):
     return None
 
 
-def average_of_last(checkpointer, name, count):
+def average_of_last(
+    checkpointer: AtomicCheckpointer, name: str, count: int
+) -> dict:
     """Averages the last end-of-epoch checkpoints of a module.
 
     Arguments

@@ -4,6 +4,8 @@ import gc
 import os
 import socket
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed.nn
@@ -14,7 +16,7 @@ from speechbrain.utils.distributed import (
 )
 
 
-def world_size():
+def world_size() -> int:
     """Number of processes.
 
     Returns
@@ -27,7 +29,7 @@ def world_size():
     return 1
 
 
-def start(run_opts, seconds=50):
+def start(run_opts: Any, seconds: float = 50) -> None:
     """Joins the group of processes that a launcher started, if there is one.
 
     Arguments
@@ -74,7 +76,7 @@ def _find_first(seconds):
             ) from error
 
 
-def on_first(function, *args):
+def on_first(function: Callable, *args: Any) -> Any:
     """Runs a function in the first process; if it fails, all processes fail.
 
     Arguments
@@ -109,7 +111,7 @@ def on_first(function, *args):
     return result
 
 
-def leave():
+def leave() -> None:
     """Ends the group of processes, after a script's last word to the others.
 
     A group, or a DDP model of it, that is still there when Python exits may
@@ -120,7 +122,7 @@ def leave():
         torch.distributed.destroy_process_group()
 
 
-def rank():
+def rank() -> int:
     """Number of this process, from 0.
 
     Returns
@@ -132,7 +134,7 @@ def rank():
 
 
 @torch.no_grad()
-def gather(x):
+def gather(x: torch.Tensor) -> torch.Tensor:
     """Concatenates the tensors of all processes along the first axis.
 
     Arguments
@@ -152,7 +154,7 @@ def gather(x):
     return torch.cat(parts)
 
 
-def gather_objects(x):
+def gather_objects(x: Any) -> list:
     """Lists an object of each process, in all processes.
 
     Arguments
@@ -191,7 +193,7 @@ class _Gather(torch.autograd.Function):
         return gradient.narrow(0, rank() * ctx.rows, ctx.rows)
 
 
-def gather_with_gradient(x):
+def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
     """Like ``gather``, but gradients flow back to the process they concern.
 
     The gradient of each process is the sum over the losses of all of them,
@@ -213,7 +215,7 @@ def gather_with_gradient(x):
     return _Gather.apply(x)
 
 
-def mean(x):
+def mean(x: torch.Tensor) -> torch.Tensor:
     """Mean over processes of a tensor.
 
     Arguments
@@ -232,7 +234,7 @@ def mean(x):
 
 
 @torch.no_grad()
-def everywhere(flag):
+def everywhere(flag: torch.Tensor) -> bool:
     """Whether something is true in all processes.
 
     Arguments
@@ -252,7 +254,7 @@ def everywhere(flag):
 
 
 @torch.no_grad()
-def from_first(x):
+def from_first(x: torch.Tensor) -> torch.Tensor:
     """The first process's tensor, for all.
 
     Arguments

@@ -60,7 +60,7 @@ class ConvolvedSTFT(torch.nn.Module):
     tensor(True)
     """
 
-    def __init__(self, stft):
+    def __init__(self, stft: STFT):
         super().__init__()
         usual = (True, "constant", False, True)
         found = stft.center, stft.pad_mode, stft.normalized_stft, stft.onesided
@@ -79,7 +79,7 @@ class ConvolvedSTFT(torch.nn.Module):
         bases = torch.cat([angles.cos(), -angles.sin()]) * window
         self.register_buffer("bases", bases.float()[:, None])
 
-    def forward(self, wavs):
+    def forward(self, wavs: torch.Tensor) -> torch.Tensor:
         """Waveforms to spectra.
 
         Arguments

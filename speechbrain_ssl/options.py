@@ -89,7 +89,9 @@ class Settings(dict):
         )
 
 
-def load_experiment(argv=None):
+def load_experiment(
+    argv: list | None = None,
+) -> tuple[str, RunOptions, Settings, str]:
     """Reads the command line and builds what the YAML file describes.
 
     Arguments
@@ -196,7 +198,7 @@ def _plain(node, folder):
     return [tag, value] if tag.startswith("!") else value
 
 
-def run_option_types():
+def run_option_types() -> dict:
     """The run options that SpeechBrain takes on the command line.
 
     Returns

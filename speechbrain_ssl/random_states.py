@@ -44,14 +44,14 @@ class RandomStates:
         self._end_of_epoch = False
 
     @mark_as_saver
-    def save(self, path):
+    def save(self, path: str) -> None:
         """Writes the states of all processes; called in all of them."""
         states = distributed.gather_objects(_random_state())
         if if_main_process():
             torch.save({"processes": states}, path)
 
     @mark_as_loader
-    def load(self, path, end_of_epoch):
+    def load(self, path: str, end_of_epoch: bool) -> None:
         """Remembers the states of this process."""
         states = torch.load(path, map_location="cpu", weights_only=True)
         states = states["processes"]
@@ -67,7 +67,7 @@ class RandomStates:
                 "they were, all else does."
             )
 
-    def restore_pending(self, starting_epoch=False):
+    def restore_pending(self, starting_epoch: bool = False) -> bool:
         """Puts remembered states back, once.
 
         Call it with ``starting_epoch=True`` in ``on_stage_start(TRAIN)`` and

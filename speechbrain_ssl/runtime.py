@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 INT_MAX = 2**31 - 1
 
 
-def keep_memory():
+def keep_memory() -> bool:
     """Stops glibc from handing large tensors back to the kernel.
 
     By default every tensor of more than 32 MB is a fresh mapping, whose pages
@@ -30,7 +30,7 @@ def keep_memory():
     return bool(took_mmap and libc.mallopt(M_TRIM_THRESHOLD, INT_MAX))
 
 
-def default_precision(device="cpu"):
+def default_precision(device: str = "cpu") -> str:
     """The faster of the number formats that train as well as float32.
 
     Arguments

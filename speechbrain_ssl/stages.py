@@ -15,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import IO
 
 from speechbrain_ssl.files import read_json, refuse_changes, write_json
 
@@ -23,7 +25,7 @@ TAIL_LINES, TAIL_BYTES = 15, 20000
 
 
 @contextlib.contextmanager
-def only_job(folder):
+def only_job(folder: str) -> Iterator[IO]:
     """Waits until nothing works in a folder any more.
 
     Commands started by ``run_command`` hold the lock as well: one that has
@@ -53,7 +55,9 @@ def only_job(folder):
         yield lock
 
 
-def run_stage(folder, inputs, work, command=()):
+def run_stage(
+    folder: str, inputs: dict, work: Callable, command: list[str] = ()
+) -> bool:
     """Does the work of a stage, unless it is done.
 
     Arguments
@@ -120,7 +124,7 @@ def run_stage(folder, inputs, work, command=()):
     return True
 
 
-def run_command(command, folder, lock):
+def run_command(command: list[str], folder: str, lock: IO) -> int:
     """Runs a command; its output goes to the console and to ``stage.log``.
 
     Arguments

@@ -6,17 +6,19 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import speechbrain as sb
 import torch
 import yaml
+from speechbrain.dataio.batch import PaddedBatch
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.brains.unreadable import UnreadableUtterances
+from speechbrain_ssl.dataio.annotations import UtteranceDataset
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, write_whole
 from speechbrain_ssl.nnet.parameters import (
@@ -125,7 +127,7 @@ class SpeakerBrain(sb.Brain):
         **UnreadableUtterances.stats_help,
     }
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not self.max_grad_norm > 0:
             raise ValueError(
@@ -151,12 +153,12 @@ class SpeakerBrain(sb.Brain):
             self.checkpointer.add_recoverable("random", self.random_states)
 
     @property
-    def epoch(self):
+    def epoch(self) -> float:
         """Fractional epoch, 0.0 at the first batch; survives a restart."""
         done = max(self.step - 1, 0) / self.steps_per_epoch
         return self.hparams.epoch_counter.current - 1 + done
 
-    def module(self, name):
+    def module(self, name: str) -> torch.nn.Module:
         """A module without the wrappers of DDP and of torch.compile.
 
         Arguments
@@ -172,7 +174,7 @@ class SpeakerBrain(sb.Brain):
         module = self.this_process(name)
         return getattr(module, "_orig_mod", module)
 
-    def this_process(self, name):
+    def this_process(self, name: str) -> torch.nn.Module:
         """A module without the wrapper of DDP, but compiled with --compile.
 
         Arguments
@@ -188,7 +190,9 @@ class SpeakerBrain(sb.Brain):
         module = self.modules[name]
         return getattr(module, "module", module)
 
-    def make_dataloader(self, dataset, stage, **kwargs):
+    def make_dataloader(
+        self, dataset: UtteranceDataset, stage: sb.Stage, **kwargs: Any
+    ) -> Any:
         """Makes the loader and notes the length of an epoch."""
         loader = super().make_dataloader(dataset, stage, **kwargs)
         if stage == sb.Stage.TRAIN:
@@ -226,7 +230,7 @@ class SpeakerBrain(sb.Brain):
                 find_unused_parameters=self.find_unused_parameters,
             )
 
-    def init_optimizers(self):
+    def init_optimizers(self) -> None:
         """Makes the optimiser; learning rates follow the size of a step."""
         get = vars(self.hparams).get
         options = get("parameter_options", [])
@@ -270,7 +274,7 @@ class SpeakerBrain(sb.Brain):
             )
         return scale
 
-    def on_fit_start(self):
+    def on_fit_start(self) -> None:
         """Compiles modules, loads the checkpoint, seeds each process."""
         if self.compile and not self.compile_module_keys:
             names = [name for name in NETWORKS if name in self.modules]
@@ -287,7 +291,7 @@ class SpeakerBrain(sb.Brain):
         # weights are the same everywhere, random numbers differ from here on
         torch.manual_seed(self.hparams.seed + 1000 * distributed.rank())
 
-    def all_stats_help(self):
+    def all_stats_help(self) -> dict[str, str]:
         """What each logged statistic means, for ``stats_help.json``.
 
         Returns
@@ -304,7 +308,7 @@ class SpeakerBrain(sb.Brain):
             for name, text in getattr(source, "stats_help", {}).items()
         }
 
-    def fit_batch(self, batch):
+    def fit_batch(self, batch: PaddedBatch) -> torch.Tensor:
         """One batch: forward, backward, commit and, if it is time, a step.
 
         Arguments
@@ -399,7 +403,7 @@ class SpeakerBrain(sb.Brain):
                 PATIENCE,
             )
 
-    def on_fit_batch_start(self, batch, should_step):
+    def on_fit_batch_start(self, batch: PaddedBatch, should_step: bool) -> None:
         """Sets learning rates from the schedule."""
         factor = at(
             self.hparams.lr_schedule,
@@ -410,7 +414,7 @@ class SpeakerBrain(sb.Brain):
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def optimizers_step(self):
+    def optimizers_step(self) -> bool:
         """Removes gradients of frozen modules, clips the others, steps.
 
         Returns
@@ -497,7 +501,7 @@ class SpeakerBrain(sb.Brain):
         """Ends the process as the signal asks."""
         raise Interrupted(stop_requested() or signal.SIGTERM, text)
 
-    def note(self, stats):
+    def note(self, stats: dict[str, torch.Tensor]) -> None:
         """Adds scalars of a batch to the sums of the epoch.
 
         Arguments
@@ -509,7 +513,7 @@ class SpeakerBrain(sb.Brain):
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = total + value.detach(), count + 1
 
-    def on_stage_start(self, stage, epoch=None):
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Resets the statistics."""
         self.random_states.restore_pending(starting_epoch=True)
         self.sums = {}
@@ -522,7 +526,12 @@ class SpeakerBrain(sb.Brain):
         )
         self.clock = time.monotonic()
 
-    def on_stage_end(self, stage, stage_loss, epoch=None):
+    def on_stage_end(
+        self,
+        stage: sb.Stage,
+        stage_loss: float | None,
+        epoch: int | None = None,
+    ) -> None:
         """After training: statistics, verification, log, checkpoint."""
         if stage != sb.Stage.TRAIN:
             return
@@ -548,7 +557,7 @@ class SpeakerBrain(sb.Brain):
         if self._stop_requested():
             self._stop_after_save(failed)
 
-    def describe_epoch(self, seconds):
+    def describe_epoch(self, seconds: float) -> list[str]:
         """Adds speed and signs of collapse to ``train_stats``.
 
         Arguments
@@ -574,7 +583,7 @@ class SpeakerBrain(sb.Brain):
             )
         return warnings
 
-    def verify_epoch(self, epoch):
+    def verify_epoch(self, epoch: int) -> dict[str, float]:
         """Computes the error rates of ``dev_trials``, if there are any.
 
         Arguments
@@ -765,7 +774,7 @@ class EpochLog:
 
 
 @contextlib.contextmanager
-def writing(what):
+def writing(what: str) -> Iterator[None]:
     """Logs an error instead of ending the training, as of a full disk.
 
     Arguments

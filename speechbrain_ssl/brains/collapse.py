@@ -45,7 +45,7 @@ class CollapseStats:
         self.outer = 0.0
 
     @torch.no_grad()
-    def append(self, embedding):
+    def append(self, embedding: torch.Tensor) -> None:
         """Adds embeddings.
 
         Arguments
@@ -60,7 +60,7 @@ class CollapseStats:
         self.total = self.total + unit.sum(0)
         self.outer = self.outer + unit.T @ unit
 
-    def summarize(self):
+    def summarize(self) -> dict[str, float]:
         """Describes all embeddings of all processes.
 
         Returns
@@ -89,7 +89,7 @@ class CollapseStats:
         }
 
     @staticmethod
-    def warnings(summary):
+    def warnings(summary: dict[str, float]) -> list[str]:
         """Says in words what is wrong.
 
         Arguments

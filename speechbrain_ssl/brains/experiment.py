@@ -14,7 +14,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,8 +42,10 @@ from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import (
     EpochSampler,
     UtteranceDataset,
+    Utterances,
     read_annotation,
 )
+from speechbrain_ssl.dataio.views import ViewSampler
 from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.exporting import check_export, export
@@ -60,7 +62,7 @@ from speechbrain_ssl.loading import continue_run, load_encoder, start_from
 from speechbrain_ssl.nnet.parameters import parameters_with
 from speechbrain_ssl.nnet.schedules import lr_factor
 from speechbrain_ssl.options import OptionsError, run_option_types, settings_of
-from speechbrain_ssl.pseudo_labels.labels import write_labels
+from speechbrain_ssl.pseudo_labels.labels import Labels, write_labels
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.script import defer_signals, outlive_signal
 
@@ -454,7 +456,9 @@ def is_resumed(training: Training, train_annotation: str) -> bool:
     )
 
 
-def views_of(utterances, view_sampler) -> UtteranceDataset:
+def views_of(
+    utterances: Utterances, view_sampler: ViewSampler
+) -> UtteranceDataset:
     """The training set: augmented views of utterances, and no label.
 
     Arguments
@@ -499,7 +503,7 @@ def fit(
     train_set: UtteranceDataset,
     training: Training,
     run: Run,
-    sampler=None,
+    sampler: Callable | None = None,
 ) -> None:
     """Trains to the last epoch, or goes on from the newest checkpoint.
 
@@ -857,7 +861,7 @@ class LabelTraining:
 
 
 def train_on_labels(
-    labels,
+    labels: Labels,
     training: Training,
     settings: LabelTraining,
     run: Run,

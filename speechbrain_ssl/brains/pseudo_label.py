@@ -2,9 +2,12 @@
 
 import math
 import os
+from typing import Any
 
+import speechbrain as sb
 import torch
 import torch.nn.functional as F
+from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import (
@@ -14,8 +17,10 @@ from speechbrain_ssl.brains.base import (
     writing,
 )
 from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
+from speechbrain_ssl.pseudo_labels.labels import Labels
 
 
 class PseudoLabelBrain(SpeakerBrain):
@@ -50,7 +55,7 @@ class PseudoLabelBrain(SpeakerBrain):
         ),
     }
 
-    def __init__(self, labels, *args, **kwargs):
+    def __init__(self, labels: Labels, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.labels = labels
         self.decisions = Decisions(torch.from_numpy(labels.classes))
@@ -61,11 +66,11 @@ class PseudoLabelBrain(SpeakerBrain):
             self.checkpointer.add_recoverable("decisions", self.decisions)
 
     @property
-    def evaluated(self):
+    def evaluated(self) -> Branch:
         """The branch that is verified and exported."""
         return self.module("encoder")
 
-    def on_fit_start(self):
+    def on_fit_start(self) -> None:
         """Moves the augmentation; starts class weights at centroids."""
         self.sampler = self.hparams.view_sampler
         self.sampler.to(self.device)
@@ -101,7 +106,9 @@ class PseudoLabelBrain(SpeakerBrain):
         total.index_add_(0, self.decisions.labels, F.normalize(points, dim=-1))
         return F.normalize(total, dim=-1)
 
-    def compute_forward(self, batch, stage):
+    def compute_forward(
+        self, batch: PaddedBatch, stage: sb.Stage
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Computes the cosines of augmented and of clean views.
 
         Arguments
@@ -136,7 +143,12 @@ class PseudoLabelBrain(SpeakerBrain):
         encoder.train()
         return self.module("classifier")(embedding)
 
-    def compute_objectives(self, predictions, batch, stage):
+    def compute_objectives(
+        self,
+        predictions: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        batch: PaddedBatch,
+        stage: sb.Stage,
+    ) -> StepResult:
         """The gated loss.
 
         Arguments
@@ -177,13 +189,13 @@ class PseudoLabelBrain(SpeakerBrain):
         teaches = not bool(stats["nothing_selected"])
         return StepResult(loss, stats, teaches, commit)
 
-    def on_stage_start(self, stage, epoch=None):
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Resets the decisions, unless an epoch is resumed."""
         super().on_stage_start(stage, epoch)
         if self.step == 0:
             self.decisions.clear()
 
-    def describe_epoch(self, seconds):
+    def describe_epoch(self, seconds: float) -> list[str]:
         """Fits the gate and writes its decision."""
         warnings = super().describe_epoch(seconds)
         decision = self.hparams.gate.fit(self.decisions.loss_logs())

@@ -1,12 +1,17 @@
 """Stage one: an objective over views."""
 
 import time
+from typing import Any
 
+import speechbrain as sb
 import torch
 import torch.nn.functional as F
+from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain, StepResult
+from speechbrain_ssl.dataio.annotations import UtteranceDataset
+from speechbrain_ssl.nnet.branch import Branch, BranchOutput
 from speechbrain_ssl.pseudo_labels.extract import (
     embed_utterances,
     utterances_hash,
@@ -41,13 +46,15 @@ class SSLBrain(SpeakerBrain):
         ),
     }
 
-    def make_dataloader(self, dataset, stage, **kwargs):
+    def make_dataloader(
+        self, dataset: UtteranceDataset, stage: sb.Stage, **kwargs: Any
+    ) -> Any:
         """Makes the loader and keeps the utterances."""
         self.utterances = dataset.utterances
         self.utterances_hash = utterances_hash(self.utterances)
         return super().make_dataloader(dataset, stage, **kwargs)
 
-    def on_fit_start(self):
+    def on_fit_start(self) -> None:
         """Copies the student's weights, maybe pretrained, to the teacher."""
         if "teacher" in self.modules:
             self.module("teacher").reset(self.module("student"))
@@ -56,7 +63,9 @@ class SSLBrain(SpeakerBrain):
             table.prepare(len(self.utterances))
         super().on_fit_start()
 
-    def compute_forward(self, batch, stage):
+    def compute_forward(
+        self, batch: PaddedBatch, stage: sb.Stage
+    ) -> tuple[BranchOutput, BranchOutput | None]:
         """Runs student and teacher on the augmented views of a batch.
 
         Arguments
@@ -95,7 +104,12 @@ class SSLBrain(SpeakerBrain):
             ),
         )
 
-    def compute_objectives(self, predictions, batch, stage):
+    def compute_objectives(
+        self,
+        predictions: tuple[BranchOutput, BranchOutput | None],
+        batch: PaddedBatch,
+        stage: sb.Stage,
+    ) -> StepResult:
         """The objective's loss.
 
         Arguments
@@ -139,12 +153,18 @@ class SSLBrain(SpeakerBrain):
             return {"view_agreement": cosine.mean()}
         return {}
 
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+    def on_fit_batch_end(
+        self,
+        batch: PaddedBatch,
+        outputs: Any,
+        loss: torch.Tensor,
+        should_step: bool,
+    ) -> None:
         """Moves the teacher after each optimiser step."""
         if should_step and "teacher" in self.modules:
             self.module("teacher").update(self.module("student"), self.epoch)
 
-    def on_stage_start(self, stage, epoch=None):
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Resets the statistics, and refreshes cluster tables if it is time."""
         super().on_stage_start(stage, epoch)
         self.cluster_stats = {}
@@ -187,14 +207,14 @@ class SSLBrain(SpeakerBrain):
         prefix = f"cluster_{tables.index(table) + 1}"
         return {k.replace("cluster", prefix, 1): v for k, v in report.items()}
 
-    def all_stats_help(self):
+    def all_stats_help(self) -> dict[str, str]:
         """Adds the statistics of the cluster tables."""
         found = super().all_stats_help()
         for table in self.hparams.cluster_tables:
             found.update(self._numbered(table, table.stats_help))
         return found
 
-    def describe_epoch(self, seconds):
+    def describe_epoch(self, seconds: float) -> list[str]:
         """Adds statistics of clusters and warnings of the objective."""
         warnings = super().describe_epoch(seconds)
         self.train_stats.update(self.cluster_stats)
@@ -205,7 +225,7 @@ class SSLBrain(SpeakerBrain):
         return warnings + ask(self.train_stats)
 
     @property
-    def evaluated(self):
+    def evaluated(self) -> Branch:
         """The branch that is verified and exported."""
         if self.hparams.extract_from == "teacher":
             return self.module("teacher").network

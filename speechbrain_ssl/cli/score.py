@@ -108,7 +108,7 @@ def verify(
     return Verdict(score, threshold, same, notes)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """The command line of ``verify``.
 
     Arguments

@@ -9,7 +9,7 @@ from speechbrain_ssl.clustering.kmeans import KMeans
 METHODS = {"kmeans": KMeans, "two_stage": TwoStage, "graph": Graph}
 
 
-def choose(method: str = "two_stage", **settings: Any):
+def choose(method: str = "two_stage", **settings: Any) -> Any:
     """Makes a ``KMeans``, ``TwoStage`` or ``Graph``.
 
     Arguments

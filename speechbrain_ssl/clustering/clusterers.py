@@ -13,7 +13,7 @@ time is quadratic in the number of points: use it up to tens of thousands.
 """
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -89,16 +89,16 @@ class TwoStage(ClusterMixin, BaseEstimator):
     )
     def __init__(
         self,
-        n_clusters=8,
-        fine_clusters=None,
-        linkage="ward",
-        n_neighbors=20,
-        random_state=0,
-        spherical=True,
-        n_iter=20,
-        n_init=1,
-        max_points_per_centroid=256,
-        distributed=False,
+        n_clusters: int = 8,
+        fine_clusters: int | None = None,
+        linkage: str = "ward",
+        n_neighbors: int = 20,
+        random_state: int = 0,
+        spherical: bool = True,
+        n_iter: int = 20,
+        n_init: int = 1,
+        max_points_per_centroid: int = 256,
+        distributed: bool = False,
     ):
         if fine_clusters is not None and fine_clusters < n_clusters:
             raise ValueError(
@@ -116,7 +116,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
         self.max_points_per_centroid = max_points_per_centroid
         self.distributed = distributed
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters.
 
         Arguments
@@ -233,12 +233,12 @@ class Graph(ClusterMixin, BaseEstimator):
     )
     def __init__(
         self,
-        threshold=0.5,
-        n_neighbors=20,
-        method="components",
-        resolution=1.0,
-        random_state=0,
-        chunk_size=65536,
+        threshold: float = 0.5,
+        n_neighbors: int = 20,
+        method: str = "components",
+        resolution: float = 1.0,
+        random_state: int = 0,
+        chunk_size: int = 65536,
     ):
         if method == "leiden":
             _igraph()
@@ -249,7 +249,7 @@ class Graph(ClusterMixin, BaseEstimator):
         self.random_state = random_state
         self.chunk_size = chunk_size
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters.
 
         Arguments
@@ -316,7 +316,9 @@ class Tidied(NamedTuple):
     report: dict
 
 
-def tidy(labels, min_size=1, max_size=None):
+def tidy(
+    labels: np.ndarray, min_size: int = 1, max_size: float | None = None
+) -> Tidied:
     """Removes small and large clusters, and renumbers the others from 0.
 
     Utterances of a removed cluster get no label. They are not moved to another

@@ -38,7 +38,7 @@ class BestCount(ClusterMixin, BaseEstimator):
     (5, 5)
     """
 
-    def __init__(self, clusterer, n_clusters):
+    def __init__(self, clusterer: Any, n_clusters: float | Sequence[float]):
         numbers = np.atleast_1d(n_clusters)
         if not len(numbers) or not (numbers > 0).all():
             raise ValueError(
@@ -48,11 +48,11 @@ class BestCount(ClusterMixin, BaseEstimator):
         self.n_clusters = n_clusters
 
     @property
-    def distributed(self):
+    def distributed(self) -> bool:
         """Whether all processes must call ``fit_predict``."""
         return getattr(self.clusterer, "distributed", False)
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters.
 
         Arguments

@@ -15,8 +15,9 @@ are exact in any order.
 
 import math
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -94,13 +95,13 @@ class KMeans(ClusterMixin, BaseEstimator):
     )
     def __init__(
         self,
-        n_clusters=8,
-        spherical=True,
-        n_iter=20,
-        n_init=1,
-        random_state=0,
-        max_points_per_centroid=256,
-        distributed=False,
+        n_clusters: int = 8,
+        spherical: bool = True,
+        n_iter: int = 20,
+        n_init: int = 1,
+        random_state: int = 0,
+        max_points_per_centroid: int = 256,
+        distributed: bool = False,
     ):
         self.n_clusters = n_clusters
         self.spherical = spherical
@@ -110,7 +111,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.max_points_per_centroid = max_points_per_centroid
         self.distributed = distributed
 
-    def fit_predict(self, X, y=None):
+    def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters.
 
         Arguments
@@ -147,7 +148,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.n_empty_ = self.n_clusters - len(np.unique(labels))
         return labels
 
-    def predict(self, X):
+    def predict(self, X: np.ndarray) -> np.ndarray:
         """Returns the nearest centroid of each point of X, int64 [n]."""
         points = Points(X, self.spherical, self.distributed)
         labels = np.zeros(len(X), np.int64)
@@ -166,7 +167,7 @@ class Clusters(NamedTuple):
     sums: np.ndarray
     counts: np.ndarray
 
-    def without(self, others):
+    def without(self, others: "Clusters") -> "Clusters":
         """Removes the points of other clusters."""
         return Clusters(self.sums - others.sums, self.counts - others.counts)
 
@@ -191,13 +192,13 @@ class Points:
      [0. 0. 1.]]
     """
 
-    def __init__(self, X, spherical, shared):
+    def __init__(self, X: np.ndarray, spherical: bool, shared: bool):
         self.X = X
         self.spherical = spherical
         self.shared = shared and distributed.world_size() > 1
         self.step = None
 
-    def find_step(self, rows):
+    def find_step(self, rows: np.ndarray) -> None:
         """Sets the rounding step from the largest coordinate of the rows."""
         largest = np.ones(1)
         if not self.spherical:
@@ -208,7 +209,7 @@ class Points:
                 largest = _reduced(largest, torch.distributed.ReduceOp.MAX)
         self.step = STEP * 2.0 ** math.ceil(math.log2(max(largest[0], 1e-30)))
 
-    def part(self, count):
+    def part(self, count: int) -> slice:
         """Slice of the rows of this process, in whole blocks."""
         if not self.shared:
             return slice(0, count)
@@ -217,7 +218,9 @@ class Points:
         first, stop = rank * blocks // world, (rank + 1) * blocks // world
         return slice(min(first * BLOCK, count), min(stop * BLOCK, count))
 
-    def each(self, rows, function):
+    def each(
+        self, rows: np.ndarray, function: Callable[[slice, np.ndarray], Any]
+    ) -> None:
         """Calls a function for each block of this process, in threads.
 
         Arguments
@@ -251,14 +254,16 @@ class Points:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def total(self, x):
+    def total(self, x: np.ndarray) -> np.ndarray:
         """Sums an array over the processes."""
         if not self.shared:
             return x
         return _reduced(x, torch.distributed.ReduceOp.SUM)
 
 
-def read_points(X, rows, unit):
+def read_points(
+    X: np.ndarray, rows: np.ndarray | slice, unit: bool
+) -> np.ndarray:
     """Copies rows of X to float32 [rows, dim], scaled to unit length if asked.
 
     Raises
@@ -280,7 +285,9 @@ def read_points(X, rows, unit):
     return points
 
 
-def nearest(points, centroids, spherical):
+def nearest(
+    points: np.ndarray, centroids: np.ndarray, spherical: bool
+) -> np.ndarray:
     """Finds the nearest centroid of each point, whatever the batch is.
 
     Arguments

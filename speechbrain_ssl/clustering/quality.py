@@ -5,6 +5,8 @@ their results; they are for reports.
 """
 
 import copy
+from collections.abc import Iterator
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,7 +20,9 @@ GIANT_SHARE, GIANT_TIMES = 0.05, 5
 SINGLETON_SHARE = 0.2
 
 
-def describe(matrix, labels, chunk_size=65536):
+def describe(
+    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
+) -> dict:
     """Measures the quality of a clustering without labels.
 
     Arguments
@@ -85,7 +89,7 @@ def describe(matrix, labels, chunk_size=65536):
     return {**report, "warnings": degenerate(report)}
 
 
-def degenerate(report):
+def degenerate(report: dict) -> list[str]:
     """Returns warnings about a clustering that is unsuitable for training.
 
     Arguments
@@ -120,7 +124,7 @@ def degenerate(report):
     return found
 
 
-def agreement(labels, other):
+def agreement(labels: np.ndarray, other: np.ndarray) -> dict:
     """Measures the agreement of two clusterings of the same utterances.
 
     Arguments
@@ -147,7 +151,7 @@ def agreement(labels, other):
     return {"ARI": score, "utterances": int(both.sum())}
 
 
-def stability(clusterer, matrix, labels):
+def stability(clusterer: Any, matrix: np.ndarray, labels: np.ndarray) -> dict:
     """Measures the agreement with a clustering that uses another seed.
 
     Arguments
@@ -172,7 +176,9 @@ def stability(clusterer, matrix, labels):
     return agreement(labels, again.fit_predict(matrix))
 
 
-def silhouette(matrix, labels, chunk_size=4096):
+def silhouette(
+    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 4096
+) -> float:
     """Computes the mean silhouette with cosine distances.
 
     The silhouette of an utterance is (b - a) / max(a, b), where a is its mean
@@ -221,7 +227,7 @@ def silhouette(matrix, labels, chunk_size=4096):
     return float(total / sizes.sum())
 
 
-def oracle(labels, truth):
+def oracle(labels: np.ndarray, truth: np.ndarray) -> dict:
     """Compares clusters with true speakers, for reports only.
 
     Arguments
@@ -280,7 +286,13 @@ def oracle(labels, truth):
     }
 
 
-def oracle_decisions(given, label, selected, corrected, truth):
+def oracle_decisions(
+    given: np.ndarray,
+    label: np.ndarray,
+    selected: np.ndarray,
+    corrected: np.ndarray,
+    truth: np.ndarray,
+) -> dict[str, float]:
     """Computes the accuracy of a gate's decisions, for reports only.
 
     The speaker of a class is the most frequent speaker in it.
@@ -327,7 +339,9 @@ def oracle_decisions(given, label, selected, corrected, truth):
     }
 
 
-def centroids(matrix, labels, chunk_size=65536):
+def centroids(
+    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
+) -> tuple[np.ndarray, np.ndarray]:
     """Computes the centroids of clusters of unit embeddings.
 
     Arguments
@@ -365,7 +379,9 @@ def centroids(matrix, labels, chunk_size=65536):
     return centers, norms[:, 0] / sizes
 
 
-def nearest_other(unit, centers, mine):
+def nearest_other(
+    unit: np.ndarray, centers: np.ndarray, mine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest centroid of another cluster.
 
     Arguments
@@ -395,7 +411,9 @@ def nearest_other(unit, centers, mine):
     return other, cosine
 
 
-def unit_chunks(matrix, labels, chunk_size=65536):
+def unit_chunks(
+    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields row numbers [rows] and unit embeddings, float32 [rows, emb_dim],
     of labelled utterances in chunks.
 

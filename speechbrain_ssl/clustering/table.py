@@ -9,6 +9,8 @@ sampler draws them, so every objective can use them.
 import copy
 import logging
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import faiss
 import numpy as np
@@ -23,6 +25,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, optional, schedule, whole
 from speechbrain_ssl.clustering.quality import centroids
+from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.nnet.schedules import at
 
 logger = logging.getLogger(__name__)
@@ -108,14 +111,14 @@ class ClusterTable:
     )
     def __init__(
         self,
-        clusterer,
-        clusters=None,
-        start=0.0,
-        every=1,
-        min_size=2,
-        max_size=500,
-        min_agreement=0.0,
-        seed=0,
+        clusterer: Any,
+        clusters: float | Callable[[float], float] | None = None,
+        start: float = 0.0,
+        every: int = 1,
+        min_size: int = 2,
+        max_size: int = 500,
+        min_agreement: float = 0.0,
+        seed: int = 0,
     ):
         check_clusterer(clusterer, clusters)
         self.clusterer = clusterer
@@ -134,7 +137,7 @@ class ClusterTable:
         self._copies = {}
         self.last = -1
 
-    def prepare(self, count):
+    def prepare(self, count: int) -> None:
         """Allocates the table for a number of utterances; a second call has no
         effect. Raises ValueError if ``clusters`` is impossible for them.
         """
@@ -147,7 +150,7 @@ class ClusterTable:
             self.begin = torch.zeros(count + 1, dtype=torch.long)
             self.begin.share_memory_()
 
-    def due(self, epoch):
+    def due(self, epoch: int) -> bool:
         """Whether to refresh the table after a number of epochs, at most once
         in an epoch that is resumed.
         """
@@ -155,7 +158,9 @@ class ClusterTable:
             return False
         return (epoch - math.ceil(self.start)) % self.every == 0
 
-    def refresh(self, embeddings, epoch):
+    def refresh(
+        self, embeddings: torch.Tensor, epoch: float
+    ) -> dict[str, float]:
         """Clusters the embeddings; all processes get the same table.
 
         Arguments
@@ -207,7 +212,7 @@ class ClusterTable:
             logger.warning("The cluster table is not updated: %s.", problem)
         return {**report, "cluster_accepted": float(problem is None)}
 
-    def members(self, row):
+    def members(self, row: int) -> torch.Tensor:
         """Rows of an utterance and its partners [members]."""
         label = self.labels[row].item()
         if label >= 0:
@@ -216,7 +221,9 @@ class ClusterTable:
                 return self.order[first:last]
         return torch.tensor([row])
 
-    def on(self, device):
+    def on(
+        self, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """Labels (-1: no cluster) [N] and centroids [clusters, emb_dim] on a
         device; both are None before the first refresh.
         """
@@ -227,7 +234,7 @@ class ClusterTable:
             self._copies[device] = found
         return self._copies[device]
 
-    def nearest(self, count):
+    def nearest(self, count: int) -> torch.Tensor:
         """Up to ``count`` nearest other clusters of each cluster, the nearest
         first [clusters, count].
         """
@@ -362,19 +369,21 @@ class ClusterPartners:
         in turn. ``all_random``: each view from a random one of them.
     """
 
-    def __init__(self, table, mode="global_split"):
+    def __init__(self, table: ClusterTable, mode: str = "global_split"):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
         self.table = table
         self.mode = mode
         self.utterances = None
 
-    def prepare(self, utterances):
+    def prepare(self, utterances: Utterances) -> None:
         """Sets the training set."""
         self.utterances = utterances
         self.table.prepare(len(utterances))
 
-    def __call__(self, rng_key, counts):
+    def __call__(
+        self, rng_key: tuple[int, ...], counts: tuple[int, ...]
+    ) -> Sequence[int]:
         """Draws the utterance of each view.
 
         Arguments
@@ -405,7 +414,7 @@ class ClusterPartners:
         return [everyone[view % len(everyone)] for view in range(views)]
 
 
-def check_clusterer(clusterer, clusters=None):
+def check_clusterer(clusterer: Any, clusters: Any = None) -> None:
     """Raises ValueError if a clusterer has no ``fit_predict``, or if a number
     of clusters is given and it has no parameter ``n_clusters``.
     """
@@ -423,7 +432,7 @@ def check_clusterer(clusterer, clusters=None):
         )
 
 
-def parameters_of(clusterer):
+def parameters_of(clusterer: Any) -> dict[str, Any]:
     """Returns scikit-learn's parameters of a clusterer, or an empty dict."""
     get = getattr(clusterer, "get_params", None)
     return {} if get is None else get(deep=False)

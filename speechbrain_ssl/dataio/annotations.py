@@ -11,6 +11,8 @@ import csv
 import functools
 import itertools
 import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +67,14 @@ class Utterances:
     """
 
     def __init__(
-        self, text, offsets, durations, start, stop, data_root=None, extra=()
+        self,
+        text: torch.Tensor,
+        offsets: torch.Tensor,
+        durations: torch.Tensor,
+        start: torch.Tensor,
+        stop: torch.Tensor,
+        data_root: str | None = None,
+        extra: Sequence[str] = (),
     ):
         self.text = _share(text)
         self.offsets = _share(offsets)
@@ -78,7 +87,7 @@ class Utterances:
     def __len__(self):
         return len(self.durations)
 
-    def row(self, index):
+    def row(self, index: int) -> dict[str, Any]:
         """Returns one row as a dict: ID, duration, wav, start, stop and the
         extra columns (strings); ``$data_root`` is replaced.
         """
@@ -95,11 +104,11 @@ class Utterances:
             **dict(zip(self.extra, extra)),
         }
 
-    def ids(self):
+    def ids(self) -> Iterator[str]:
         """Iterates over the IDs in order."""
         return (self._strings(index)[0] for index in range(len(self)))
 
-    def wavs(self):
+    def wavs(self) -> Iterator[str]:
         """Iterates over the paths in order."""
         return (self.row(index)["wav"] for index in range(len(self)))
 
@@ -114,7 +123,9 @@ class Utterances:
         ]
 
 
-def read_annotation(csv_path, data_root=None, extra=()):
+def read_annotation(
+    csv_path: str, data_root: str | None = None, extra: Sequence[str] = ()
+) -> Utterances:
     """Reads and checks an annotation.
 
     Arguments
@@ -165,7 +176,9 @@ def read_annotation(csv_path, data_root=None, extra=()):
     )
 
 
-def write_annotation(csv_path, rows, extra=()):
+def write_annotation(
+    csv_path: str, rows: Iterable, extra: Sequence[str] = ()
+) -> None:
     """Writes an annotation. An interrupted call leaves no partial file.
 
     Arguments
@@ -242,7 +255,11 @@ class UtteranceDataset(DynamicItemDataset):
 
     # without the parent's __init__, which would list all IDs
     def __init__(
-        self, utterances, dynamic_items=None, output_keys=None, seed=None
+        self,
+        utterances: Utterances,
+        dynamic_items: Any = None,
+        output_keys: Any = None,
+        seed: int | None = None,
     ):
         self.utterances = utterances
         self.seed = seed
@@ -254,12 +271,12 @@ class UtteranceDataset(DynamicItemDataset):
     @classmethod
     def from_csv(
         cls,
-        csv_path,
-        replacements=None,
-        dynamic_items=None,
-        output_keys=None,
-        extra=(),
-    ):
+        csv_path: str,
+        replacements: Mapping[str, str] | None = None,
+        dynamic_items: Any = None,
+        output_keys: Any = None,
+        extra: Sequence[str] = (),
+    ) -> "UtteranceDataset":
         """Reads an annotation, as SpeechBrain's ``from_csv`` does. The only
         replacement is ``{"data_root": folder}``.
         """
@@ -293,13 +310,13 @@ class UtteranceDataset(DynamicItemDataset):
         )
 
     @functools.cached_property
-    def data(self):
+    def data(self) -> dict:
         """Dict of dicts, for ``filtered_sorted`` of the parent class."""
         rows = (self._static_items((0, row)) for row in range(len(self)))
         return {row.pop("id"): row for row in rows}
 
     @property
-    def data_ids(self):
+    def data_ids(self) -> list[str]:
         """All IDs, for methods of the parent class."""
         return list(self.utterances.ids())
 
@@ -345,12 +362,12 @@ class EpochSampler(torch.utils.data.Sampler):
 
     def __init__(
         self,
-        count,
-        seed=0,
-        rank=0,
-        world_size=1,
-        shuffle=True,
-        batch_size=1,
+        count: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        batch_size: int = 1,
     ):
         if not 0 <= rank < world_size or batch_size < 1:
             raise ValueError(
@@ -385,7 +402,7 @@ class EpochSampler(torch.utils.data.Sampler):
             for row in batch.tolist():
                 yield self.epoch, row
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, which seeds the order and is part of the keys."""
         self.epoch = epoch
 
@@ -411,7 +428,7 @@ def _share(column):
         ) from error
 
 
-def numbered_rows(csv_path):
+def numbered_rows(csv_path: str) -> Iterator[tuple[list[str], int]]:
     """Yields the rows of a CSV file, and the number of their last line.
 
     Blank rows are skipped. Raises ValueError if the file is damaged.

@@ -19,7 +19,7 @@ import os
 import stat
 import tarfile
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -211,7 +211,7 @@ def needs_torchcodec(path: str) -> bool:
     return path.lower().endswith(TORCHCODEC_EXTENSIONS)
 
 
-def import_torchcodec():
+def import_torchcodec() -> Any:
     """Imports ``torchcodec.decoders``; raises OSError if it or FFmpeg is
     missing.
     """
@@ -268,7 +268,7 @@ class Reader:
         Number of channels.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str):
         self.path = path = os.fspath(path)
         self.decoder = None
         with (

@@ -34,6 +34,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, interval, number, whole
 from speechbrain_ssl.dataio import banks
+from speechbrain_ssl.dataio.annotations import Utterances
 
 logger = logging.getLogger(__name__)
 Parameters = Mapping[str, torch.Tensor]
@@ -107,7 +108,12 @@ class Augmentation:
         self.seed = seed
         self.names = ()
 
-    def prepare(self, sample_rate: int, utterances=None, rng=None) -> None:
+    def prepare(
+        self,
+        sample_rate: int,
+        utterances: Utterances | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         """Prepares the effects and sets ``names``, the names of all parameters.
 
         Arguments
@@ -328,7 +334,9 @@ class Noise:
         self.sources = []
         self.bank = self.spans = None
 
-    def prepare(self, sample_rate: int, utterances, rng) -> None:
+    def prepare(
+        self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
+    ) -> None:
         """Reads the recordings and mixes the babble."""
         clips = {}
         for kind, folder in self.folders.items():
@@ -377,7 +385,7 @@ class Noise:
             "snr": rng.uniform(*self.snr[self.sources[source]]),
         }
 
-    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+    def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Adds noise."""
         first, size = self.spans[:, parameters["source"].long()]
         place = (parameters["position"] * size).long()
@@ -433,7 +441,9 @@ class Reverberation:
         self.count = 0
         self.rirs = None
 
-    def prepare(self, sample_rate: int, utterances, rng) -> None:
+    def prepare(
+        self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
+    ) -> None:
         """Simulates and reads the RIRs."""
         rirs = []
         if self.rir_folder:
@@ -463,7 +473,7 @@ class Reverberation:
         """Draws the index of an RIR."""
         return {"rir": int(rng.random() * self.count)}
 
-    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+    def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Convolves waveforms with RIRs."""
         frames = wavs.shape[1]
         rirs = self.rirs[parameters["rir"].long(), :frames]
@@ -513,7 +523,9 @@ class Channel:
         self.peak = peak
         self.nyquist = None
 
-    def prepare(self, sample_rate: int, utterances, rng) -> None:
+    def prepare(
+        self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
+    ) -> None:
         """Takes the sample rate."""
         self.nyquist = sample_rate / 2
 
@@ -528,7 +540,7 @@ class Channel:
             "peak_gain": rng.uniform(*self.peak),
         }
 
-    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+    def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Filters waveforms."""
         response = torch.nn.functional.interpolate(
             self._response(parameters)[:, None],
@@ -577,7 +589,7 @@ class Gain:
         """Draws a gain in dB."""
         return {"db": rng.uniform(*self.db)}
 
-    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+    def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Applies the gain."""
         return wavs * _from_db(parameters["db"])[:, None]
 
@@ -620,7 +632,9 @@ class Telephone:
         self.level = level
         self.sample_rate = None
 
-    def prepare(self, sample_rate: int, utterances, rng) -> None:
+    def prepare(
+        self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
+    ) -> None:
         """Takes the sample rate."""
         self.sample_rate = sample_rate
 
@@ -632,7 +646,7 @@ class Telephone:
             "level": rng.uniform(*self.level),
         }
 
-    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+    def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Filters, resamples, clips and codes waveforms."""
         frames = wavs.shape[1]
         narrow = min(frames, round(frames * self.rate / self.sample_rate))
@@ -692,7 +706,9 @@ class SpeechBrainAugment:
         self.takes_lengths = lengths_arg_exists(module.forward)
         self.readers = None
 
-    def prepare(self, sample_rate: int, utterances, rng) -> None:
+    def prepare(
+        self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
+    ) -> None:
         """Runs the module once; raises ValueError if its sample rate differs."""
         for module in _parts(self.module):
             for name in ("sample_rate", "clean_sample_rate", "orig_freq"):
@@ -716,7 +732,7 @@ class SpeechBrainAugment:
         """Draws a seed that float32 represents exactly."""
         return {"seed": int(rng.integers(2**24))}
 
-    def apply(self, wavs: torch.Tensor, parameters: Parameters):
+    def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Applies the module to each row, with the seed of the row."""
         seeds = parameters["seed"].long().tolist()
         return torch.cat(

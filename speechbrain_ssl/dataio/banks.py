@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio.annotations import Utterances
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def clips_of_folder(
 
 
 def clips_of_babble(
-    utterances,
+    utterances: Utterances,
     sample_rate: int,
     voices: Sequence[int],
     rng: np.random.Generator,

@@ -53,12 +53,12 @@ class ClassSampler(torch.utils.data.Sampler):
     )
     def __init__(
         self,
-        classes,
-        seed=0,
-        rank=0,
-        world_size=1,
-        batch_size=1,
-        max_per_class=500,
+        classes: np.ndarray,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int = 1,
+        max_per_class: int = 500,
     ):
         if not 0 <= rank < world_size:
             raise ValueError(
@@ -91,7 +91,7 @@ class ClassSampler(torch.utils.data.Sampler):
         for row in mine.ravel().tolist():
             yield self.epoch, row
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, which seeds the order and is part of the keys."""
         self.epoch = epoch
 

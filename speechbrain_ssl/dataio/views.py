@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from speechbrain_ssl.checks import (
     whole,
 )
 from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio.annotations import Utterances
+from speechbrain_ssl.dataio.augmentation import Augmentation
 
 # number of the random stream that draws speed and positions of an utterance
 POSITIONS = 1000
@@ -102,14 +105,14 @@ class ViewSampler:
         global_seconds: float,
         local_crops: int = 0,
         local_seconds: float = 1.0,
-        augmentation=None,
+        augmentation: Augmentation | None = None,
         clean_global: bool = False,
         clean_views: bool = False,
         same_augmentation: bool = False,
         min_gap: float | None = None,
         speeds: Sequence[float] = (1.0,),
         augment_on: str = "workers",
-        partners=None,
+        partners: Any = None,
         seed: int = 0,
         max_unreadable: float = 0.25,
     ):
@@ -142,14 +145,16 @@ class ViewSampler:
         self.seed = seed
         self.max_unreadable = max_unreadable
 
-    def prepare(self, utterances):
+    def prepare(self, utterances: Utterances) -> None:
         """Prepares augmentation and partners for the training set."""
         if self.augmentation is not None:
             self.augmentation.prepare(self.sample_rate, utterances)
         if self.partners is not None:
             self.partners.prepare(utterances)
 
-    def __call__(self, key, wav, start, stop):
+    def __call__(
+        self, key: tuple[int, ...], wav: str, start: int, stop: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Makes the views of one utterance.
 
         Arguments
@@ -188,11 +193,13 @@ class ViewSampler:
             views = self._augment(views, draws[None])
         return torch.cat([view.flatten() for view in views]), draws
 
-    def speed_of(self, key):
+    def speed_of(self, key: tuple[int, ...]) -> int:
         """Index in ``speeds`` of the speed that ``__call__`` draws for a key."""
         return self._speed(np.random.default_rng((self.seed, *key, POSITIONS)))
 
-    def split(self, batch):
+    def split(
+        self, batch: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Splits a batch into views.
 
         Arguments
@@ -348,7 +355,9 @@ class ViewSampler:
         return played[:, :frames]
 
 
-def positions(length, needed, count, gap, rng):
+def positions(
+    length: int, needed: int, count: int, gap: int, rng: np.random.Generator
+) -> np.ndarray:
     """Draws the positions of segments.
 
     Arguments

@@ -8,6 +8,8 @@ each utterance independently before embedding it. actDCF and Cllr of a labelled
 list measure the remaining error.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -52,7 +54,9 @@ class Calibrator:
     True
     """
 
-    def __init__(self, score, measures=(), top_n=300):
+    def __init__(
+        self, score: Callable, measures: tuple[str, ...] = (), top_n: int = 300
+    ):
         unknown = [name for name in measures if name not in MEASURES]
         if unknown:
             raise ValueError(
@@ -63,7 +67,13 @@ class Calibrator:
         self.measures = tuple(measures)
         self.top_n = top_n
 
-    def fit(self, embeddings, seconds, classes, cohort=None):
+    def fit(
+        self,
+        embeddings: np.ndarray | torch.Tensor,
+        seconds: np.ndarray,
+        classes: np.ndarray,
+        cohort: torch.Tensor | None = None,
+    ) -> "Calibrator":
         """Learns from trials of pseudo-labels.
 
         Arguments
@@ -105,7 +115,14 @@ class Calibrator:
             )
         return self
 
-    def __call__(self, embeddings, seconds, enrol, test, cohort=None):
+    def __call__(
+        self,
+        embeddings: np.ndarray | torch.Tensor,
+        seconds: np.ndarray,
+        enrol: np.ndarray,
+        test: np.ndarray,
+        cohort: torch.Tensor | None = None,
+    ) -> np.ndarray:
         """Log-likelihood ratios of trials.
 
         Arguments
@@ -149,7 +166,9 @@ class Calibrator:
         return np.stack(columns, axis=1).astype(np.float64)
 
 
-def draw_trials(classes, count=20000, seed=0):
+def draw_trials(
+    classes: np.ndarray, count: int = 20000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws trials from pseudo-labels, each class as likely as the others.
 
     Arguments
@@ -203,7 +222,9 @@ def draw_trials(classes, count=20000, seed=0):
     return order[enrol], order[test], np.repeat([1, 0], count)
 
 
-def split_classes(classes, most=200_000, seed=0):
+def split_classes(
+    classes: np.ndarray, most: int = 200_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Parts the utterances into two halves without a common class.
 
     Arguments

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import roc_curve
 
@@ -36,7 +37,7 @@ class OperatingPoints(NamedTuple):
     false_alarm: np.ndarray
 
 
-def error_rates(scores, targets):
+def error_rates(scores: ArrayLike, targets: ArrayLike) -> OperatingPoints:
     """Miss and false alarm rates at all operating points.
 
     Trials of equal score are accepted together: no threshold can part them.
@@ -74,7 +75,7 @@ def error_rates(scores, targets):
     return OperatingPoints(thresholds, 1.0 - hit, false_alarm)
 
 
-def eer(scores, targets):
+def eer(scores: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
     """Equal error rate: the mean of miss and false alarm where they meet.
 
     They meet at the operating point with the smallest difference of the two;
@@ -111,7 +112,13 @@ def eer(scores, targets):
     return float(rate), float(points.thresholds[best])
 
 
-def min_dcf(scores, targets, p_target, c_miss=1.0, c_fa=1.0):
+def min_dcf(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    p_target: float,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+) -> float:
     """Smallest detection cost over all thresholds, as NIST normalises it.
 
     The cost is divided by that of the better of the two
@@ -156,7 +163,7 @@ def min_dcf(scores, targets, p_target, c_miss=1.0, c_fa=1.0):
     return float(cost.min() / min(miss, false_alarm))
 
 
-def act_dcf(llrs, targets, p_target):
+def act_dcf(llrs: ArrayLike, targets: ArrayLike, p_target: float) -> float:
     """Detection cost at the threshold that log-likelihood ratios imply.
 
     Accepting all trials whose log-likelihood ratio is at least
@@ -196,7 +203,7 @@ def act_dcf(llrs, targets, p_target):
     return float(cost / min(p_target, 1.0 - p_target))
 
 
-def cllr(llrs, targets):
+def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
     """Cost of log-likelihood ratios, over all priors at once.
 
     Brummer and du Preez, "Application-independent evaluation of speaker
@@ -231,7 +238,7 @@ def cllr(llrs, targets):
     return float((target_cost + other_cost) / (2.0 * np.log(2.0)))
 
 
-def min_cllr(scores, targets):
+def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
     """Cllr of the scores after the best non-decreasing calibration.
 
     The calibration is found by isotonic regression on the same labels.
@@ -278,7 +285,14 @@ def min_cllr(scores, targets):
     return float(bits / (2.0 * np.log(2.0)))
 
 
-def bootstrap(scores, targets, enrol_group, test_group, draws=200, seed=0):
+def bootstrap(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    enrol_group: ArrayLike,
+    test_group: ArrayLike,
+    draws: int = 200,
+    seed: int = 0,
+) -> tuple[float, float]:
     """95% interval of the EER, from drawing groups again with replacement.
 
     Trials that share a speaker are not independent, so groups (speakers if

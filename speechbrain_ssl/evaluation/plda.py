@@ -38,13 +38,15 @@ class PLDA:
     True
     """
 
-    def __init__(self, rank=100, iterations=10):
+    def __init__(self, rank: int = 100, iterations: int = 10):
         if rank < 1:
             raise ValueError(f"PLDA needs a rank of at least 1, not {rank}.")
         self.rank = rank
         self.iterations = iterations
 
-    def fit(self, embeddings, classes):
+    def fit(
+        self, embeddings: np.ndarray | torch.Tensor, classes: np.ndarray
+    ) -> "PLDA":
         """Estimates the model.
 
         Arguments
@@ -95,7 +97,12 @@ class PLDA:
         self.axes = axes[:, -self.rank :]
         return self
 
-    def __call__(self, embeddings, enrol, test):
+    def __call__(
+        self,
+        embeddings: np.ndarray | torch.Tensor,
+        enrol: np.ndarray,
+        test: np.ndarray,
+    ) -> np.ndarray:
         """Log-likelihood ratios of trials.
 
         Arguments

@@ -9,7 +9,7 @@ TRIALS_PER_CHUNK = 512
 COHORT_SCORES_PER_CHUNK = 4_000_000
 
 
-def unit(embeddings):
+def unit(embeddings: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Scales each embedding to length 1.
 
     Arguments
@@ -51,7 +51,11 @@ def unit(embeddings):
     return embeddings / lengths
 
 
-def cosine_scores(embeddings, enrol_index, test_index):
+def cosine_scores(
+    embeddings: np.ndarray | torch.Tensor,
+    enrol_index: np.ndarray | torch.Tensor,
+    test_index: np.ndarray | torch.Tensor,
+) -> np.ndarray:
     """Cosine of the two embeddings of each trial.
 
     Arguments
@@ -81,7 +85,11 @@ def cosine_scores(embeddings, enrol_index, test_index):
     return pair_products(unit(embeddings), enrol_index, test_index)
 
 
-def pair_products(rows, enrol_index, test_index):
+def pair_products(
+    rows: torch.Tensor,
+    enrol_index: np.ndarray | torch.Tensor,
+    test_index: np.ndarray | torch.Tensor,
+) -> np.ndarray:
     """Inner product of the two rows of each trial.
 
     Arguments
@@ -109,7 +117,14 @@ def pair_products(rows, enrol_index, test_index):
     return products.cpu().numpy()
 
 
-def as_norm(scores, enrol_index, test_index, embeddings, cohort, top_n=300):
+def as_norm(
+    scores: np.ndarray | torch.Tensor,
+    enrol_index: np.ndarray | torch.Tensor,
+    test_index: np.ndarray | torch.Tensor,
+    embeddings: np.ndarray | torch.Tensor,
+    cohort: np.ndarray | torch.Tensor,
+    top_n: int = 300,
+) -> np.ndarray:
     """Adaptive symmetric score normalisation (AS-norm).
 
     Each side of a trial sees the score relative to its own ``top_n`` highest
@@ -156,7 +171,7 @@ def as_norm(scores, enrol_index, test_index, embeddings, cohort, top_n=300):
     return (by_enrol + by_test) / 2
 
 
-def check_top_n(top_n, cohort_size):
+def check_top_n(top_n: int, cohort_size: int) -> None:
     """Refuses a ``top_n`` that the cohort cannot serve.
 
     Arguments
@@ -182,7 +197,11 @@ def check_top_n(top_n, cohort_size):
         )
 
 
-def cohort_statistics(embeddings, cohort, top_n):
+def cohort_statistics(
+    embeddings: np.ndarray | torch.Tensor,
+    cohort: np.ndarray | torch.Tensor,
+    top_n: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of each utterance's highest cohort scores.
 
     Arguments

@@ -394,7 +394,7 @@ def verify(
     return summary
 
 
-def results_folder(output_folder, list_path):
+def results_folder(output_folder: str, list_path: str) -> str:
     """Where ``verify`` writes the results of a list.
 
     Arguments

@@ -85,7 +85,7 @@ class AugmentationAdversary(torch.nn.Module):
         emb_dim: int,
         weight: float = 3.0,
         hidden: int = 512,
-        norm=torch.nn.BatchNorm1d,
+        norm: type[torch.nn.Module] = torch.nn.BatchNorm1d,
     ):
         super().__init__()
         if not weight >= 0:
@@ -98,7 +98,9 @@ class AugmentationAdversary(torch.nn.Module):
             mlp([width, hidden, 2], torch.nn.ReLU, norm),
         )
 
-    def forward(self, anchor, same, other):
+    def forward(
+        self, anchor: torch.Tensor, same: torch.Tensor, other: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of the discriminator, with the encoder as its adversary.
 
         Arguments

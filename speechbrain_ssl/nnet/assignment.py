@@ -8,7 +8,7 @@ from speechbrain_ssl.nnet.precision import full_precision
 
 
 @torch.no_grad()
-def sinkhorn(log_assignment, iterations=3):
+def sinkhorn(log_assignment: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Makes soft assignments use all prototypes equally (Sinkhorn-Knopp).
 
     M. Cuturi, "Sinkhorn distances", NeurIPS 2013
@@ -42,7 +42,7 @@ def sinkhorn(log_assignment, iterations=3):
 
 
 @torch.no_grad()
-def prototypes_used(assignment):
+def prototypes_used(assignment: torch.Tensor) -> torch.Tensor:
     """Effective number of prototypes: exp of the entropy of their use.
 
     Arguments

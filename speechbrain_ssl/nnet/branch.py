@@ -164,11 +164,11 @@ class Branch(torch.nn.Module):
 
     def __init__(
         self,
-        compute_features,
-        mean_var_norm,
-        embedding_model,
-        head=None,
-        erasing=None,
+        compute_features: torch.nn.Module,
+        mean_var_norm: torch.nn.Module,
+        embedding_model: torch.nn.Module,
+        head: torch.nn.Module | None = None,
+        erasing: torch.nn.Module | None = None,
     ):
         super().__init__()
         self.compute_features = compute_features
@@ -177,7 +177,7 @@ class Branch(torch.nn.Module):
         self.head = torch.nn.Identity() if head is None else head
         self.erasing = torch.nn.Identity() if erasing is None else erasing
 
-    def forward(self, views):
+    def forward(self, views: list[torch.Tensor]) -> BranchOutput:
         """Encodes views, in the order given.
 
         Arguments
@@ -202,7 +202,9 @@ class Branch(torch.nn.Module):
             embedding, projection.unflatten(0, embedding.shape[:2])
         )
 
-    def embed(self, wavs, wav_lens=None):
+    def embed(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Embeds one batch of waveforms, without the head.
 
         Arguments

@@ -1,5 +1,7 @@
 """Heads: layers between the speaker embedding and the loss."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -19,8 +21,11 @@ from speechbrain_ssl.nnet.precision import full_precision
     init_std=optional(number(above=0)),
 )
 def mlp(
-    sizes, activation=torch.nn.GELU, norm=torch.nn.BatchNorm1d, init_std=None
-):
+    sizes: Sequence[int],
+    activation: type[torch.nn.Module] = torch.nn.GELU,
+    norm: type[torch.nn.Module] = torch.nn.BatchNorm1d,
+    init_std: float | None = None,
+) -> torch.nn.Sequential:
     """Makes linear layers with normalisation and activation in between.
 
     Arguments
@@ -62,7 +67,13 @@ def mlp(
     return torch.nn.Sequential(*layers)
 
 
-def predicted_cosine(predictor, projection, target, s, t):
+def predicted_cosine(
+    predictor: torch.nn.Module,
+    projection: torch.Tensor,
+    target: torch.Tensor,
+    s: Sequence[int],
+    t: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cosine of the predictions from views and the targets of others.
 
     Arguments
@@ -120,12 +131,12 @@ class Prototypes(torch.nn.Module):
         count=whole(1),
         std=number(above=0),
     )
-    def __init__(self, dim, count, std=0.02):
+    def __init__(self, dim: int, count: int, std: float = 0.02):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.empty(count, dim))
         torch.nn.init.trunc_normal_(self.weight, std=std)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scores points against all prototypes.
 
         Arguments
@@ -176,7 +187,13 @@ class PrototypeHead(torch.nn.Module):
         wide=one_of(True, False),
         init_std=optional(number(above=0)),
     )
-    def __init__(self, sizes, prototypes, wide=False, init_std=None):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        prototypes: torch.nn.Module,
+        wide: bool = False,
+        init_std: float | None = None,
+    ):
         super().__init__()
         self.hidden = torch.nn.Identity()
         if wide:
@@ -185,7 +202,7 @@ class PrototypeHead(torch.nn.Module):
         self.prototypes = prototypes
         self.wide = wide
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scores embeddings.
 
         Arguments

@@ -34,11 +34,11 @@ class WeightedLayers(torch.nn.Module):
     torch.Size([2, 50, 32])
     """
 
-    def __init__(self, layers):
+    def __init__(self, layers: int):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(layers))
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [layers, batch, frames, width] to their mean.
 
         Arguments
@@ -106,7 +106,14 @@ class MHFA(torch.nn.Module):
         heads=whole(1),
         compression=whole(1),
     )
-    def __init__(self, layers, width, emb_dim=256, heads=64, compression=128):
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        emb_dim: int = 256,
+        heads: int = 64,
+        compression: int = 128,
+    ):
         super().__init__()
         self.key_layers = WeightedLayers(layers)
         self.value_layers = WeightedLayers(layers)
@@ -168,7 +175,13 @@ class StatisticsPooling(torch.nn.Module):
         emb_dim=whole(1),
         attention_channels=whole(1),
     )
-    def __init__(self, layers, width, emb_dim=256, attention_channels=128):
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        emb_dim: int = 256,
+        attention_channels: int = 128,
+    ):
         super().__init__()
         self.layers = WeightedLayers(layers)
         self.pooling = AttentiveStatisticsPooling(width, attention_channels)

@@ -1,12 +1,14 @@
 """Groups of parameters for the optimiser, and clipping of gradients."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 
 # options of parameters and their defaults
 OPTIONS = {"decay": True, "clip": True, "sum": False}
 
 
-def parameters_with(entries, option):
+def parameters_with(entries: Sequence, option: str) -> list[torch.nn.Parameter]:
     """Lists the parameters for which an option differs from its default.
 
     Arguments
@@ -50,8 +52,11 @@ def parameters_with(entries, option):
 
 
 def parameter_groups(
-    module, learning_rates=(), decay_vectors=False, undecayed=()
-):
+    module: torch.nn.Module,
+    learning_rates: Sequence = (),
+    decay_vectors: bool = False,
+    undecayed: list[torch.nn.Parameter] = (),
+) -> list[dict]:
     """Splits parameters by learning rate, and by whether they are decayed.
 
     Biases, gains and other vectors are not decayed, as in DINO, unless
@@ -108,7 +113,9 @@ def parameter_groups(
     return groups + _by_decay(left.values(), is_decayed)
 
 
-def layerwise_rates(transformer, rate, decay=1.0):
+def layerwise_rates(
+    transformer: torch.nn.Module, rate: float, decay: float = 1.0
+) -> Sequence:
     """Learning rates that fall from the top layer of a transformer down.
 
     Arguments
@@ -157,7 +164,12 @@ def _by_decay(parameters, is_decayed):
     return [group for group in groups if group["params"]]
 
 
-def clip_gradients(parameters, max_norm, each=False, unclipped=()):
+def clip_gradients(
+    parameters: Iterable[torch.nn.Parameter],
+    max_norm: float,
+    each: bool = False,
+    unclipped: list[torch.nn.Parameter] = (),
+) -> torch.Tensor:
     """Scales gradients down to a norm.
 
     Arguments

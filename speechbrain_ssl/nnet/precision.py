@@ -3,7 +3,7 @@
 import torch
 
 
-def full_precision(x):
+def full_precision(x: torch.Tensor) -> torch.Tensor:
     """Converts half precision to float32, in which losses are computed.
 
     float64 stays, for tests and ``torch.autograd.gradcheck``.

@@ -11,7 +11,7 @@ from speechbrain_ssl.nnet.precision import full_precision
 VARIANCE_EPS = 1e-4
 
 
-def variance_hinge(x):
+def variance_hinge(x: torch.Tensor) -> torch.Tensor:
     """Mean shortfall of the standard deviations of the dimensions from one.
 
     A. Bardes, J. Ponce and Y. LeCun, "VICReg: variance-invariance-covariance
@@ -36,7 +36,7 @@ def variance_hinge(x):
     return F.relu(1.0 - deviation).mean()
 
 
-def covariance(x):
+def covariance(x: torch.Tensor) -> torch.Tensor:
     """Covariance of dimensions, normalised by batch - 1.
 
     Arguments
@@ -53,7 +53,7 @@ def covariance(x):
     return x.T @ x / (len(x) - 1)
 
 
-def squared_off_diagonal(matrix):
+def squared_off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
     """Sum of the squares beside the diagonal.
 
     Arguments
@@ -75,7 +75,7 @@ def squared_off_diagonal(matrix):
     return matrix.square().fill_diagonal_(0.0).sum()
 
 
-def koleo(x):
+def koleo(x: torch.Tensor) -> torch.Tensor:
     """Kozachenko-Leonenko regulariser: spreads points over the sphere.
 
     A. Sablayrolles et al., "Spreading vectors for similarity search", ICLR
@@ -116,7 +116,7 @@ def koleo(x):
     return -(distance + 1e-8).log().mean()
 
 
-def consistency(student, teacher):
+def consistency(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """One minus the cosine between what student and teacher embed.
 
     B. Han, Z. Chen and Y. Qian, "Self-supervised learning with
@@ -195,7 +195,9 @@ class DistanceToPretrained:
         self.start = [p.detach().clone() for p in self.moving]
         self.weight, self.self_normalized = weight, self_normalized
 
-    def __call__(self, loss):
+    def __call__(
+        self, loss: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Adds the distance.
 
         Arguments

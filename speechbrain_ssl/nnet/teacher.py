@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from speechbrain_ssl.checks import checked, number, schedule
+from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.schedules import at
 
 
@@ -44,7 +45,7 @@ class EMATeacher(torch.nn.Module):
         self.momentum = momentum
 
     @torch.no_grad()
-    def forward(self, views):
+    def forward(self, views: list[torch.Tensor]) -> BranchOutput:
         """Runs the network without gradient.
 
         Arguments
@@ -60,7 +61,7 @@ class EMATeacher(torch.nn.Module):
         return self.network(views)
 
     @torch.no_grad()
-    def reset(self, student):
+    def reset(self, student: torch.nn.Module) -> None:
         """Copies parameters and buffers, e.g. after loading a checkpoint.
 
         Arguments
@@ -71,7 +72,7 @@ class EMATeacher(torch.nn.Module):
         self.network.load_state_dict(student.state_dict())
 
     @torch.no_grad()
-    def update(self, student, epoch):
+    def update(self, student: torch.nn.Module, epoch: float) -> None:
         """Moves one step towards the student; call after each optimizer step.
 
         Arguments

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, schedule, whole
 from speechbrain_ssl.nnet.adversary import AugmentationAdversary
-from speechbrain_ssl.nnet.branch import check_views
+from speechbrain_ssl.nnet.branch import BranchOutput, check_views
 from speechbrain_ssl.nnet.precision import full_precision
 
 
@@ -74,19 +74,21 @@ class AAT(torch.nn.Module):
     )
     def __init__(
         self,
-        emb_dim,
-        weight=3.0,
-        scale=10.0,
-        bias=-5.0,
-        hidden=512,
-        norm=torch.nn.BatchNorm1d,
+        emb_dim: int,
+        weight: float = 3.0,
+        scale: float = 10.0,
+        bias: float = -5.0,
+        hidden: int = 512,
+        norm: type[torch.nn.Module] = torch.nn.BatchNorm1d,
     ):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(float(scale)))
         self.bias = torch.nn.Parameter(torch.tensor(float(bias)))
         self.adversary = AugmentationAdversary(emb_dim, weight, hidden, norm)
 
-    def forward(self, student, teacher, epoch):
+    def forward(
+        self, student: BranchOutput, teacher: None, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
         Arguments

@@ -141,7 +141,7 @@ class DINO(torch.nn.Module):
             "prototypes_used": prototypes_used(target),
         }
 
-    def warnings(self, stats):
+    def warnings(self, stats: dict[str, float]) -> list[str]:
         """Warns of collapse.
 
         Arguments

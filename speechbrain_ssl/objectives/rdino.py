@@ -76,7 +76,7 @@ class RDINO(torch.nn.Module):
         self.covariance_weight = covariance_weight
 
     @property
-    def stats_help(self):
+    def stats_help(self) -> dict[str, str]:
         """One line for each statistic: DINO's and those of the wide layer."""
         return {
             **self.dino.stats_help,
@@ -134,7 +134,7 @@ class RDINO(torch.nn.Module):
         _, logits = self._parts(teacher)
         self.dino.commit(student, teacher._replace(projection=logits))
 
-    def warnings(self, stats):
+    def warnings(self, stats: dict[str, float]) -> list[str]:
         """The warnings of DINO.
 
         Arguments

@@ -180,7 +180,7 @@ class SDPN(torch.nn.Module):
         """Notes how many utterances a step has, for ``warnings``."""
         self.utterances = student.projection.shape[1] * distributed.world_size()
 
-    def warnings(self, stats):
+    def warnings(self, stats: dict[str, float]) -> list[str]:
         """Warns of collapse.
 
         Arguments

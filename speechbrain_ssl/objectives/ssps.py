@@ -79,7 +79,7 @@ class SSPS(torch.nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     @property
-    def stats_help(self):
+    def stats_help(self) -> dict[str, str]:
         """One line for each statistic: the objective's and ``replaced``."""
         return {
             **getattr(self.objective, "stats_help", {}),
@@ -136,7 +136,7 @@ class SSPS(torch.nn.Module):
         self.queue[slots] = own[-len(slots) :]
         self.row[slots] = index[-len(slots) :]
 
-    def warnings(self, stats):
+    def warnings(self, stats: dict[str, float]) -> list[str]:
         """The warnings of the objective, if it has any.
 
         Arguments

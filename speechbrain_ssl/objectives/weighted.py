@@ -51,7 +51,7 @@ class Weighted(torch.nn.Module):
         self.weights = list(weights)
 
     @property
-    def stats_help(self):
+    def stats_help(self) -> dict[str, str]:
         """One line for each statistic, under the names of ``forward``."""
         found = {}
         for prefix, objective in zip(self._prefixes(), self.objectives):
@@ -93,7 +93,7 @@ class Weighted(torch.nn.Module):
             if hasattr(objective, "commit"):
                 objective.commit(student, teacher)
 
-    def warnings(self, stats):
+    def warnings(self, stats: dict[str, float]) -> list[str]:
         """Collects the warnings of the objectives.
 
         Arguments

@@ -1,6 +1,7 @@
 """Decisions of an epoch about the pseudo-label of each utterance."""
 
 import csv
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -37,11 +38,11 @@ class Decisions:
     ([-2.0], 1)
     """
 
-    def __init__(self, labels):
+    def __init__(self, labels: torch.Tensor):
         self.labels = labels
         self.clear()
 
-    def clear(self):
+    def clear(self) -> None:
         """Removes all decisions, at the start of an epoch."""
         count = len(self.labels)
         self.table = LabelDecisions(
@@ -52,7 +53,7 @@ class Decisions:
         )
         self.seen = torch.zeros(count, dtype=torch.bool)
 
-    def write(self, index, decided):
+    def write(self, index: torch.Tensor, decided: LabelDecisions) -> None:
         """Adds a batch of all processes.
 
         Arguments
@@ -69,11 +70,11 @@ class Decisions:
         for column, values in zip(self.table, columns):
             column[index.long()] = values.to(column.dtype)
 
-    def loss_logs(self):
+    def loss_logs(self) -> torch.Tensor:
         """Logarithms of the losses of the utterances seen [utterances]."""
         return self.table.loss_log[self.seen]
 
-    def shares(self):
+    def shares(self) -> dict[str, float]:
         """Shares of the utterances that were seen.
 
         Returns
@@ -94,13 +95,13 @@ class Decisions:
             for name, kind in kinds.items()
         }
 
-    def silent_classes(self):
+    def silent_classes(self) -> int:
         """Number of classes of which the epoch learned no utterance."""
         used = self.seen & (self.table.selected | self.table.corrected)
         taught = self.table.label[used].unique()
         return len(self.labels.unique()) - len(taught)
 
-    def histogram(self):
+    def histogram(self) -> dict:
         """Histogram of the logarithms of the losses, for a plot.
 
         Returns
@@ -116,7 +117,7 @@ class Decisions:
         counts, edges = np.histogram(losses, BINS)
         return {"edges": edges.tolist(), "counts": counts.tolist()}
 
-    def corrected_labels(self):
+    def corrected_labels(self) -> torch.Tensor:
         """The pseudo-labels, replaced where they were corrected.
 
         Returns
@@ -126,7 +127,7 @@ class Decisions:
         """
         return torch.where(self.table.corrected, self.table.label, self.labels)
 
-    def write_csv(self, path, ids):
+    def write_csv(self, path: str, ids: Iterable[str]) -> None:
         """Writes the decision about each utterance that was seen.
 
         Arguments
@@ -168,7 +169,7 @@ class Decisions:
         self.table = LabelDecisions(*columns)
 
 
-def read_decisions(path):
+def read_decisions(path: str) -> tuple[list[str], dict[str, np.ndarray]]:
     """Reads what ``Decisions.write_csv`` wrote.
 
     Arguments

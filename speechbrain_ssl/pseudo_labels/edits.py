@@ -64,7 +64,7 @@ class Edited(NamedTuple):
     report: dict
 
 
-def read_edits(csv_path):
+def read_edits(csv_path: str) -> list[Edit]:
     """Reads ``edits.csv`` into a list of Edit.
 
     Raises
@@ -94,7 +94,13 @@ def read_edits(csv_path):
     ]
 
 
-def apply_edits(edits, labels, ids, matrix, seed=0):
+def apply_edits(
+    edits: list[Edit],
+    labels: np.ndarray,
+    ids: list[str],
+    matrix: np.ndarray,
+    seed: int = 0,
+) -> Edited:
     """Applies edits to labels.
 
     Arguments

@@ -78,11 +78,11 @@ class FixedGate:
         self.threshold = math.log(nat) if nat > 0 else -math.inf
         self.decision = Decision(self.threshold, True, f"fixed at {nat:g} nats")
 
-    def fit(self, loss_logs):
+    def fit(self, loss_logs: np.ndarray | torch.Tensor) -> Decision:
         """Returns the constant decision; ``loss_logs`` do not matter."""
         return self.decision
 
-    def __call__(self, loss_logs):
+    def __call__(self, loss_logs: torch.Tensor) -> torch.Tensor:
         """Which utterances are selected."""
         return loss_logs <= self.threshold
 
@@ -137,7 +137,7 @@ class MixtureGate:
         self.threshold, self.previous, self.failures = math.inf, math.inf, 0
         self.decisions = []
 
-    def fit(self, loss_logs):
+    def fit(self, loss_logs: np.ndarray | torch.Tensor) -> Decision:
         """Decides on the threshold of the next epoch, alike everywhere.
 
         Arguments
@@ -197,7 +197,7 @@ class MixtureGate:
             return "densities do not cross between the means"
         return ""
 
-    def __call__(self, loss_logs):
+    def __call__(self, loss_logs: torch.Tensor) -> torch.Tensor:
         """Which utterances are selected; never one with NaN."""
         return loss_logs <= self.threshold
 
@@ -215,7 +215,11 @@ class MixtureGate:
         self.decisions = [Decision(*row) for row in rows]
 
 
-def crossing(weights, means, deviations):
+def crossing(
+    weights: Sequence[float],
+    means: Sequence[float],
+    deviations: Sequence[float],
+) -> float | None:
     """Where two weighted Gaussians are equal between their means.
 
     None if there is no such place. All arguments are pairs.

@@ -45,7 +45,9 @@ class LabelDecisions(NamedTuple):
     label: torch.Tensor
 
 
-def cross_entropy_per_utterance(logits, labels):
+def cross_entropy_per_utterance(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropies and their logarithms, exact in float32.
 
     Log-softmax rounds losses below 1e-7 to 0, as many well-learned utterances
@@ -101,7 +103,7 @@ class Classifier(torch.nn.Module):
         weight = torch.empty(classes * subcenters, emb_dim)
         self.weight = torch.nn.Parameter(torch.nn.init.xavier_normal_(weight))
 
-    def forward(self, embeddings):
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings [batch, emb_dim] to float32 cosines [batch, weights]."""
         with torch.autocast(embeddings.device.type, enabled=False):
             point = F.normalize(embeddings.float(), dim=-1)
@@ -153,7 +155,7 @@ class AAMSoftmax(torch.nn.Module):
         self.margin, self.scale, self.subcenters = margin, scale, subcenters
         self.topk, self.topk_margin = topk, topk_margin
 
-    def nearest(self, cosines):
+    def nearest(self, cosines: torch.Tensor) -> torch.Tensor:
         """Cosines [batch, weights] to those of classes [batch, classes]."""
         if cosines.shape[1] % self.subcenters:
             raise ValueError(
@@ -162,7 +164,9 @@ class AAMSoftmax(torch.nn.Module):
             )
         return cosines.float().unflatten(1, (-1, self.subcenters)).amax(-1)
 
-    def forward(self, cosines, labels, epoch):
+    def forward(
+        self, cosines: torch.Tensor, labels: torch.Tensor, epoch: float
+    ) -> torch.Tensor:
         """Cosines [batch, weights] to float32 logits [batch, classes]."""
         logit, row = self.nearest(cosines), labels[:, None]
         margin, target = at(self.margin, epoch), logit.gather(1, row)
@@ -265,13 +269,22 @@ class GatedLoss(torch.nn.Module):
         self.margin_on, self.mean_over = margin_on, mean_over
 
     @torch.no_grad()
-    def predict(self, clean_cosines, epoch):
+    def predict(
+        self, clean_cosines: torch.Tensor, epoch: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Probabilities [batch, classes], the largest and its class [batch]."""
         logit = at(self.aam.scale, epoch) * self.aam.nearest(clean_cosines)
         probability = (logit / self.temperature).softmax(-1)
         return probability, *probability.max(-1)
 
-    def forward(self, cosines, labels, clean_cosines, selected, epoch):
+    def forward(
+        self,
+        cosines: torch.Tensor,
+        labels: torch.Tensor,
+        clean_cosines: torch.Tensor,
+        selected: torch.Tensor | Callable,
+        epoch: float,
+    ) -> tuple[torch.Tensor, LabelDecisions, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
         Arguments

@@ -57,7 +57,9 @@ class MFCCStatistics(torch.nn.Module):
         self.n_mfcc = n_mfcc
 
     @torch.no_grad()
-    def forward(self, wavs, wav_lens):
+    def forward(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor
+    ) -> torch.Tensor:
         """Waveforms [batch, time], relative lengths to rows [batch, dim]."""
         feats = self.mfcc(wavs)[..., : 2 * self.n_mfcc]
         frames = torch.arange(feats.shape[1], device=feats.device)

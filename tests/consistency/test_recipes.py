@@ -8,7 +8,7 @@ import re
 
 import pytest
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.core import RunOptions
+from speechbrain.utils.run_opts import RunOptions
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

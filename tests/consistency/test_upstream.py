@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 import pytest
-from speechbrain.core import RunOptions
+from speechbrain.utils.run_opts import RunOptions
 
 from tests.consistency.test_recipes import HPARAMS, keys_of, rows
 
