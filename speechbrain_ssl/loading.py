@@ -15,9 +15,10 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.processing.features import STFT
 from speechbrain.utils.parameter_transfer import Pretrainer
 
-from speechbrain_ssl import safe_yaml
+from speechbrain_ssl import hub, safe_yaml
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
 from speechbrain_ssl.dataio.audio import RATES
+from speechbrain_ssl.nnet.onnx_encoder import OnnxEncoder, is_onnx
 
 HPARAMS_NAME, WEIGHTS_NAME = "hyperparams.yaml", "embedding_model.ckpt"
 ENCODER_KEYS = ("compute_features", "mean_var_norm", "embedding_model")
@@ -25,7 +26,7 @@ ENCODER_KEYS = ("compute_features", "mean_var_norm", "embedding_model")
 
 def load_encoder(
     folder: str, device: str = "cpu", trust: Sequence[str] = ()
-) -> EncoderClassifier:
+) -> EncoderClassifier | OnnxEncoder:
     """Loads an exported folder, or a SpeechBrain folder of a speaker encoder.
 
     The result is that of ``EncoderClassifier.from_hparams``, which would run
@@ -34,7 +35,8 @@ def load_encoder(
     Arguments
     ---------
     folder : str
-        The folder; all files are taken from it.
+        The folder, from which all files are taken; its name on the Hugging
+        Face hub, ``user/name`` or ``user/name@revision``; or an ONNX file.
     device : str
         Where to put the encoder.
     trust : list of str
@@ -44,7 +46,7 @@ def load_encoder(
     Returns
     -------
     EncoderClassifier
-        In evaluation mode.
+        In evaluation mode. An ``OnnxEncoder`` for an ONNX file.
 
     Raises
     ------
@@ -53,6 +55,9 @@ def load_encoder(
     ValueError
         If its YAML names other code, or its weights do not fit.
     """
+    if is_onnx(folder):
+        return OnnxEncoder(folder, device)
+    folder = hub.local_folder(folder)
     check_folder(folder)
     trust = [trust] if isinstance(trust, str) else list(trust or ())
     path = os.path.join(folder, HPARAMS_NAME)
@@ -119,8 +124,8 @@ def start_from(branch: torch.nn.Module, source: str) -> None:
     branch : speechbrain_ssl.nnet.branch.Branch
         Its ``embedding_model`` gets the weights.
     source : str
-        An exported folder, or a file of a checkpoint: ``student.ckpt``,
-        ``teacher.ckpt`` or ``encoder.ckpt``.
+        An exported folder, its name on the Hugging Face hub, or a file of a
+        checkpoint: ``student.ckpt``, ``teacher.ckpt`` or ``encoder.ckpt``.
 
     Raises
     ------
@@ -130,7 +135,13 @@ def start_from(branch: torch.nn.Module, source: str) -> None:
         If it holds no weights, those of another encoder, or those of an
         encoder for another sample rate.
     """
-    path = source
+    if is_onnx(source):
+        raise ValueError(
+            f"{source} is an ONNX file, which cannot be trained. It can be the "
+            "teacher of another encoder: cluster its embeddings (model_folder "
+            "of make_pseudo_labels.py)."
+        )
+    path = source = hub.local_folder(source)
     if os.path.isdir(source):
         check_folder(source)
         path = os.path.join(source, WEIGHTS_NAME)

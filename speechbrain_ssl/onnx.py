@@ -25,9 +25,11 @@ from typing import Any
 import torch
 from speechbrain.processing.features import STFT
 
+from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio.embedding import MIN_SECONDS
 from speechbrain_ssl.loading import add_trust, load_encoder
+from speechbrain_ssl.nnet.onnx_encoder import is_onnx
 
 # batch size and seconds that the file is tried with
 TRIALS = ((1, 0.3), (3, 1.234), (2, 2.0), (2, 0.025))
@@ -187,6 +189,9 @@ def export_onnx(
             f"An ONNX export needs {error.name}: pip install "
             "'speechbrain_ssl[onnx]'"
         ) from error
+    if is_onnx(model_folder):
+        raise ValueError(f"{model_folder} is an ONNX file already.")
+    model_folder = hub.local_folder(model_folder)
     model = load_encoder(model_folder, trust=trust)
     rate = model.audio_normalizer.sample_rate
     encoder = Encoder(model.mods, round(MIN_SECONDS * rate)).eval()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from speechbrain.utils.distributed import infer_device
 
+from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
@@ -90,6 +91,7 @@ def verify(
             f"The threshold is a cosine, between -1 and 1, not {threshold}."
         )
     device = device or infer_device()
+    model_folder = hub.local_folder(model_folder)
     model = load_encoder(model_folder, device, trust)
     if threshold is None:
         threshold = (read_threshold(model_folder) or {}).get("threshold")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_ssl import distributed
+from speechbrain_ssl import distributed, hub
 from speechbrain_ssl.checks import checked, number, one_of, optional, whole
 from speechbrain_ssl.dataio import audio, embedding
 from speechbrain_ssl.dataio.annotations import Utterances
@@ -37,6 +37,7 @@ from speechbrain_ssl.files import (
     write_json,
     write_whole,
 )
+from speechbrain_ssl.nnet.onnx_encoder import is_onnx
 
 logger = logging.getLogger(__name__)
 
@@ -343,13 +344,17 @@ def encoder_hash(model_folder: str | os.PathLike) -> str:
     Arguments
     ---------
     model_folder : str
-        A folder with ``embedding_model.ckpt`` and ``hyperparams.yaml``.
+        A folder with ``embedding_model.ckpt`` and ``hyperparams.yaml``, its
+        name on the Hugging Face hub, or an ONNX file.
 
     Returns
     -------
     str
         Of weights and settings.
     """
+    if is_onnx(model_folder):
+        return hash_of(model_folder)
+    model_folder = hub.local_folder(model_folder)
     names = ("embedding_model.ckpt", "hyperparams.yaml")
     return hash_of(*(os.path.join(model_folder, name) for name in names))
 

@@ -17,6 +17,7 @@ FLOORS = [
     ("checks", 0),
     ("files", 0),
     ("help", 0),
+    ("hub", 0),
     ("nnet/schedules", 1),
     ("checkpoints", 1),
     ("random_states", 1),

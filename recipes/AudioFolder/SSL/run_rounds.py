@@ -36,6 +36,7 @@ if __name__ == "__main__":
     answer_help(__doc__)  # before the slow imports
 
 from audio_folder_prepare import prepare_audio_folder
+from speechbrain_ssl import hub
 from speechbrain_ssl.checks import check_keys, number, optional, whole
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
@@ -124,8 +125,10 @@ def check_settings(hparams):
             "init is start, but rounds that start from embeddings have no "
             "first encoder: set init to previous or none"
         )
-    keys = ("data_folder", "model_folder", "train_annotation", "truth")
+    keys = ("data_folder", "train_annotation", "truth")
     paths = [*map(hparams.get, keys), *hparams["trials"]]
+    if hparams["model_folder"] is not None:
+        paths.append(hub.local_folder(hparams["model_folder"]))
     if embeddings != statistics.NAME:
         paths.append(embeddings)
     for path in paths:
@@ -377,6 +380,8 @@ def with_places(hparams):
     if hparams["embeddings"] not in (None, statistics.NAME):
         keys.append("embeddings")
     places = {key: os.path.abspath(hparams[key]) for key in keys}
+    if hparams["model_folder"] is not None:  # one revision for all stages
+        places["model_folder"] = hub.local_folder(hparams["model_folder"])
     if hparams["train_annotation"] is None:
         places["train_annotation"] = os.path.join(
             places["output_folder"], "data", "train.csv"

@@ -38,6 +38,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from speechbrain_ssl import hub
 from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.checks import (
     check_keys,
@@ -804,6 +805,8 @@ def store_threshold(folder, summary, list_path):
         A line that says so, or why it was not possible.
     """
     name, raw = os.path.basename(list_path), summary["raw"]
+    if hub.is_name(folder):
+        return f"No threshold is stored: {folder} is not a local folder."
     try:
         suggest_threshold(folder, raw, name, summary.get("known_files"))
     except OSError as error:
