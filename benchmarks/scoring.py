@@ -124,7 +124,9 @@ def main(argv=None):
     without_as_norm = peak_mb()
     cohort = torch.randn(args.cohort, args.emb_dim)
     _, stages["as_norm"] = measure(
-        lambda: scoring.as_norm(scores, *sides, embeddings, cohort, args.top_n),
+        lambda: scoring.normalize(
+            scores, *sides, embeddings, cohort, "as_norm", args.top_n
+        ),
         1,
     )
     add_floors(args, stages, embeddings, cohort, scores)

@@ -6,9 +6,10 @@
 0.71
 
 ``load`` an exported model, ``embed`` a folder of audio with it, ``verify`` two
-recordings, ``export`` a training run, and ``check_objective`` of your own. They
-are imported when they are first used, so that the package itself imports no
-torch.
+recordings, ``score_pairs`` of a list, ``enrol`` and ``identify`` speakers,
+``fuse`` the scores of several models, ``export`` a training run, and
+``check_objective`` of your own. They are imported when they are first used, so
+that the package itself imports no torch.
 """
 
 import importlib
@@ -26,6 +27,10 @@ _PLACES = {
     "load": ("loading", "load_encoder"),
     "embed": ("cli.embed", "embed"),
     "verify": ("cli.score", "verify"),
+    "score_pairs": ("cli.score", "score_pairs"),
+    "enrol": ("cli.enrol", "enrol"),
+    "identify": ("cli.identify", "identify"),
+    "fuse": ("cli.fuse", "fuse"),
     "export": ("exporting", "export_run"),
     "check_objective": ("testing", "check_objective"),
 }

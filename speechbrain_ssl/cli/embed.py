@@ -8,7 +8,14 @@ ID, duration, wav, start, stop). ``OUT`` gets ``embeddings.npy``, a matrix to
 be memory-mapped, ``ids.json`` with the name of each row, ``failed.csv`` with
 the files that have no embedding and the reasons, ``meta.json`` and, for a
 folder, ``skipped.csv`` with its files that are not taken as audio. After a
-kill, the same command continues.
+kill, the same command continues. ``AUDIO`` may also be a single file.
+
+    > speechbrain-ssl embed MODEL_FOLDER meeting.wav --windows 1.5 0.75
+
+embeds windows of 1.5 s, one every 0.75 s, as diarization needs them.
+``times.csv`` has ``row, ID, start, stop``: row of the matrix, file, and times in
+seconds. The last window ends at the end of the file; a shorter file is one
+window. Windows of digital silence have no row.
 
 A file longer than a minute is embedded in windows, whose embeddings are
 averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
@@ -16,6 +23,7 @@ averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
 
 import argparse
 import concurrent.futures
+import csv
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +36,12 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
-from speechbrain_ssl.dataio.embedding import EncoderError, describe
+from speechbrain_ssl.dataio.embedding import (
+    MIN_SECONDS,
+    EncoderError,
+    describe,
+)
+from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.pseudo_labels.extract import (
     Embeddings,
@@ -47,6 +60,7 @@ def embed(
     device: str | None = None,
     progress: bool = True,
     trust: Sequence[str] = (),
+    windows: tuple[float, float] | None = None,
 ) -> Embeddings:
     """Embeds audio to disk; the module's docstring has the rules.
 
@@ -55,7 +69,7 @@ def embed(
     model_folder : str
         An exported folder.
     source : str
-        A folder of audio, a list of paths or an annotation.
+        A folder or file of audio, a list of paths or an annotation.
     output_folder : str
         Where to write; see ``speechbrain_ssl.pseudo_labels.extract``.
     data_root : str
@@ -71,12 +85,15 @@ def embed(
     trust : list of str
         Modules or classes that the model's YAML may name, see
         ``load_encoder``.
+    windows : tuple of float
+        Length and hop of windows in seconds; None: whole utterances.
 
     Returns
     -------
     Embeddings
         IDs and the matrix, not read yet. IDs are paths below the folder,
-        lines of the list, or those of the annotation.
+        lines of the list, or those of the annotation; of windows
+        ``ID@start-stop`` in seconds.
 
     Raises
     ------
@@ -88,11 +105,16 @@ def embed(
     EncoderError
         If the encoder fails on all files.
     """
+    if windows is not None:
+        _check_windows(*windows)
     device = device or infer_device()
     model = load_encoder(model_folder, device, trust)
-    return extract(
+    utterances, times = find_utterances(source, output_folder, data_root), {}
+    if windows is not None:
+        utterances, times = cut_windows(utterances, output_folder, *windows)
+    found = extract(
         model.encode_batch,
-        find_utterances(source, output_folder, data_root),
+        utterances,
         output_folder,
         sample_rate=model.audio_normalizer.sample_rate,
         encoder=encoder_hash(model_folder),
@@ -101,6 +123,83 @@ def embed(
         device=device,
         progress=progress,
     )
+    if windows is not None:
+        path = os.path.join(output_folder, "times.csv")
+        with write_whole(path) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["row", "ID", "start", "stop"])
+            for row, name in enumerate(found.ids):
+                writer.writerow([row, *times[name]])
+    return found
+
+
+def cut_windows(
+    utterances: Utterances, output_folder: str, length: float, hop: float
+) -> tuple[Utterances, dict[str, tuple[str, str, str]]]:
+    """Cuts utterances into windows.
+
+    Arguments
+    ---------
+    utterances : Utterances
+        What to cut.
+    output_folder : str
+        Gets ``windows.csv``, the annotation of the windows.
+    length, hop : float
+        Length of a window, and time from one start to the next, in seconds.
+
+    Returns
+    -------
+    windows : Utterances
+        With the ID ``ID@start-stop``.
+    times : dict of str to tuple of str
+        ID of the utterance, start and stop in seconds from the beginning of
+        the file, by ID of the window.
+    """
+    items = [utterances.row(row) for row in range(len(utterances))]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        rates = list(pool.map(_rate, (item["wav"] for item in items)))
+    rows, times = [], {}
+    for item, rate in zip(items, rates):
+        spans = [(item["start"], item["stop"])]
+        if rate is not None:
+            spans = _spans(*spans[0], round(length * rate), round(hop * rate))
+        for start, stop in spans:
+            seconds = [f"{at / (rate or 16000):.3f}" for at in (start, stop)]
+            name = f"{item['ID']}@{'-'.join(seconds)}"
+            duration = (stop - start) / (rate or 16000)
+            rows.append((name, duration, item["wav"], start, stop))
+            times[name] = item["ID"], *seconds
+    path = os.path.join(output_folder, "windows.csv")
+    write_annotation(path, rows)
+    return read_annotation(path), times
+
+
+def _check_windows(length, hop):
+    """Refuses windows that are too short or leave gaps."""
+    if not (length >= MIN_SECONDS and 0.01 <= hop <= length):
+        raise ValueError(
+            f"Windows need a length of {MIN_SECONDS} s or more and a hop from "
+            f"0.01 s to the length, found {length} and {hop}."
+        )
+
+
+def _spans(start, stop, length, hop):
+    """First and last frame of the windows of an utterance."""
+    if stop - start <= length:
+        return [(start, stop)]
+    starts = list(range(start, stop - length + 1, hop))
+    # a remainder below a hundredth of a window is no window of its own
+    if stop - (starts[-1] + length) > length // 100:
+        starts.append(stop - length)
+    return [(first, first + length) for first in starts]
+
+
+def _rate(path):
+    """Sample rate of a file; None if it cannot be read."""
+    try:
+        return audio.sample_rate(path)
+    except OSError:
+        return None  # the extraction will find out why, and note it
 
 
 def find_utterances(
@@ -111,7 +210,7 @@ def find_utterances(
     Arguments
     ---------
     source : str
-        A folder of audio, a list of paths or an annotation.
+        A folder or file of audio, a list of paths or an annotation.
     output_folder : str
         Gets ``utterances.csv``, unless there is an annotation, and
         ``skipped.csv`` with the files of a folder that are left out.
@@ -139,11 +238,9 @@ def find_utterances(
         audio.write_left_out(
             os.path.join(output_folder, "skipped.csv"), left_out, source
         )
-    elif source.lower().endswith(audio.EXTENSIONS):
-        raise ValueError(
-            f"{source} is a file of audio. Give its folder, or a text file "
-            "with one path per line."
-        )
+    elif source.lower().endswith(audio.EXTENSIONS) and audio.is_file(source):
+        root, names = os.path.split(source)
+        names = [names]
     else:
         root, names = os.path.dirname(source), _read_list(source)
     paths = [os.path.abspath(os.path.join(root, name)) for name in names]
@@ -204,6 +301,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_root", help="for $data_root in a CSV")
     parser.add_argument("--max_seconds", type=float)
     parser.add_argument("--batch_seconds", type=float, default=120.0)
+    parser.add_argument(
+        "--windows",
+        nargs=2,
+        type=float,
+        metavar=("LENGTH", "HOP"),
+        help="embed windows; both in seconds",
+    )
     parser.add_argument("--device")
     add_trust(parser)
     args = parser.parse_args(argv)

@@ -9,7 +9,10 @@ from speechbrain_ssl.cli import recipes
 # command: (module with a main(argv), what it does)
 MODULES = {
     "embed": ("speechbrain_ssl.cli.embed", "embeddings of a folder of audio"),
-    "score": ("speechbrain_ssl.cli.score", "compare two recordings"),
+    "score": ("speechbrain_ssl.cli.score", "compare recordings, in pairs"),
+    "enrol": ("speechbrain_ssl.cli.enrol", "add a speaker to a folder"),
+    "identify": ("speechbrain_ssl.cli.identify", "find an enrolled speaker"),
+    "fuse": ("speechbrain_ssl.cli.fuse", "fuse the scores of several models"),
     "export": ("speechbrain_ssl.exporting", "a run to a model folder"),
     "onnx": ("speechbrain_ssl.onnx", "a model folder to an ONNX file"),
     "push": ("speechbrain_ssl.push", "a model folder to the Hugging Face hub"),

@@ -1,24 +1,41 @@
-"""Compares two recordings: are they of the same speaker? ::
+"""Compares recordings: are they of the same speaker? ::
 
     > speechbrain-ssl score MODEL_FOLDER a.wav b.wav
+    > speechbrain-ssl score MODEL_FOLDER --pairs pairs.txt --output scores.csv
 
-prints the cosine of their embeddings, and a decision if a threshold is given or
-the model has one: the recipe's verify.py writes ``threshold.json`` into the
-model's folder when it verifies a labelled trial list.
+The first command prints the cosine of two embeddings. The second one scores
+each line ``enrol test`` of a file (any layout of a trial list; labels are not
+used) and embeds each file once. Its output has the columns ``enrol, test,
+score, same, reason``; the reason says why a pair has no score. Paths start from
+``--data_root`` or, without it, from the folder of the list or the one above it.
+
+There is a decision if a threshold is given or the model has one: the recipe's
+verify.py writes ``threshold.json`` into the model's folder when it verifies a
+labelled trial list.
 """
 
 import argparse
+import contextlib
+import csv
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
-from speechbrain_ssl.evaluation.scoring import cosine_scores
+from speechbrain_ssl.evaluation.scoring import cosine_scores, model_of
+from speechbrain_ssl.evaluation.trials import (
+    parts_of,
+    read_models,
+    read_trials,
+    trial_paths,
+)
+from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.loading import add_trust, load_encoder
 
 
@@ -41,6 +58,28 @@ class Verdict(NamedTuple):
     threshold: float | None
     same: bool | None
     notes: list[str]
+
+
+class Pair(NamedTuple):
+    """Score of a line of a list of pairs.
+
+    Arguments
+    ---------
+    enrol, test : str
+        The names in the list.
+    score : float
+        Cosine of the embeddings; None if a file cannot be embedded.
+    same : bool
+        Whether the speaker is the same; None without threshold or score.
+    reason : str
+        Why there is no score, or an empty string.
+    """
+
+    enrol: str
+    test: str
+    score: float | None
+    same: bool | None
+    reason: str
 
 
 def verify(
@@ -86,15 +125,10 @@ def verify(
     for path in (enrol, test):
         if not audio.is_file(path):
             raise FileNotFoundError(f"There is no file {path}.")
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise ValueError(
-            f"The threshold is a cosine, between -1 and 1, not {threshold}."
-        )
-    device = device or infer_device()
     model_folder = hub.local_folder(model_folder)
+    threshold = threshold_of(model_folder, threshold)
+    device = device or infer_device()
     model = load_encoder(model_folder, device, trust)
-    if threshold is None:
-        threshold = (read_threshold(model_folder) or {}).get("threshold")
     found = try_files(
         model.encode_batch,
         [enrol, test],
@@ -110,8 +144,130 @@ def verify(
     return Verdict(score, threshold, same, notes)
 
 
+def score_pairs(
+    model_folder: str,
+    pairs: str,
+    data_root: str | None = None,
+    enrolment: str | Sequence[str] | None = None,
+    threshold: float | None = None,
+    batch_seconds: float = 120.0,
+    device: str | None = None,
+    progress: bool = True,
+    trust: Sequence[str] = (),
+) -> list[Pair]:
+    """Scores a file of pairs.
+
+    Arguments
+    ---------
+    model_folder : str
+        An exported folder.
+    pairs : str
+        A list of pairs, see ``speechbrain_ssl.evaluation.trials``.
+    data_root : str
+        Folder that its paths start from, see ``trial_paths``.
+    enrolment : str | list of str
+        Map files for names that stand for several files, see
+        ``read_models``.
+    threshold : float
+        Lowest cosine that counts as the same speaker; None: the model's own.
+    batch_seconds : float
+        Upper bound of the audio in a batch, in seconds.
+    device : str
+        Where to compute; None: a GPU if there is one.
+    progress : bool
+        Whether to show a progress bar.
+    trust : list of str
+        See ``verify``.
+
+    Returns
+    -------
+    list of Pair
+        In the order of the file.
+
+    Raises
+    ------
+    OSError
+        If there is no such model or list, or files are missing.
+    ValueError
+        If the list is wrong, or the threshold is no cosine.
+    """
+    model_folder = hub.local_folder(model_folder)
+    threshold = threshold_of(model_folder, threshold)
+    models = None if enrolment is None else read_models(enrolment)
+    trials = read_trials(pairs)
+    paths = trial_paths(trials, pairs, data_root, models)
+    device = device or infer_device()
+    model = load_encoder(model_folder, device, trust)
+    found = try_files(
+        model.encode_batch,
+        paths,
+        model.audio_normalizer.sample_rate,
+        batch_seconds,
+        device,
+        progress,
+    )
+    parts = parts_of(trials, models)
+    rows = {f: n for n, f in enumerate(sorted({f for p in parts for f in p}))}
+    embeddings, reasons = [], []
+    for own in parts:
+        numbers = [rows[file] for file in own]
+        failed = [found.failed[n] for n in numbers if n in found.failed]
+        reasons.append(str(failed[0]) if failed else "")
+        embeddings.append(
+            torch.zeros(found.rows.shape[1])
+            if failed
+            else model_of(found.rows[numbers])
+        )
+    return [
+        _pair(trials.files, reasons, embeddings, sides, threshold)
+        for sides in zip(trials.enrol.tolist(), trials.test.tolist())
+    ]
+
+
+def _pair(names, reasons, embeddings, sides, threshold):
+    """Score and decision of one pair."""
+    reason = next(filter(None, (reasons[side] for side in sides)), "")
+    score = same = None
+    if not reason:
+        both = torch.stack([embeddings[side] for side in sides])
+        score = float(cosine_scores(both, [0], [1])[0])
+        same = None if threshold is None else score >= threshold
+    return Pair(*(names[side] for side in sides), score, same, reason)
+
+
+def threshold_of(
+    model_folder: str, threshold: float | None = None
+) -> float | None:
+    """The threshold that decides: the given one, else that of the model.
+
+    Arguments
+    ---------
+    model_folder : str
+        An exported folder.
+    threshold : float
+        Lowest cosine that counts as the same speaker, or None.
+
+    Returns
+    -------
+    float
+        None if none is given and the model has none.
+
+    Raises
+    ------
+    ValueError
+        If it is no cosine.
+    """
+    if threshold is None:
+        return (read_threshold(model_folder) or {}).get("threshold")
+    if not -1 <= threshold <= 1:
+        raise ValueError(
+            f"The threshold is a cosine, between -1 and 1, not {threshold}."
+        )
+    return threshold
+
+
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``verify``.
+    """The command line of ``verify`` and ``score_pairs``.
 
     Arguments
     ---------
@@ -124,24 +280,64 @@ def main(argv: list[str] | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("model_folder")
-    parser.add_argument("enrol", metavar="a.wav")
-    parser.add_argument("test", metavar="b.wav")
+    parser.add_argument("enrol", metavar="a.wav", nargs="?")
+    parser.add_argument("test", metavar="b.wav", nargs="?")
+    parser.add_argument("--pairs", help="file with lines `enrol test`")
+    parser.add_argument("--output", help="CSV of --pairs; else it is printed")
+    parser.add_argument("--data_root", help="folder of the files of --pairs")
+    parser.add_argument(
+        "--enrolment", nargs="+", help="map files for --pairs, see verify.yaml"
+    )
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--device")
     add_trust(parser)
-    args = parser.parse_args(argv)
+    args = vars(parser.parse_args(argv))
+    output = args.pop("output")
+    of_list = [args.pop(name) for name in ("pairs", "data_root", "enrolment")]
+    if of_list[0] is None and (any(of_list) or output):
+        parser.error("--data_root, --enrolment and --output need --pairs")
+    files = [name for name in ("enrol", "test") if args[name] is not None]
+    if len(files) != (2 if of_list[0] is None else 0):
+        parser.error("give two files, or --pairs FILE")
     try:
-        found = verify(**vars(args))
+        if of_list[0] is None:
+            _print_verdict(verify(**args), args["model_folder"])
+        else:
+            del args["enrol"], args["test"]
+            found = score_pairs(args.pop("model_folder"), *of_list, **args)
+            _write_pairs(found, output)
     except (ImportError, OSError, ValueError, EncoderError) as error:
         sys.exit(f"score: {error}")
+
+
+def _print_verdict(found, model_folder):
+    """Score and decision of two files."""
     print(*found.notes, f"score {found.score:.4f}", sep="\n")
     if found.same is None:
         print(
             "no decision: this model has no threshold.json. To measure one on "
             "a labelled trial list, run `python -m speechbrain_ssl verify "
-            f"--model_folder {args.model_folder} --trials LIST`; or give a "
+            f"--model_folder {model_folder} --trials LIST`; or give a "
             "--threshold."
         )
     else:
         verdict = "same speaker" if found.same else "different speakers"
         print(f"{verdict} (threshold {found.threshold:.4f})")
+
+
+def _write_pairs(found, output):
+    """Writes the CSV of a list of pairs, and counts those without a score."""
+    is_file = output is not None
+    out = write_whole(output) if is_file else contextlib.nullcontext(sys.stdout)
+    with out as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Pair._fields)
+        for pair in found:
+            score = "" if pair.score is None else f"{pair.score:.6f}"
+            same = "" if pair.same is None else int(pair.same)
+            writer.writerow([*pair[:2], score, same, pair.reason])
+    lost = sum(pair.score is None for pair in found)
+    if is_file:
+        print(f"{len(found)} pairs in {output}")
+    if lost:
+        print(f"{lost} pairs have no score, see reason", file=sys.stderr)

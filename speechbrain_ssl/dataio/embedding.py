@@ -48,6 +48,10 @@ class EncoderError(RuntimeError):
     """The encoder failed on a file, for instance for lack of memory."""
 
 
+class SilentError(ValueError):
+    """A file or segment that has nothing but digital silence."""
+
+
 class FileEmbeddings(NamedTuple):
     """Embeddings of files.
 
@@ -224,7 +228,7 @@ def try_files(
             if left[file] == 0:
                 bar.update()
                 if weights[file] == 0 and file not in failed:
-                    error = ValueError(
+                    error = SilentError(
                         f"{paths[file]} is digital silence: all of its "
                         f"{silence[file]:.1f} s are below "
                         f"{SILENCE_DBFS:g} dBFS. Leave the file out."

@@ -1,4 +1,6 @@
-"""Scores of trials from embeddings: cosine and its normalisation."""
+"""Scores of trials from embeddings: cosine and its normalization."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -7,6 +9,8 @@ import torch
 TRIALS_PER_CHUNK = 512
 # cohort scores held at a time: 16 MB in float32
 COHORT_SCORES_PER_CHUNK = 4_000_000
+# what ``normalize`` can do
+NORMS = ("z_norm", "t_norm", "s_norm", "as_norm")
 
 
 def unit(embeddings: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -49,6 +53,32 @@ def unit(embeddings: np.ndarray | torch.Tensor) -> torch.Tensor:
             "the audio of that utterance."
         )
     return embeddings / lengths
+
+
+def model_of(rows: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """Embedding of a speaker that several files enrol.
+
+    Arguments
+    ---------
+    rows : list of torch.Tensor
+        Embeddings of the files [emb_dim] each.
+
+    Returns
+    -------
+    torch.Tensor
+        The mean of the embeddings of length 1, times their mean length
+        [emb_dim].
+
+    Example
+    -------
+    >>> model_of(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    tensor([1., 1.])
+    """
+    if len(rows) == 1:
+        return rows[0]
+    rows = torch.stack(list(rows))
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    return unit(rows).mean(0) * lengths.mean()
 
 
 def cosine_scores(
@@ -117,21 +147,29 @@ def pair_products(
     return products.cpu().numpy()
 
 
-def as_norm(
+def normalize(
     scores: np.ndarray | torch.Tensor,
     enrol_index: np.ndarray | torch.Tensor,
     test_index: np.ndarray | torch.Tensor,
     embeddings: np.ndarray | torch.Tensor,
     cohort: np.ndarray | torch.Tensor,
+    norm: str = "as_norm",
     top_n: int = 300,
 ) -> np.ndarray:
-    """Adaptive symmetric score normalisation (AS-norm).
+    """Normalizes scores by the scores of a cohort of other speakers.
 
-    Each side of a trial sees the score relative to its own ``top_n`` highest
-    cohort scores; the result is the mean of both views. Matejka et al.,
-    "Analysis of Score Normalization in Multilingual Speaker Recognition",
-    Interspeech 2017. With ``top_n`` the size of the cohort it is S-norm. The
-    cohort needs no labels; it must not contain utterances of the trials.
+    The cohort scores of one side of a trial have a mean and a standard
+    deviation. The normalized score is (score - mean) / deviation:
+
+    * ``z_norm``: with the statistics of the enrol side (zero normalization);
+    * ``t_norm``: with those of the test side (test normalization);
+    * ``s_norm``: the mean of both (symmetric normalization);
+    * ``as_norm``: as ``s_norm``, but each side uses only its ``top_n``
+      highest cohort scores (adaptive symmetric normalization).
+
+    P. Matejka et al., "Analysis of Score Normalization in Multilingual
+    Speaker Recognition", Interspeech 2017. The cohort needs no labels; it must
+    not contain utterances of the trials.
 
     Arguments
     ---------
@@ -145,8 +183,10 @@ def as_norm(
         Embeddings of the trials [utterances, emb_dim].
     cohort : torch.Tensor | np.ndarray
         Embeddings of the cohort [cohort utterances, emb_dim].
+    norm : str
+        Of ``NORMS``.
     top_n : int
-        Number of cohort scores that count, at least 2.
+        Number of cohort scores that ``as_norm`` uses, at least 2.
 
     Returns
     -------
@@ -156,19 +196,34 @@ def as_norm(
     Raises
     ------
     ValueError
-        If ``top_n`` does not fit the cohort, if the cohort scores of an
-        utterance are all equal, if the embeddings differ in length from
-        those of the cohort, else as ``unit``.
+        If there is no such ``norm``, if ``top_n`` does not fit the cohort, if
+        the cohort scores of an utterance are all equal, if the embeddings
+        differ in length from those of the cohort, else as ``unit``.
+
+    Example
+    -------
+    >>> cohort = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]])
+    >>> normalize([1.0], [0], [0], torch.eye(2), cohort, "z_norm").round(3)
+    array([0.936], dtype=float32)
     """
-    enrol, test = np.asarray(enrol_index), np.asarray(test_index)
-    used, place = np.unique(np.r_[enrol, test], return_inverse=True)
+    if norm not in NORMS:
+        raise ValueError(
+            f"Expected a norm of {', '.join(NORMS)}, found {norm!r}."
+        )
+    count = top_n if norm == "as_norm" else len(cohort)
+    sides = {
+        "z_norm": [np.asarray(enrol_index)],
+        "t_norm": [np.asarray(test_index)],
+    }.get(norm, [np.asarray(enrol_index), np.asarray(test_index)])
+    used, place = np.unique(np.concatenate(sides), return_inverse=True)
     rows = torch.as_tensor(embeddings)[torch.from_numpy(used)]
-    mean, deviation = cohort_statistics(rows, cohort, top_n)
+    mean, deviation = cohort_statistics(rows, cohort, count)
     scores = np.asarray(scores, dtype=np.float32)
-    left, right = place[: len(enrol)], place[len(enrol) :]
-    by_enrol = (scores - mean[left]) / deviation[left]
-    by_test = (scores - mean[right]) / deviation[right]
-    return (by_enrol + by_test) / 2
+    views = [
+        (scores - mean[side]) / deviation[side]
+        for side in np.split(place, len(sides))
+    ]
+    return sum(views[1:], views[0]) / len(views)
 
 
 def check_top_n(top_n: int, cohort_size: int) -> None:
@@ -223,7 +278,7 @@ def cohort_statistics(
     Raises
     ------
     ValueError
-        As ``as_norm``.
+        As ``normalize``.
     """
     check_top_n(top_n, len(cohort))
     rows, cohort = unit(embeddings).cpu(), unit(cohort).cpu()
@@ -247,7 +302,7 @@ def cohort_statistics(
     if (deviation < 1e-6).any():
         raise ValueError(
             f"The {top_n} highest cohort scores of an utterance are all "
-            "equal, so AS-norm would divide by zero. The cohort must hold "
+            "equal, so the normalization would divide by zero. The cohort must hold "
             "different utterances."
         )
     return mean.numpy(), deviation.numpy()

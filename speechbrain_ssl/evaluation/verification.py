@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -255,6 +255,7 @@ def verify(
     known: Mapping[str, Iterable[str]] | None = None,
     scorers: Mapping[str, Callable] | None = None,
     costs: tuple[float, float] = (1.0, 1.0),
+    norms: Sequence[str] = ("as_norm",),
 ) -> dict:
     """Verifies an encoder on a trial list and keeps what it found.
 
@@ -262,7 +263,7 @@ def verify(
     ``scores.txt`` (lines ``label enrol test score``; without labels ``enrol
     test score``), ``embeddings.npy`` (float32 [names, emb_dim]) and
     ``embeddings_ids.txt`` (a name per line); with a cohort also
-    ``scores_as_norm.txt``, and one for each back end.
+    ``scores_as_norm.txt`` (one for each norm), and one for each back end.
 
     Arguments
     ---------
@@ -275,7 +276,7 @@ def verify(
     data_root : str
         Folder that the paths in the list start from, see ``trial_paths``.
     cohort : torch.Tensor
-        Embeddings of unlabelled utterances for AS-norm
+        Embeddings of unlabelled utterances for the normalization
         [cohort utterances, emb_dim].
     top_n : int
         Number of cohort scores that AS-norm uses.
@@ -315,12 +316,16 @@ def verify(
         ``back_ends`` are; each kind is one more key of the summary.
     costs : tuple of float
         Costs of a miss and of a false alarm in the minDCF.
+    norms : tuple of str
+        Normalizations with the cohort, see
+        ``speechbrain_ssl.evaluation.scoring.normalize``.
 
     Returns
     -------
     dict
         The summaries of "raw", "as_norm", "plda" and "calibrated" scores, see
-        ``summarize``; None for kinds that were not asked for. Beside them
+        ``summarize``; None for kinds that were not asked for. Other norms
+        and scorers are more keys. Beside them
         "label_use" and, where there were such files, "audio" with the numbers
         of long files and of files with digital silence. The same is in
         ``metrics.json``.
@@ -335,7 +340,8 @@ def verify(
     trials = read_trials(list_path)
     paths = trial_paths(trials, list_path, data_root, models)
     if cohort is not None:
-        scoring.check_top_n(top_n, len(cohort))
+        count = top_n if "as_norm" in norms else len(cohort)
+        scoring.check_top_n(count, len(cohort))
     numbers = _warn_of_known(list_path, paths, known or {})
     cache = {} if cache is None else cache
     new = [path for path in paths if path not in cache]
@@ -355,9 +361,9 @@ def verify(
     parts = [tuple(by_file[file] for file in own) for own in parts]
     trials, parts, left_out = _leave_out(trials, parts, failed, list_path)
     embeddings = torch.stack(
-        [_mean([cache[p].row for p in own]) for own in parts]
+        [scoring.model_of([cache[p].row for p in own]) for own in parts]
     )
-    scores = _score(embeddings, trials, cohort, top_n)
+    scores = _score(embeddings, trials, cohort, top_n, norms)
     back_ends = back_ends or {}
     for name, back_end in {**back_ends, **(scorers or {})}.items():
         scores[name] = back_end(embeddings, parts, trials)
@@ -392,6 +398,36 @@ def verify(
         folder = results_folder(output_folder, list_path)
         _write_results(folder, summary, scores, trials, embeddings.numpy())
     return summary
+
+
+def score_lines(trials: Trials, scores: np.ndarray | torch.Tensor) -> str:
+    """Text of a file of scores, separated by tabs for names with spaces.
+
+    Arguments
+    ---------
+    trials : Trials
+        The trials.
+    scores : np.ndarray | torch.Tensor
+        Score of each [trials].
+
+    Returns
+    -------
+    str
+        Lines ``label enrol test score``; without labels the first field is
+        missing.
+    """
+    files, labels = trials.files, itertools.repeat("")
+    if trials.targets is not None:
+        labels = (f"{label}\t" for label in trials.targets.tolist())
+    return "".join(
+        f"{label}{files[enrol]}\t{files[test]}\t{score:.9g}\n"
+        for label, enrol, test, score in zip(
+            labels,
+            trials.enrol.tolist(),
+            trials.test.tolist(),
+            scores.tolist(),
+        )
+    )
 
 
 def results_folder(output_folder: str, list_path: str) -> str:
@@ -476,15 +512,6 @@ def _leave_out(trials, parts, failed, list_path):
     return trials, [own for own in parts if own], left_out
 
 
-def _mean(rows):
-    """Embedding of a model from those of its files [emb_dim]."""
-    if len(rows) == 1:
-        return rows[0]
-    rows = torch.stack(rows)
-    lengths = torch.linalg.vector_norm(rows, dim=1)
-    return scoring.unit(rows).mean(0) * lengths.mean()
-
-
 def _groups(files, groups):
     """What the bootstrap draws, and the number of each file's group."""
     if groups not in ("auto", "folders", "files"):
@@ -501,13 +528,13 @@ def _groups(files, groups):
     return groups, index if groups == "folders" else np.arange(len(files))
 
 
-def _score(embeddings, trials, cohort, top_n):
-    """Scores by name: "raw" and, with a cohort, "as_norm"."""
+def _score(embeddings, trials, cohort, top_n, norms):
+    """Scores by name: "raw" and, with a cohort, those of the norms."""
     sides = trials.enrol, trials.test
     scores = {"raw": scoring.cosine_scores(embeddings, *sides)}
-    if cohort is not None:
-        scores["as_norm"] = scoring.as_norm(
-            scores["raw"], *sides, embeddings, cohort, top_n
+    for norm in norms if cohort is not None else ():
+        scores[norm] = scoring.normalize(
+            scores["raw"], *sides, embeddings, cohort, norm, top_n
         )
     return scores
 
@@ -521,25 +548,6 @@ def _write_results(folder, summary, scores, trials, embeddings):
     for name, values in scores.items():
         stem = "scores" if name == "raw" else f"scores_{name}"
         with write_whole(os.path.join(folder, f"{stem}.txt")) as file:
-            file.write(_score_lines(trials, values))
+            file.write(score_lines(trials, values))
     with write_whole(os.path.join(folder, "metrics.json")) as file:
         json.dump(summary, file, indent=2, allow_nan=False)
-
-
-def _score_lines(trials, scores):
-    """Lines ``label enrol test score``, separated by tabs for names with spaces.
-
-    Without labels the first field is missing.
-    """
-    files, labels = trials.files, itertools.repeat("")
-    if trials.targets is not None:
-        labels = (f"{label}\t" for label in trials.targets.tolist())
-    return "".join(
-        f"{label}{files[enrol]}\t{files[test]}\t{score:.9g}\n"
-        for label, enrol, test, score in zip(
-            labels,
-            trials.enrol.tolist(),
-            trials.test.tolist(),
-            scores.tolist(),
-        )
-    )

@@ -28,6 +28,7 @@ from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.dataio.embedding import (
     EncoderError,
     FileEmbeddings,
+    SilentError,
     try_files,
 )
 from speechbrain_ssl.files import (
@@ -488,7 +489,9 @@ def _check_hope(found, is_first):
     count, first = len(found.rows), found.failed[min(found.failed)]
     if isinstance(first, EncoderError) and is_first:
         raise first
-    if count >= HOPELESS:
+    # half an hour of silence in a long recording makes a chunk of windows
+    is_silence = all(isinstance(e, SilentError) for e in found.failed.values())
+    if count >= HOPELESS and not is_silence:
         raise ValueError(
             f"None of {count} utterances can be embedded. Check data_folder "
             f"and the encoder. The first reason: {first}"

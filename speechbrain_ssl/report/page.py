@@ -44,6 +44,9 @@ COUNTS = ("threshold", "trials", "targets", "files")
 HIDDEN = ("title", "command", "label_use")
 KINDS = {
     "raw": "",
+    "z_norm": "Z-norm",
+    "t_norm": "T-norm",
+    "s_norm": "S-norm",
     "as_norm": "AS-norm",
     "plda": "PLDA",
     "calibrated": "calibrated",

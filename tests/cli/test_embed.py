@@ -1,6 +1,8 @@
 """From a folder or a list of audio to embeddings on disk."""
 
+import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from speechbrain_ssl.dataio import embedding
 from speechbrain_ssl.dataio.annotations import write_annotation
 from speechbrain_ssl.dataio.audio import load as load_audio
 from speechbrain_ssl.loading import load_encoder
+from speechbrain_ssl.pseudo_labels.extract import extract
 from tests.models import export_model, write_noise
 
 
@@ -82,7 +85,7 @@ def test_a_list_and_an_annotation_give_the_same_rows(corpus, tmp_path):
     "source, message",
     [
         ("nowhere", "nowhere"),
-        ("audio/two.flac", "is a file of audio"),
+        ("audio/none.flac", "none.flac"),
         ("empty.txt", "names no audio"),
         ("twice.txt", "two.flac"),
         ("bytes.txt", "no list of paths"),
@@ -154,3 +157,66 @@ def test_other_audio_does_not_mix_with_what_is_there(corpus, tmp_path):
             str(tmp_path),
             progress=False,
         )
+
+
+def test_windows_are_the_segments_whose_times_are_written(corpus, tmp_path):
+    out = tmp_path / "out"
+    source = f"{corpus}/audio/two.flac"  # 0.4 s at 8 kHz, two channels
+    flags = [f"--output_folder={out}", "--windows", "0.2", "0.15"]
+    main([f"{corpus}/model", source, *flags])
+    with open(out / "times.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["0", "1", "2"]
+    assert {row["ID"] for row in rows} == {"two.flac"}
+    times = [(float(row["start"]), float(row["stop"])) for row in rows]
+    assert times == [(0.0, 0.2), (0.15, 0.35), (0.2, 0.4)]
+    matrix = np.load(out / "embeddings.npy")
+    encoder = load_encoder(f"{corpus}/model")
+    for (start, stop), row in zip(times, matrix):
+        span = round(start * 8000), round(stop * 8000)
+        wav = load_audio(source, 16000, *span)
+        expected = encoder.encode_batch(wav[None]).flatten()
+        assert torch.allclose(torch.tensor(row), expected, atol=1e-4)
+
+
+def test_windows_of_annotations_count_from_the_start_of_the_file(
+    corpus, tmp_path
+):
+    rows = [
+        ("late", 0.3, "$data_root/a b/one.wav", 4000, 8800),
+        ("short", 0.1, "$data_root/a b/one.wav", 8000, 9600),
+    ]
+    write_annotation(tmp_path / "train.csv", rows)
+    found = embed(
+        f"{corpus}/model",
+        f"{tmp_path}/train.csv",
+        f"{tmp_path}/out",
+        data_root=f"{corpus}/audio",
+        windows=(0.2, 0.1),
+        progress=False,
+    )
+    assert found.ids == [
+        *("late@0.250-0.450", "late@0.350-0.550", "short@0.500-0.600"),
+    ]
+
+
+def test_silent_windows_have_no_row_however_many_they_are(
+    corpus, tmp_path, monkeypatch
+):
+    noise, _ = soundfile.read(corpus / "audio/a b/one.wav")
+    path = tmp_path / "meeting.wav"
+    soundfile.write(path, np.r_[np.zeros(40000), noise[:1600]], 16000)
+    arguments = f"{corpus}/model", str(path), f"{tmp_path}/out"
+    monkeypatch.setattr(module, "extract", partial(extract, chunk_size=10))
+    found = embed(*arguments, windows=(0.1, 0.1), progress=False)
+    assert found.ids == ["meeting.wav@2.500-2.600"]
+    assert len(found.failed) == 25
+    assert (tmp_path / "out/times.csv").read_text() == (
+        "row,ID,start,stop\n0,meeting.wav,2.500,2.600\n"
+    )
+
+
+@pytest.mark.parametrize("windows", [(0.05, 0.05), (1.0, 1.1), (1.0, 0.0)])
+def test_windows_that_are_too_short_or_leave_gaps_are_refused(corpus, windows):
+    with pytest.raises(ValueError, match="Windows need a length"):
+        embed(f"{corpus}/model", f"{corpus}/audio", windows=windows)

@@ -1,5 +1,6 @@
 """Two files in, a score and a decision out."""
 
+import csv
 import tarfile
 
 import numpy as np
@@ -8,7 +9,7 @@ import soundfile
 import torch.nn.functional as F
 
 from speechbrain_ssl.card import suggest_threshold
-from speechbrain_ssl.cli.score import main, verify
+from speechbrain_ssl.cli.score import main, score_pairs, verify
 from speechbrain_ssl.dataio.audio import load
 from speechbrain_ssl.loading import load_encoder
 from tests.models import export_model, write_noise
@@ -103,3 +104,68 @@ def test_bad_input_is_named_without_a_traceback(pair, tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"score: .*{message}"):
             main(list(arguments))
+
+
+@pytest.fixture
+def listed(pair, tmp_path):
+    """Pairs of four files, one of them broken, and a model of two files."""
+    files = {
+        "a.wav": write_noise(tmp_path / "a.wav", 0.7),
+        "b c.wav": write_noise(tmp_path / "b c.wav", 0.5, seed=1),
+        "d.wav": write_noise(tmp_path / "d.wav", 0.6, seed=2),
+    }
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    rows = ["a.wav\tb c.wav", "both\td.wav", "broken.wav\ta.wav"]
+    (tmp_path / "pairs.txt").write_text("\n".join(rows))
+    (tmp_path / "map.txt").write_text("both\ta.wav\tb c.wav\n")
+    return pair[0], files, tmp_path
+
+
+def test_pairs_get_the_scores_of_single_commands(listed):
+    model, files, folder = listed
+    first, both, broken = score_pairs(
+        model,
+        f"{folder}/pairs.txt",
+        enrolment=f"{folder}/map.txt",
+        threshold=0.1,
+        progress=False,
+    )
+    expected = verify(model, files["a.wav"], files["b c.wav"]).score
+    assert first[:2] == ("a.wav", "b c.wav") and first.reason == ""
+    assert first.score == pytest.approx(expected, abs=1e-5)
+    assert first.same == (first.score >= 0.1)
+    encoder = load_encoder(model)
+    a, b, d = (
+        F.normalize(encoder.encode_batch(load(p, 16000)[None]).flatten(), dim=0)
+        for p in files.values()
+    )
+    slow = F.cosine_similarity(a + b, d, dim=0).item()
+    assert both.score == pytest.approx(slow, abs=1e-5)
+    assert broken.score is None and broken.same is None
+    assert "broken.wav" in broken.reason
+
+
+def test_pairs_are_written_or_printed_as_csv(listed, capsys):
+    model, _, folder = listed
+    flags = [model, f"--pairs={folder}/pairs.txt", "--enrolment"]
+    flags += [f"{folder}/map.txt", "--threshold=-1"]
+    main(flags)
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(printed.out.splitlines()))
+    assert [row["same"] for row in rows] == ["1", "1", ""]
+    assert "1 pairs have no score" in printed.err
+    main([*flags, f"--output={folder}/scores.csv"])
+    assert "3 pairs in" in capsys.readouterr().out
+    with open(folder / "scores.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+def test_files_and_a_list_together_are_refused(pair, capsys):
+    model, *paths = pair
+    for arguments in ([model], [model, paths[0]], [*pair, "--pairs=x"]):
+        with pytest.raises(SystemExit):
+            main(list(arguments))
+        assert "give two files, or --pairs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*pair, "--output=x"])
+    assert "need --pairs" in capsys.readouterr().err

@@ -58,16 +58,20 @@ def test_as_norm_equals_a_loop_over_trials(case, per_chunk, monkeypatch):
     embeddings, enrol, test = case[0], case[1][:40], case[2][:40]
     cohort = torch.randn(17, 8, generator=torch.Generator().manual_seed(1))
     scores = scoring.cosine_scores(embeddings, enrol, test)
-    arguments = scores, enrol, test, embeddings, cohort, 5
-    found = scoring.as_norm(*arguments)
-    np.testing.assert_allclose(found, slow_as_norm(*arguments), atol=1e-4)
+    arguments = scores, enrol, test, embeddings, cohort
+    found = scoring.normalize(*arguments, "as_norm", 5)
+    np.testing.assert_allclose(found, slow_as_norm(*arguments, 5), atol=1e-4)
 
 
 def test_as_norm_is_symmetric(case):
     embeddings, enrol, test = case
     scores = scoring.cosine_scores(*case)
-    one = scoring.as_norm(scores, enrol, test, embeddings, embeddings, 10)
-    two = scoring.as_norm(scores, test, enrol, embeddings, embeddings, 10)
+    one = scoring.normalize(
+        scores, enrol, test, embeddings, embeddings, "as_norm", 10
+    )
+    two = scoring.normalize(
+        scores, test, enrol, embeddings, embeddings, "as_norm", 10
+    )
     np.testing.assert_allclose(one, two, atol=1e-5)
 
 
@@ -81,7 +85,9 @@ def test_as_norm_removes_an_offset_that_one_recording_has():
     enrol = np.r_[0:50, 100:150]
     test = np.r_[50:100, 150:200]
     raw = scoring.cosine_scores(embeddings, enrol, test)
-    norm = scoring.as_norm(raw, enrol, test, embeddings, cohort, 50)
+    norm = scoring.normalize(
+        raw, enrol, test, embeddings, cohort, "as_norm", 50
+    )
     assert raw[50:].mean() - raw[:50].mean() > 2 * raw[:50].std()
     assert abs(norm[50:].mean() - norm[:50].mean()) < norm[:50].std()
 
@@ -93,7 +99,7 @@ def test_top_n_above_the_cohort_is_refused(case):
         "Lower top_n or enlarge the cohort."
     )
     with pytest.raises(ValueError, match=message):
-        scoring.as_norm(enrol, enrol, test, embeddings, embeddings[:3])
+        scoring.normalize(enrol, enrol, test, embeddings, embeddings[:3])
 
 
 def test_top_n_without_a_deviation_is_refused():
@@ -105,7 +111,7 @@ def test_cohort_of_one_utterance_repeated_is_refused(case):
     embeddings, enrol, test = case
     cohort = embeddings[:1].expand(20, -1)
     with pytest.raises(ValueError, match="all equal"):
-        scoring.as_norm(enrol, enrol, test, embeddings, cohort, 10)
+        scoring.normalize(enrol, enrol, test, embeddings, cohort, "as_norm", 10)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
@@ -124,18 +130,39 @@ def test_embeddings_of_another_shape_are_refused():
 def test_cohort_of_another_encoder_is_refused(case):
     embeddings, enrol, test = case
     with pytest.raises(ValueError, match="found 8 and 9 dimensions"):
-        scoring.as_norm(enrol, enrol, test, embeddings, torch.rand(20, 9), 10)
+        scoring.normalize(
+            enrol, enrol, test, embeddings, torch.rand(20, 9), "s_norm"
+        )
 
 
-def test_with_all_of_the_cohort_as_norm_is_s_norm(case):
+@pytest.mark.parametrize(
+    ("norm", "kept"),
+    [("z_norm", [0]), ("t_norm", [1]), ("s_norm", [0, 1])],
+)
+def test_norms_use_the_whole_cohort_of_their_sides(case, norm, kept):
     embeddings, enrol, test = case
     cohort = torch.randn(12, 8)
     scores = scoring.cosine_scores(embeddings, enrol, test)
-    found = scoring.as_norm(scores, enrol, test, embeddings, cohort, 12)
+    found = scoring.normalize(
+        scores, enrol, test, embeddings, cohort, norm, top_n=3
+    )
     for trial in range(0, 700, 100):
         sides = embeddings[enrol[trial]], embeddings[test[trial]]
-        expected = 0.0
-        for side in sides:
+        views = []
+        for side in (sides[n] for n in kept):
             seen = np.array([cosine(side, other) for other in cohort])
-            expected += (scores[trial] - seen.mean()) / seen.std(ddof=1) / 2
-        assert found[trial] == pytest.approx(expected, abs=1e-4)
+            views.append((scores[trial] - seen.mean()) / seen.std(ddof=1))
+        assert found[trial] == pytest.approx(np.mean(views), abs=1e-4)
+
+
+def test_with_all_of_the_cohort_as_norm_is_s_norm(case):
+    cohort = torch.randn(12, 8)
+    arguments = scoring.cosine_scores(*case), *case[1:], case[0], cohort
+    one = scoring.normalize(*arguments, "as_norm", 12)
+    np.testing.assert_array_equal(one, scoring.normalize(*arguments, "s_norm"))
+
+
+def test_an_unknown_norm_is_refused_with_the_list(case):
+    embeddings, enrol, test = case
+    with pytest.raises(ValueError, match="z_norm, .*found 'a_norm'"):
+        scoring.normalize(enrol, enrol, test, embeddings, embeddings, "a_norm")

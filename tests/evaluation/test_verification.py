@@ -280,8 +280,8 @@ def test_verify_with_a_cohort_reports_raw_and_normalised(corpus, tmp_path):
         trials.enrol,
         trials.test,
     )
-    normalised = scoring.as_norm(
-        raw, trials.enrol, trials.test, embeddings, cohort, 4
+    normalised = scoring.normalize(
+        raw, trials.enrol, trials.test, embeddings, cohort, "as_norm", 4
     )
     lines = (folder / "scores_as_norm.txt").read_text().splitlines()
     found = np.array([float(line.split()[3]) for line in lines], np.float32)
@@ -334,7 +334,7 @@ def test_a_failed_write_leaves_the_old_file(corpus, tmp_path, monkeypatch):
     def fail(trials, scores):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(verification, "_score_lines", fail)
+    monkeypatch.setattr(verification, "score_lines", fail)
     with pytest.raises(RuntimeError):
         verify(statistics, corpus, str(out), progress=False)
     assert (out / "list" / "scores.txt").read_text() == before

@@ -183,6 +183,19 @@ def test_s_norm_needs_no_number(corpus, run):
     assert found == fixed and "as_norm" in found
 
 
+def test_norms_are_chosen_by_name_and_need_no_top_n(corpus, run):
+    found, out = run(
+        f"--cohort={corpus}/train", "--norms=[z_norm, t_norm, s_norm]"
+    )
+    assert found["as_norm"] is None
+    for norm, name in zip(("z_norm", "t_norm", "s_norm"), "ZTS"):
+        assert 0 <= found[norm]["EER"] <= 100
+        assert f"list.txt with {name}-norm: EER" in out
+        assert (run.folder / f"scores_{norm}.txt").is_file()
+    both, _ = run(f"--cohort={corpus}/train", "--top_n=null")
+    assert both["as_norm"] == found["s_norm"]
+
+
 def test_without_back_ends_there_are_raw_scores_only(run):
     found, out = run()
     assert "Cllr" not in found["raw"] and "actDCF" not in out
@@ -324,7 +337,8 @@ def test_trial_files_in_cohort_and_training_set_are_counted(
         (["--calibrate=raw"], "pseudo_labels"),
         (["--plda_rank=4"], "pseudo_labels"),
         (["LABELS"], "pseudo_labels"),
-        (["LABELS", "--calibrate=asnorm"], "must be raw, as_norm"),
+        (["LABELS", "--calibrate=asnorm"], "must be raw, z_norm"),
+        (["LABELS", "--calibrate=t_norm"], "t_norm, which needs a cohort"),
         (["LABELS", "--calibrate=as_norm"], "needs a cohort"),
         (["LABELS", "--calibrate=plda"], "needs a plda_rank"),
         (["--quality_measures=[duration]"], "set calibrate"),
@@ -466,6 +480,7 @@ def test_costs_of_errors_are_in_the_summary(run):
     ("flags", "message"),
     [
         (["--crops=-1"], "crops must be"),
+        (["--norms=[b_norm]"], "norms must be"),
         (["--top_n=0"], "top_n must be .* at least 1, or null, not 0"),
         (["--batch_seconds=0"], "batch_seconds must be"),
         (["--costs=[1]"], "costs must be a list of 2 items"),

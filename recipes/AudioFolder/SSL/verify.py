@@ -26,6 +26,7 @@ folder, unless ``write_threshold`` is False.
 """
 
 import concurrent.futures
+import functools
 import importlib.util
 import logging
 import os
@@ -87,6 +88,9 @@ logger = logging.getLogger(__name__)
 
 SCORES = {
     "raw": "",
+    "z_norm": " with Z-norm",
+    "t_norm": " with T-norm",
+    "s_norm": " with S-norm",
     "as_norm": " with AS-norm",
     "crops": ", pairs of crops and whole files",
     "plda": " with PLDA",
@@ -119,7 +123,7 @@ class Clusters(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """Unlabelled utterances for AS-norm.
+    """Unlabelled utterances for the normalization of scores.
 
     Arguments
     ---------
@@ -155,6 +159,7 @@ def check_settings(hparams):
         costs=each(number(above=0), 2),
         cohort_means=one_of(True, False),
         cohort_size=whole(1),
+        norms=each(one_of(*scoring.NORMS)),
         top_n=optional(whole(1)),
         plda_rank=optional(whole(1)),
         back_end_size=whole(1),
@@ -226,8 +231,9 @@ def check_back_ends(hparams):
             "null",
         ),
         (
-            score in (None, "raw", "as_norm", "plda"),
-            f"calibrate must be raw, as_norm, plda or null, not {score!r}",
+            score in (None, "raw", *scoring.NORMS, "plda"),
+            f"calibrate must be raw, {', '.join(scoring.NORMS)}, plda or "
+            f"null, not {score!r}",
         ),
         (
             is_asked == (hparams["pseudo_labels"] is not None),
@@ -235,8 +241,8 @@ def check_back_ends(hparams):
             "need: give the labels and one of these, or none of them",
         ),
         (
-            score != "as_norm" or hparams["cohort"] is not None,
-            "calibrate is as_norm, which needs a cohort",
+            score not in scoring.NORMS or hparams["cohort"] is not None,
+            f"calibrate is {score}, which needs a cohort",
         ),
         (
             score != "plda" or hparams["plda_rank"] is not None,
@@ -257,7 +263,7 @@ def check_back_ends(hparams):
 
 
 def cohort_segments(cohort, cohort_size, data_folder):
-    """Audio of the cohort for AS-norm.
+    """Audio of the cohort for the normalization of scores.
 
     Arguments
     ---------
@@ -328,7 +334,7 @@ def embed_cohort(hparams, encode, settings):
     paths, spans = cohort_segments(
         hparams["cohort"], hparams["cohort_size"], hparams["data_folder"]
     )
-    scoring.check_top_n(hparams["top_n"] or len(paths), len(paths))
+    scoring.check_top_n(top_n_of(hparams, paths), len(paths))
     found = try_files(encode, paths, spans=spans, **settings)
     kept = [n for n in range(len(paths)) if n not in found.failed]
     if found.failed:
@@ -339,8 +345,28 @@ def embed_cohort(hparams, encode, settings):
             len(paths),
             found.failed[min(found.failed)],
         )
-        scoring.check_top_n(hparams["top_n"] or len(kept), len(kept))
+        scoring.check_top_n(top_n_of(hparams, kept), len(kept))
     return Cohort(found.rows[kept], [paths[n] for n in kept])
+
+
+def top_n_of(hparams, cohort):
+    """Number of cohort scores that are used.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    cohort : sequence
+        The utterances of the cohort.
+
+    Returns
+    -------
+    int
+        ``top_n`` if AS-norm or a quality measure needs it, else all.
+    """
+    users = *hparams["norms"], hparams["calibrate"]
+    is_used = "as_norm" in users or "cohort_mean" in hparams["quality_measures"]
+    return (hparams["top_n"] if is_used else None) or len(cohort)
 
 
 def cohort_of_means(hparams):
@@ -363,7 +389,7 @@ def cohort_of_means(hparams):
     rows = scoring.unit(rows.float() - (0.0 if mean is None else mean))
     means = torch.zeros(int(classes.max()) + 1, rows.shape[1])
     means = means.index_add(0, classes, rows)[classes.unique()]
-    scoring.check_top_n(hparams["top_n"] or len(means), len(means))
+    scoring.check_top_n(top_n_of(hparams, means), len(means))
     return Cohort(means, [])
 
 
@@ -672,12 +698,14 @@ def base_scores(top_n):
     def raw(rows, enrol, test, cohort):
         return scoring.cosine_scores(rows, enrol, test)
 
-    def as_norm(rows, enrol, test, cohort):
+    def normalized(norm, rows, enrol, test, cohort):
         scores = scoring.cosine_scores(rows, enrol, test)
         count = top_n or len(cohort)
-        return scoring.as_norm(scores, enrol, test, rows, cohort, count)
+        sides = enrol, test
+        return scoring.normalize(scores, *sides, rows, cohort, norm, count)
 
-    return {"raw": raw, "as_norm": as_norm}
+    norms = {n: functools.partial(normalized, n) for n in scoring.NORMS}
+    return {"raw": raw, **norms}
 
 
 def without(cohort, clusters, rows):
@@ -889,7 +917,7 @@ def main(argv):
             hparams["output_folder"],
             data_root=hparams["data_root"],
             cohort=None if cohort is None else cohort.embeddings,
-            top_n=hparams["top_n"] or len(cohort.embeddings if cohort else ()),
+            top_n=top_n_of(hparams, cohort.embeddings if cohort else ()),
             cache=cache,
             back_ends=back_ends,
             conditions=conditions,
@@ -898,6 +926,7 @@ def main(argv):
             known=known,
             scorers=scorers,
             costs=tuple(hparams["costs"]),
+            norms=hparams["norms"],
             **settings,
         )
         folder = results_folder(hparams["output_folder"], list_path)

@@ -1,0 +1,156 @@
+"""Finds the enrolled speaker of recordings::
+
+    > speechbrain-ssl identify SPEAKERS unknown.wav [--threshold 0.4] [--top 5]
+
+``SPEAKERS`` is a folder that ``speechbrain-ssl enrol`` wrote. The score of a
+speaker is the cosine with the mean of the speaker's embeddings of length 1. The
+speaker with the highest score is named if the score reaches the threshold:
+the given one, or that of the model.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from speechbrain_ssl import hub
+from speechbrain_ssl.cli.enrol import (
+    embed_paths,
+    model_of_database,
+    speakers_of,
+)
+from speechbrain_ssl.cli.score import threshold_of
+from speechbrain_ssl.dataio.embedding import EncoderError
+from speechbrain_ssl.evaluation.scoring import model_of, unit
+from speechbrain_ssl.loading import add_trust
+
+
+class Identification(NamedTuple):
+    """The speaker of a recording.
+
+    Arguments
+    ---------
+    file : str
+        The recording.
+    speaker : str
+        The speaker with the highest score, if it reaches the threshold;
+        otherwise, and without a threshold, None.
+    scores : dict of str to float
+        Cosine with each enrolled speaker, the highest first.
+    threshold : float
+        Lowest cosine that names a speaker; None if unknown.
+    """
+
+    file: str
+    speaker: str | None
+    scores: dict[str, float]
+    threshold: float | None
+
+
+def identify(
+    database: str,
+    files: str | Sequence[str],
+    threshold: float | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    trust: Sequence[str] = (),
+) -> list[Identification]:
+    """Finds the enrolled speaker of each recording.
+
+    Arguments
+    ---------
+    database : str
+        A folder that ``enrol`` wrote.
+    files : str | list of str
+        Recordings of one speaker each.
+    threshold : float
+        Lowest cosine that names a speaker; None: the model's own.
+    model : str
+        The model's folder, if it was moved.
+    device : str
+        Where to compute; None: a GPU if there is one.
+    trust : list of str
+        Modules or classes that the model's YAML may name, see
+        ``load_encoder``.
+
+    Returns
+    -------
+    list of Identification
+        In the order of the files.
+
+    Raises
+    ------
+    ValueError
+        If no speaker is enrolled, the model is another one, or a file is
+        empty or digital silence.
+    OSError
+        If a file, the model or the database is missing.
+    EncoderError
+        If the encoder fails on a file.
+    """
+    files = [files] if isinstance(files, str) else list(files)
+    model = model_of_database(database, model)
+    threshold = threshold_of(hub.local_folder(model), threshold)
+    speakers = speakers_of(database)
+    models = torch.stack([model_of(rows) for rows in speakers.values()])
+    rows = embed_paths(model, files, device, trust)
+    if models.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"The speakers in {database} have embeddings of "
+            f"{models.shape[1]} dimensions, the model {rows.shape[1]}."
+        )
+    cosines = unit(rows) @ unit(models).T
+    found = []
+    for file, row in zip(files, cosines.tolist()):
+        order = sorted(zip(speakers, row), key=lambda pair: -pair[1])
+        best, score = order[0]
+        is_known = threshold is not None and score >= threshold
+        scores, speaker = dict(order), best if is_known else None
+        found.append(Identification(file, speaker, scores, threshold))
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of ``identify``.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("database", metavar="SPEAKERS")
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument(
+        "--top", type=int, default=3, help="speakers to print for each file"
+    )
+    parser.add_argument("--model", help="the model's folder, if it was moved")
+    parser.add_argument("--device")
+    add_trust(parser)
+    args = vars(parser.parse_args(argv))
+    top = max(args.pop("top"), 1)
+    try:
+        found = identify(**args)
+    except (ImportError, OSError, ValueError, EncoderError) as error:
+        sys.exit(f"identify: {error}")
+    for own in found:
+        if own.threshold is None:
+            verdict = "no decision (no threshold)"
+        else:
+            verdict = own.speaker or "unknown"
+            verdict = f"{verdict} (threshold {own.threshold:.4f})"
+        nearest = list(own.scores.items())[:top]
+        scores = ", ".join(f"{name} {score:.4f}" for name, score in nearest)
+        print(f"{own.file}: {verdict}; {scores}")
+    if found[0].threshold is None:
+        print(
+            "The model has no threshold.json: verify it on a labelled list "
+            "(speechbrain-ssl verify), or give a --threshold."
+        )
