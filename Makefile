@@ -43,6 +43,7 @@ lint: $(VENV)/ready
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 	$(run) -m yamllint --no-warnings recipes hparams
+	$(run) -m mypy
 
 docs: $(VENV)/ready
 	$(run) -m sphinx -q -W --keep-going docs docs/_build

@@ -18,7 +18,7 @@ from speechbrain_ssl import __version__
 from speechbrain_ssl.files import write_json, write_whole
 
 CARD_NAME, THRESHOLD_NAME = "README.md", "threshold.json"
-TASK = {
+TASK: dict[str, Any] = {
     "task_type": "speaker-verification",
     "task_name": "Speaker verification",
 }
@@ -192,7 +192,10 @@ def suggest_threshold(
         raise ValueError(
             f"A threshold on cosines is between -1 and 1, found {threshold}"
         )
-    found = {"threshold": threshold, "EER": float(summary["EER"])}
+    found: dict[str, Any] = {
+        "threshold": threshold,
+        "EER": float(summary["EER"]),
+    }
     for key in ("EER_low", "EER_high"):
         if key in summary:
             found[key] = float(summary[key])
@@ -278,15 +281,16 @@ def publish_card(
         The text.
     """
     card = read_card(folder)
+    data: Any = card.data
     card.text = SOURCE.sub(
         lambda found: f"{found[1]}{_quoted(source)}", card.text
     )
-    if card.data.eval_results:
-        card.data.model_name = source.split("/")[-1]
+    if data.eval_results:
+        data.model_name = source.split("/")[-1]
     if license:
-        card.data.license = license
+        data.license = license
     if language:
-        card.data.language = list(language)
+        data.language = list(language)
     return str(card)
 
 

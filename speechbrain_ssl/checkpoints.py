@@ -205,7 +205,7 @@ class AtomicCheckpointer(Checkpointer):
         if staging is not None:
             self._call_save_hooks(staging, attempt)
         # Hooks of other processes may write too: complete after all of them.
-        checkpoint = None
+        checkpoint: Any = None
         if attempt.first_error() is None:
             checkpoint = attempt.on_main(
                 self._complete, staging, name, meta, end_of_epoch
@@ -481,7 +481,9 @@ class AtomicCheckpointer(Checkpointer):
         """
         if num_to_keep < 0:
             raise ValueError(f"num_to_keep must be >= 0, got {num_to_keep}.")
-        orders = [{"min_key": key} for key in min_keys or ()]
+        orders: list[dict[str, Any]] = [
+            {"min_key": key} for key in min_keys or ()
+        ]
         orders += [{"max_key": key} for key in max_keys or ()]
         orders += [{"importance_key": key} for key in importance_keys]
         ddp_barrier()  # no process still reads one of them
@@ -852,7 +854,8 @@ def _file_damage(path, size, crc32, read):
 
 
 def _average(paths):
-    newest, sums, count = None, {}, 0
+    newest: Any = None
+    sums, count = {}, 0
     for path in paths:
         state = torch_patched_state_dict_load(path)
         floating = {

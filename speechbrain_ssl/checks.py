@@ -77,7 +77,7 @@ def checked(**rules: Rule) -> Callable:
 
     def decorate(target):
         if inspect.isclass(target):
-            target.__init__ = decorate(target.__init__)
+            setattr(target, "__init__", decorate(target.__init__))  # noqa: B010
             return target
         signature = inspect.signature(target)
         if unknown := rules.keys() - signature.parameters.keys():
@@ -168,9 +168,9 @@ def number(
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
         return (
-            low <= value <= high
-            and (above < value or above == -math.inf)
-            and (value < below or below == math.inf)
+            low <= float(value) <= high
+            and (above < float(value) or above == -math.inf)
+            and (float(value) < below or below == math.inf)
         )
 
     return Rule(holds, "a number" + _range(low, high, above, below))
@@ -193,7 +193,7 @@ def whole(low: int = 0, high: float = math.inf) -> Rule:
     def holds(value):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             return False
-        return low <= value <= high
+        return low <= int(value) <= high
 
     return Rule(holds, "a whole number" + _range(low, high))
 

@@ -57,9 +57,8 @@ def write_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.part")
     text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with open(
-        _open_locked(temporary), mode, **({} if mode == "wb" else text)
-    ) as file:
+    options: dict[str, Any] = {} if mode == "wb" else text
+    with open(_open_locked(temporary), mode, **options) as file:
         try:
             yield file
             file.flush()

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import textwrap
+from typing import Any
 
 # Run options of SpeechBrain that have no effect here, and what to do instead.
 REFUSED = {
@@ -127,9 +128,10 @@ def keys_of(text: str) -> str:
 def _run_options(keys):
     """Run options with default and help, without those that are keys."""
     # the module alone: importing the package would import torch
-    package = importlib.util.find_spec("speechbrain").origin
-    path = pathlib.Path(package).parent / "utils" / "run_opts.py"
-    spec = importlib.util.spec_from_file_location("run_opts", path)
+    package: Any = importlib.util.find_spec("speechbrain")
+    folder = pathlib.Path(package.submodule_search_locations[0])
+    path = folder / "utils" / "run_opts.py"
+    spec: Any = importlib.util.spec_from_file_location("run_opts", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     fields = module.RunOptions.__dataclass_fields__

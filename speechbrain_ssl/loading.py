@@ -8,6 +8,7 @@ import argparse
 import os
 import pickle
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
@@ -148,8 +149,9 @@ def start_from(branch: torch.nn.Module, source: str) -> None:
         _check_same_rate(branch, os.path.join(source, HPARAMS_NAME))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no model {source} to start from.")
+    encoder: Any = branch.embedding_model
     weights = _encoder_part(read_weights(path))
-    load_weights(branch.embedding_model, weights, source)
+    load_weights(encoder, weights, source)
 
 
 def _check_same_rate(branch, path):

@@ -62,6 +62,8 @@ class ConvolvedSTFT(torch.nn.Module):
     tensor(True)
     """
 
+    bases: torch.Tensor
+
     def __init__(self, stft: STFT):
         super().__init__()
         usual = (True, "constant", False, True)
@@ -216,7 +218,7 @@ def _write(encoder, rate, threshold, path):
         metadata["threshold"] = threshold
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 encoder,
                 (wavs,),
                 input_names=["waveforms"],

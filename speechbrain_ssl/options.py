@@ -28,6 +28,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Mapping
+from typing import Any
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -491,7 +492,8 @@ def _inner_keys(file, node):
     if kind not in ("!new", "!name", "!apply", "!applyref"):
         return keys or None
     try:
-        parameters = inspect.signature(pydoc.locate(what)).parameters
+        found: Any = pydoc.locate(what)
+        parameters = inspect.signature(found).parameters
     except (TypeError, ValueError, pydoc.ErrorDuringImport):
         return None
     kinds = {parameter.kind for parameter in parameters.values()}
@@ -550,7 +552,7 @@ def _build(file, overrides):
         try:
             key, what = _place(file, overrides, error)
         except YAMLError:  # it is an included file that cannot be parsed
-            mark = error.problem_mark
+            mark = getattr(error, "problem_mark")  # noqa: B009
             raise OptionsError(_yaml_message(mark.name, error)) from error
         place = f"{file}: the key '{key}'" if key else file
         raise OptionsError(

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -86,7 +87,7 @@ def push(
             f"A repository is named user/name, not {repository!r}."
         )
     validate_repo_id(repository)
-    contents = {}
+    contents: dict[str, str | bytes] = {}
     for name in (*NEEDED, THRESHOLD_NAME):
         path = os.path.join(model_folder, name)
         if name in NEEDED or os.path.lexists(path):
@@ -148,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"push: {error}")
     done = "Would upload" if args.dry_run else "Uploaded"
     print(f"{done} to {args.repository}: {', '.join(names)}")
-    license = args.license or read_card(args.model_folder).data.license
+    data: Any = read_card(args.model_folder).data
+    license = args.license or data.license
     if license in (None, UNKNOWN_LICENSE):
         print("The card states no license: give one with --license.")
 

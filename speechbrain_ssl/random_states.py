@@ -3,6 +3,7 @@
 import functools
 import logging
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ class RandomStates:
 def _random_state():
     """Of tensors and plain values only, which torch.load accepts safely."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = state
     return {
         "python": [version, torch.tensor(words), gauss],
         "numpy": [

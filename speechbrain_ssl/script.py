@@ -45,9 +45,11 @@ QUIET = (
 class _Signals:
     """Signals that this process received while a training deferred them."""
 
-    owner = None  # forked loader workers inherit the handler, not the duty
+    owner: int | None = (
+        None  # forked loader workers inherit the handler, not the duty
+    )
     deferred = False
-    received = None
+    received: int | None = None
     since = 0.0
 
 

@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import IO
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 from speechbrain_ssl.files import read_json, refuse_changes, write_json
 
@@ -56,7 +56,7 @@ def only_job(folder: str) -> Iterator[IO]:
 
 
 def run_stage(
-    folder: str, inputs: dict, work: Callable, command: list[str] = ()
+    folder: str, inputs: dict, work: Callable, command: Sequence[str] = ()
 ) -> bool:
     """Does the work of a stage, unless it is done.
 
@@ -96,7 +96,7 @@ def run_stage(
     """
     path = os.path.join(folder, MARK)
     inputs = json.loads(json.dumps(inputs))
-    mark = {"attempts": 0, "seconds": 0.0}
+    mark: dict[str, Any] = {"attempts": 0, "seconds": 0.0}
     if os.path.exists(path):
         again = (
             f"To do this stage again, delete {folder} and the folders of the "
@@ -141,7 +141,7 @@ def run_command(command: list[str], folder: str, lock: IO) -> int:
     int
         The exit code; -9 if signal 9 ended it.
     """
-    process = None
+    process: Any = None
     with open(os.path.join(folder, LOG), "ab") as log:
         log.write(f"> {shlex.join(command)}\n".encode())
         log.flush()

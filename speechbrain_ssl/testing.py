@@ -66,20 +66,20 @@ def check_objective(
     >>> check_objective(SimCLR(), dim=8, teacher_views=0)
     """
 
-    def fresh():
+    def fresh() -> tuple[Any, ...]:
         return copy.deepcopy(objective), *_random_views(
             views, teacher_views, batch, emb_dim or dim, dim
         )
 
     _check_outputs(*fresh())
-    _check_gradient(*fresh(), learning_views or views)
+    _check_gradient(learning_views or views, *fresh())
     _check_forward_changes_nothing(*fresh())
     _check_state(*fresh())
     _check_precision(*fresh())
     if exchangeable:
         _check_order(*fresh())
     if processes > 1:
-        _check_processes(*fresh(), processes)
+        _check_processes(processes, *fresh())
 
 
 def run_processes(
@@ -215,7 +215,7 @@ def _check_outputs(objective, student, teacher):
         _require(name in help_of, f"{what} has no line in stats_help")
 
 
-def _check_gradient(objective, student, teacher, learning_views):
+def _check_gradient(learning_views, objective, student, teacher):
     """Finite gradients, in each view and in each parameter that learns."""
     loss, _ = objective(student, teacher, EPOCH)
     _require(loss.requires_grad, "no gradient reaches the student")
@@ -385,7 +385,7 @@ def _step_of_a_part(objective, student, teacher):
     return _step(objective, student, part(teacher))
 
 
-def _check_processes(objective, student, teacher, processes):
+def _check_processes(processes, objective, student, teacher):
     """Several processes give what one gives for the whole batch."""
     student = student._replace(
         embedding=student.embedding.detach(),

@@ -108,6 +108,8 @@ class SpeakerBrain(sb.Brain):
     ``train_loggers``.
     """
 
+    compile_module_keys: list[str] | None
+
     stats_help = {
         "loss": "Mean loss of the steps.",
         "gradient_norm": "Norm of all gradients before clipping.",
@@ -145,8 +147,9 @@ class SpeakerBrain(sb.Brain):
         self.gradients_are_usable, self.something_to_learn = True, False
         self.steps_without = 0
         self.lost_in_a_row = 0
-        self.utterances_hash = None  # of subclasses that keep rows
+        self.utterances_hash: str | None = None  # of subclasses that keep rows
         self.training_seconds = 0.0
+        self.clock = time.monotonic()
         self.train_stats = {}
         self.epoch_log = EpochLog(log)
         if self.checkpointer is not None:
@@ -158,7 +161,7 @@ class SpeakerBrain(sb.Brain):
         done = max(self.step - 1, 0) / self.steps_per_epoch
         return self.hparams.epoch_counter.current - 1 + done
 
-    def module(self, name: str) -> torch.nn.Module:
+    def module(self, name: str) -> Any:
         """A module without the wrappers of DDP and of torch.compile.
 
         Arguments
@@ -174,7 +177,7 @@ class SpeakerBrain(sb.Brain):
         module = self.this_process(name)
         return getattr(module, "_orig_mod", module)
 
-    def this_process(self, name: str) -> torch.nn.Module:
+    def this_process(self, name: str) -> Any:
         """A module without the wrapper of DDP, but compiled with --compile.
 
         Arguments
@@ -277,8 +280,9 @@ class SpeakerBrain(sb.Brain):
     def on_fit_start(self) -> None:
         """Compiles modules, loads the checkpoint, seeds each process."""
         if self.compile and not self.compile_module_keys:
-            names = [name for name in NETWORKS if name in self.modules]
-            self.compile_module_keys = names
+            self.compile_module_keys = [
+                n for n in NETWORKS if n in self.modules
+            ]
         super().on_fit_start()
         self.running_statistics = RunningStatistics(self.modules)
         # loading a checkpoint has set those of the earlier run
@@ -546,7 +550,7 @@ class SpeakerBrain(sb.Brain):
             self.steps_per_epoch * self.utterances_per_step
         )
         warnings = self.describe_epoch(seconds)
-        valid_stats = self.verify_epoch(epoch)
+        valid_stats = self.verify_epoch(epoch or 0)
         self._log(epoch, valid_stats, warnings)
         # SpeechBrain resets these after this hook; the checkpoint needs it now
         self.step, self.avg_train_loss = 0, 0.0
@@ -774,7 +778,7 @@ class EpochLog:
 
 
 @contextlib.contextmanager
-def writing(what: str) -> Iterator[None]:
+def writing(what: str | os.PathLike) -> Iterator[None]:
     """Logs an error instead of ending the training, as of a full disk.
 
     Arguments

@@ -1,5 +1,7 @@
 """Statistics that show whether embeddings have collapsed."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -41,8 +43,8 @@ class CollapseStats:
 
     def __init__(self):
         self.count = 0
-        self.total = 0.0
-        self.outer = 0.0
+        self.total: Any = 0.0
+        self.outer: Any = 0.0
 
     @torch.no_grad()
     def append(self, embedding: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -210,7 +210,7 @@ class Training:
     lr_for: str = "none"
     reference_batch: int | None = None
     decay_vectors: bool = False
-    parameter_options: list = ()
+    parameter_options: Sequence = ()
 
     def __post_init__(self):
         check_rules(
@@ -756,7 +756,7 @@ def describe(brain: SpeakerBrain, training: Training) -> dict[str, str]:
     hours = utterances.durations.double().sum().item() / 3600
     label_use = "none in training or selection"
     if training.select_by:
-        name = os.path.basename(training.dev_trials)
+        name = os.path.basename(training.dev_trials or "")
         label_use = f"those of {name} chose the checkpoint"
     facts = {
         "data": f"{len(utterances)} utterances, {hours:.1f} hours",

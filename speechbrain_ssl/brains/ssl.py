@@ -168,9 +168,10 @@ class SSLBrain(SpeakerBrain):
         """Resets the statistics, and refreshes cluster tables if it is time."""
         super().on_stage_start(stage, epoch)
         self.cluster_stats = {}
-        due = [t for t in self.hparams.cluster_tables if t.due(epoch - 1)]
+        done = (epoch or 0) - 1
+        due = [t for t in self.hparams.cluster_tables if t.due(done)]
         if due:
-            self._cluster(due, epoch - 1)
+            self._cluster(due, done)
 
     def _cluster(self, tables, epoch):
         """Refreshes tables from embeddings of all clean utterances."""

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from speechbrain.utils.distributed import infer_device
 
@@ -137,7 +138,7 @@ def verify(
         progress=False,
         strict=True,
     )
-    score = float(cosine_scores(found.rows, [0], [1])[0])
+    score = float(cosine_scores(found.rows, np.array([0]), np.array([1]))[0])
     silence = found.silence.values()
     notes = describe(len(found.windowed), len(silence), sum(silence))
     same = None if threshold is None else score >= threshold

@@ -67,7 +67,7 @@ class BestCount(ClusterMixin, BaseEstimator):
             ``silhouettes_`` (number of clusters -> silhouette).
         """
         self.silhouettes_ = {}
-        best = None
+        best: Any = None
         for wanted in np.atleast_1d(self.n_clusters).tolist():
             count = max(round(wanted * len(X) if wanted < 1 else wanted), 2)
             clusterer = clone(self.clusterer).set_params(n_clusters=count)

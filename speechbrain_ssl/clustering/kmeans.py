@@ -196,7 +196,7 @@ class Points:
         self.X = X
         self.spherical = spherical
         self.shared = shared and distributed.world_size() > 1
-        self.step = None
+        self.step: float | None = None
 
     def find_step(self, rows: np.ndarray) -> None:
         """Sets the rounding step from the largest coordinate of the rows."""

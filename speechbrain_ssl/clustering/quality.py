@@ -151,7 +151,9 @@ def agreement(labels: np.ndarray, other: np.ndarray) -> dict:
     return {"ARI": score, "utterances": int(both.sum())}
 
 
-def stability(clusterer: Any, matrix: np.ndarray, labels: np.ndarray) -> dict:
+def stability(
+    clusterer: Any, matrix: np.ndarray, labels: np.ndarray
+) -> dict | None:
     """Measures the agreement with a clustering that uses another seed.
 
     Arguments

@@ -129,11 +129,11 @@ class ClusterTable:
         self.max_size = max_size
         self.min_agreement = min_agreement
         self.seed = seed
-        self.labels = None
+        self.labels: Any = None  # tensor [N] once prepared
         # [clusters, emb_dim], and mean distances to the means [clusters]
-        self.centroids = None
-        self.spread = None
-        self._nearest = None
+        self.centroids: Any = None
+        self.spread: Any = None
+        self._nearest: Any = None
         self._copies = {}
         self.last = -1
 
@@ -374,7 +374,7 @@ class ClusterPartners:
             raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
         self.table = table
         self.mode = mode
-        self.utterances = None
+        self.utterances: Any = None
 
     def prepare(self, utterances: Utterances) -> None:
         """Sets the training set."""

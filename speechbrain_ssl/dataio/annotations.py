@@ -73,7 +73,7 @@ class Utterances:
         durations: torch.Tensor,
         start: torch.Tensor,
         stop: torch.Tensor,
-        data_root: str | None = None,
+        data_root: str | os.PathLike | None = None,
         extra: Sequence[str] = (),
     ):
         self.text = _share(text)
@@ -124,7 +124,9 @@ class Utterances:
 
 
 def read_annotation(
-    csv_path: str, data_root: str | None = None, extra: Sequence[str] = ()
+    csv_path: str | os.PathLike,
+    data_root: str | os.PathLike | None = None,
+    extra: Sequence[str] = (),
 ) -> Utterances:
     """Reads and checks an annotation.
 
@@ -177,7 +179,7 @@ def read_annotation(
 
 
 def write_annotation(
-    csv_path: str, rows: Iterable, extra: Sequence[str] = ()
+    csv_path: str | os.PathLike, rows: Iterable, extra: Sequence[str] = ()
 ) -> None:
     """Writes an annotation. An interrupted call leaves no partial file.
 
@@ -428,7 +430,9 @@ def _share(column):
         ) from error
 
 
-def numbered_rows(csv_path: str) -> Iterator[tuple[list[str], int]]:
+def numbered_rows(
+    csv_path: str | os.PathLike,
+) -> Iterator[tuple[list[str], int]]:
     """Yields the rows of a CSV file, and the number of their last line.
 
     Blank rows are skipped. Raises ValueError if the file is damaged.

@@ -270,7 +270,7 @@ class Reader:
 
     def __init__(self, path: str):
         self.path = path = os.fspath(path)
-        self.decoder = None
+        self.decoder: Any = None
         with (
             contextlib.ExitStack() as stack,
             _naming(path),

@@ -106,7 +106,7 @@ class Augmentation:
                     "SpeechBrain in SpeechBrainAugment.)"
                 )
         self.seed = seed
-        self.names = ()
+        self.names: tuple[str, ...] = ()
 
     def prepare(
         self,
@@ -278,6 +278,12 @@ def _read_choice(entry, effects):
     return _Choice(names, alternatives, values.cumsum())
 
 
+def _uniform(rng, limits):
+    """Draws a number between a lowest and a highest one."""
+    low, high = limits
+    return rng.uniform(low, high)
+
+
 class Noise:
     """Adds noise, music or babble at a drawn signal-to-noise ratio.
 
@@ -332,7 +338,8 @@ class Noise:
         self.babble_voices = babble_voices
         self.max_hours = max_hours
         self.sources = []
-        self.bank = self.spans = None
+        self.bank: Any = None
+        self.spans: Any = None
 
     def prepare(
         self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
@@ -382,7 +389,7 @@ class Noise:
         return {
             "source": source,
             "position": rng.random(),
-            "snr": rng.uniform(*self.snr[self.sources[source]]),
+            "snr": _uniform(rng, self.snr[self.sources[source]]),
         }
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
@@ -439,7 +446,7 @@ class Reverberation:
         self.simulated = simulated
         self.max_hours = max_hours
         self.count = 0
-        self.rirs = None
+        self.rirs: Any = None
 
     def prepare(
         self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
@@ -521,7 +528,7 @@ class Channel:
         self.high_cut = high_cut
         self.tilt = tilt
         self.peak = peak
-        self.nyquist = None
+        self.nyquist: Any = None
 
     def prepare(
         self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
@@ -534,10 +541,10 @@ class Channel:
         lowest, highest = self.low_cut
         return {
             "low_cut": lowest + (highest - lowest) * rng.random() ** 2,
-            "high_cut": self.nyquist * rng.uniform(*self.high_cut),
-            "tilt": rng.uniform(*self.tilt),
+            "high_cut": self.nyquist * _uniform(rng, self.high_cut),
+            "tilt": _uniform(rng, self.tilt),
             "peak": 200.0 * 2 ** rng.uniform(0.0, 4.5),
-            "peak_gain": rng.uniform(*self.peak),
+            "peak_gain": _uniform(rng, self.peak),
         }
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
@@ -587,7 +594,7 @@ class Gain:
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
         """Draws a gain in dB."""
-        return {"db": rng.uniform(*self.db)}
+        return {"db": _uniform(rng, self.db)}
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Applies the gain."""
@@ -630,7 +637,7 @@ class Telephone:
         self.low_cut = low_cut
         self.high_cut = high_cut
         self.level = level
-        self.sample_rate = None
+        self.sample_rate: Any = None
 
     def prepare(
         self, sample_rate: int, utterances: Utterances, rng: np.random.Generator
@@ -641,9 +648,9 @@ class Telephone:
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
         """Draws cutoffs in Hz and a level in dB."""
         return {
-            "low_cut": rng.uniform(*self.low_cut),
-            "high_cut": rng.uniform(*self.high_cut),
-            "level": rng.uniform(*self.level),
+            "low_cut": _uniform(rng, self.low_cut),
+            "high_cut": _uniform(rng, self.high_cut),
+            "level": _uniform(rng, self.level),
         }
 
     def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
@@ -704,7 +711,7 @@ class SpeechBrainAugment:
     def __init__(self, module: torch.nn.Module):
         self.module = module
         self.takes_lengths = lengths_arg_exists(module.forward)
-        self.readers = None
+        self.readers: Any = None
 
     def prepare(
         self, sample_rate: int, utterances: Utterances, rng: np.random.Generator

@@ -166,7 +166,9 @@ def clips_of_babble(
         for clip in _read_clips(rows, sample_rate, frames, "babble")
     ]
     speech = _repeat(torch.cat(equally_loud), int(CLIP_SECONDS * sample_rate))
-    crowds = np.linspace(*voices, BABBLE_CROWDS).round().astype(int)
+    crowds = (
+        np.linspace(voices[0], voices[1], BABBLE_CROWDS).round().astype(int)
+    )
     return [
         _to_int16(sum(speech.roll(int(shift)) for shift in shifts))
         for shifts in (rng.integers(0, len(speech), n) for n in crowds)
@@ -315,12 +317,13 @@ def _read_clips(rows, sample_rate, frames, what):
     ``RIR_SECONDS`` of each.
     """
     left, bad, count = frames, {}, 0
-    for row in tqdm(rows, f"Reading {what}", unit=" clips", disable=None):
+    bar = tqdm(rows, f"Reading {what}", unit=" clips", disable=None)
+    for path, start, stop in bar:
         most = RIR_SECONDS if frames is None else left / sample_rate
         try:
-            clip = _read_clip(*row, sample_rate, most)
+            clip = _read_clip(path, start, stop, sample_rate, most)
         except audio.AudioError as error:
-            bad[row[0]] = str(error)
+            bad[path] = str(error)
             continue
         count += 1
         yield clip

@@ -17,7 +17,7 @@ import collections
 import concurrent.futures
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,9 +68,9 @@ class FileEmbeddings(NamedTuple):
     """
 
     rows: torch.Tensor
-    failed: dict[int, Exception]
+    failed: Mapping[int, Exception]
     windowed: list[int]
-    silence: dict[int, float]
+    silence: Mapping[int, float]
 
 
 class _Segment(NamedTuple):
@@ -421,7 +421,7 @@ def _embed_batches(embed, batches, hop, device):
         groups = collections.defaultdict(list)
         for segment, part in zip(batch, found):
             if isinstance(part, Exception):
-                yield _Loaded(segment, None, 0.0), part
+                yield _Loaded(segment, torch.zeros(0), 0.0), part
             elif not len(part.wav):
                 yield part, None
             else:

@@ -216,10 +216,11 @@ class ViewSampler:
         counts = (self.counts[0] * (1 + self.clean_views), self.counts[1])
         sizes = [n * frames for n, frames in zip(counts, self.frames)]
         parts = batch.split(sizes, dim=1)
-        return tuple(
+        crops = [
             list(part.unflatten(1, (n, -1)).unbind(1)) if n else []
             for n, part in zip(counts, parts)
-        )
+        ]
+        return crops[0], crops[1]
 
     def to(self, device: torch.device | str) -> None:
         """Moves the augmentation to the encoder's device, if it is used there."""
@@ -327,16 +328,17 @@ class ViewSampler:
 
     def _segments(self, sources, frames, speed, rng):
         """Reads one segment of each source [count, frames]."""
-        played = [None] * len(sources)
+        played = [torch.empty(0)] * len(sources)
         for source in dict.fromkeys(sources):
             mine = [i for i, other in enumerate(sources) if other == source]
-            segments = self._cut(*source, len(mine), frames, speed, rng)
+            segments = self._cut(source, len(mine), frames, speed, rng)
             for i, segment in zip(mine, segments):
                 played[i] = segment
         return torch.stack(played)
 
-    def _cut(self, file, start, stop, count, frames, speed, rng):
+    def _cut(self, source, count, frames, speed, rng):
         """Reads segments of one utterance [count, frames]."""
+        file, start, stop = source
         rate = file.rate
         if speed != 1:
             # rates with a small common divisor are slow to resample
@@ -356,7 +358,11 @@ class ViewSampler:
 
 
 def positions(
-    length: int, needed: int, count: int, gap: int, rng: np.random.Generator
+    length: int,
+    needed: int,
+    count: int,
+    gap: int | None,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Draws the positions of segments.
 

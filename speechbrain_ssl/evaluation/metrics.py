@@ -288,8 +288,8 @@ def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
 def bootstrap(
     scores: ArrayLike,
     targets: ArrayLike,
-    enrol_group: ArrayLike,
-    test_group: ArrayLike,
+    enrol_group: np.ndarray | list,
+    test_group: np.ndarray | list,
     draws: int = 200,
     seed: int = 0,
 ) -> tuple[float, float]:

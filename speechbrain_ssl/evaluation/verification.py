@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -144,15 +144,16 @@ def summarize_conditions(
     )
     order = np.argsort(place, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(place))[:-1])
+    labels: Any = trials.targets
     found = {}
     for code, rows in zip(codes.tolist(), parts):
-        pair = dict.fromkeys(names[list(divmod(code, len(names)))].tolist())
-        targets = trials.targets[rows]
+        two = dict.fromkeys(names[list(divmod(code, len(names)))].tolist())
+        targets = labels[rows]
         hits = int(targets.sum())
         rate = None
         if 0 < hits < len(rows):
             rate = 100 * metrics.eer(scores[rows], targets)[0]
-        found[" / ".join(pair)] = {
+        found[" / ".join(two)] = {
             "EER": rate,
             "trials": len(rows),
             "targets": hits,

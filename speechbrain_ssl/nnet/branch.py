@@ -27,7 +27,8 @@ class BranchOutput(NamedTuple):
 
     embedding: torch.Tensor
     projection: torch.Tensor
-    index: torch.Tensor | None = None
+    # instead of tuple.index
+    index: torch.Tensor | None = None  # type: ignore[assignment]
     view_id: tuple | None = None
 
 

@@ -51,7 +51,7 @@ def mlp(
     >>> mlp([192, 2048, 128])(torch.randn(4, 192)).shape
     torch.Size([4, 128])
     """
-    layers = []
+    layers: list[torch.nn.Module] = []
     for width_in, width_out in zip(sizes[:-2], sizes[1:-1]):
         layers.append(torch.nn.Linear(width_in, width_out))
         if norm is not None:

@@ -1,6 +1,7 @@
 """Groups of parameters for the optimiser, and clipping of gradients."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def parameter_groups(
     module: torch.nn.Module,
     learning_rates: Sequence = (),
     decay_vectors: bool = False,
-    undecayed: list[torch.nn.Parameter] = (),
+    undecayed: Sequence[torch.nn.Parameter] = (),
 ) -> list[dict]:
     """Splits parameters by learning rate, and by whether they are decayed.
 
@@ -147,14 +148,15 @@ def layerwise_rates(
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be above 0 and at most 1, not {decay}")
-    parts = [*reversed(transformer.layers), transformer]
+    layers: Any = transformer.layers
+    parts = [*reversed(layers), transformer]
     return [[part, rate * decay**depth] for depth, part in enumerate(parts)]
 
 
 def _by_decay(parameters, is_decayed):
     """Groups of decayed parameters and of others, if there are any."""
     parameters = list(parameters)
-    groups = [
+    groups: list[dict] = [
         {"params": [p for p in parameters if is_decayed(p)]},
         {
             "params": [p for p in parameters if not is_decayed(p)],
@@ -168,7 +170,7 @@ def clip_gradients(
     parameters: Iterable[torch.nn.Parameter],
     max_norm: float,
     each: bool = False,
-    unclipped: list[torch.nn.Parameter] = (),
+    unclipped: Sequence[torch.nn.Parameter] = (),
 ) -> torch.Tensor:
     """Scales gradients down to a norm.
 
@@ -208,19 +210,19 @@ def clip_gradients(
             f"max_grad_norm must be positive, not {max_norm}. To switch "
             "clipping off leave it at inf (.inf in YAML)."
         )
-    having = [p for p in parameters if p.grad is not None]
+    having = [(id(p), p.grad) for p in parameters if p.grad is not None]
     if not having:
         return torch.zeros(())
-    total = norm = torch.nn.utils.get_total_norm([p.grad for p in having])
+    total = norm = torch.nn.utils.get_total_norm([g for _, g in having])
     skipped = {id(p) for p in unclipped}
-    gradients = [p.grad for p in having if id(p) not in skipped]
+    gradients = [g for name, g in having if name not in skipped]
     if skipped and gradients:
         norm = torch.nn.utils.get_total_norm(gradients)
     if not gradients:
         return total
     if each:
         norms = torch._foreach_norm(gradients)
-        scales = [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in norms]
+        scales: Any = [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in norms]
         torch._foreach_mul_(gradients, scales)
     else:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)

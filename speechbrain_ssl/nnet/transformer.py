@@ -96,7 +96,7 @@ class PretrainedTransformer(torch.nn.Module):
             )
         if (source is None) == (architecture is None):
             raise ValueError("Give a source or an architecture, one of them")
-        if source is None:
+        if architecture is not None:
             self.model = _new(architecture["config"])
             self.normalize = architecture["normalize"]
             lora = architecture["lora"]
@@ -146,7 +146,7 @@ class PretrainedTransformer(torch.nn.Module):
         lengths = (wav_lens * wavs.shape[1]).round().int().tolist()
         if len(set(lengths)) == 1:
             return self._encode(wavs[:, : lengths[0]])
-        hidden = None
+        hidden: Any = None
         for length in sorted(set(lengths), reverse=True):
             rows = [i for i, found in enumerate(lengths) if found == length]
             states = self._encode(wavs[rows, :length])
@@ -260,6 +260,9 @@ class SeamlessFbank(torch.nn.Module):
     >>> SeamlessFbank()(0.1 * torch.randn(2, 16000)).shape
     torch.Size([2, 49, 160])
     """
+
+    window: torch.Tensor
+    filters: torch.Tensor
 
     FRAME, HOP, FFT, MELS, STACKED = 400, 160, 512, 80, 2
 

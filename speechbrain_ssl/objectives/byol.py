@@ -61,7 +61,7 @@ class BYOL(torch.nn.Module):
         self.predictor = mlp([dim, hidden, dim], torch.nn.ReLU, norm)
 
     def forward(
-        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, the mean of 2 - 2 cos over utterances and pairs.
 

@@ -65,6 +65,8 @@ class DINO(torch.nn.Module):
     (torch.Size([]), ['kl', 'prototypes_used', 'teacher_entropy'])
     """
 
+    center: torch.Tensor
+
     stats_help = {
         "teacher_entropy": (
             "Mean entropy of the targets in nats; on collapse the logarithm of "
@@ -109,7 +111,7 @@ class DINO(torch.nn.Module):
         self.register_buffer("center", torch.zeros(prototypes))
 
     def forward(
-        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -189,9 +191,7 @@ class DINO(torch.nn.Module):
         return scaled.logsumexp(-1).mean(1, keepdim=True) - chosen
 
     @torch.no_grad()
-    def commit(
-        self, student: BranchOutput, teacher: BranchOutput | None
-    ) -> None:
+    def commit(self, student: BranchOutput, teacher: BranchOutput) -> None:
         """Moves the center towards the mean of a batch."""
         if self.sinkhorn_iterations:
             return

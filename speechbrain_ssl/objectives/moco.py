@@ -53,6 +53,10 @@ class MoCo(torch.nn.Module):
     (True, ['accuracy', 'negative_cosine', 'positive_cosine'])
     """
 
+    queue: torch.Tensor
+    rows: torch.Tensor
+    seen: torch.Tensor
+
     stats_help = {
         "accuracy": (
             "Share of the queries whose positive has a higher cosine than all "
@@ -93,7 +97,7 @@ class MoCo(torch.nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(
-        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -136,9 +140,7 @@ class MoCo(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def commit(
-        self, student: BranchOutput, teacher: BranchOutput | None
-    ) -> None:
+    def commit(self, student: BranchOutput, teacher: BranchOutput) -> None:
         """Overwrites the oldest keys of the queue with those of a batch."""
         _, k = different_views(student, teacher)
         key = F.normalize(full_precision(teacher.projection), dim=-1)

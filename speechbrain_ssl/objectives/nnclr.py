@@ -54,6 +54,9 @@ class NNCLR(torch.nn.Module):
     ['accuracy', 'negative_cosine', 'neighbor_cosine', 'positive_cosine']
     """
 
+    queue: torch.Tensor
+    seen: torch.Tensor
+
     stats_help = {
         "accuracy": (
             "Share of the targets whose own prediction has the highest cosine."

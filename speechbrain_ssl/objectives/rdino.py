@@ -6,6 +6,7 @@ using regularized distillation framework", ICASSP 2023
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -45,14 +46,15 @@ class RDINO(torch.nn.Module):
     Example
     -------
     >>> from speechbrain_ssl.nnet.branch import BranchOutput
-    >>> from speechbrain_ssl.objectives.dino import DINO
-    >>> crops = torch.randn(3, 8, 16 + 32)
+    >>>     >>> crops = torch.randn(3, 8, 16 + 32)
     >>> student, teacher = BranchOutput(crops, crops), BranchOutput(crops[:2], crops[:2])
     >>> objective = RDINO(DINO(prototypes=32), width=16)
     >>> loss, stats = objective(student, teacher, 0.0)
     >>> "covariance" in stats, "teacher_entropy" in stats
     (True, True)
     """
+
+    dino: Any  # a module with the attributes of DINO
 
     @checked(
         width=whole(1),
@@ -91,7 +93,7 @@ class RDINO(torch.nn.Module):
         }
 
     def forward(
-        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, DINO's and the regularisation.
 
@@ -127,9 +129,7 @@ class RDINO(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def commit(
-        self, student: BranchOutput, teacher: BranchOutput | None
-    ) -> None:
+    def commit(self, student: BranchOutput, teacher: BranchOutput) -> None:
         """Moves DINO's center."""
         _, logits = self._parts(teacher)
         self.dino.commit(student, teacher._replace(projection=logits))

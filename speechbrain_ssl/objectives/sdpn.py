@@ -129,7 +129,7 @@ class SDPN(torch.nn.Module):
         self.utterances = prototypes  # of the last step, for warnings
 
     def forward(
-        self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
+        self, student: BranchOutput, teacher: BranchOutput, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -174,9 +174,7 @@ class SDPN(torch.nn.Module):
         }
 
     @torch.no_grad()
-    def commit(
-        self, student: BranchOutput, teacher: BranchOutput | None
-    ) -> None:
+    def commit(self, student: BranchOutput, teacher: BranchOutput) -> None:
         """Notes how many utterances a step has, for ``warnings``."""
         self.utterances = student.projection.shape[1] * distributed.world_size()
 

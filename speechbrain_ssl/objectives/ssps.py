@@ -59,6 +59,11 @@ class SSPS(torch.nn.Module):
     0.0
     """
 
+    queue: torch.Tensor
+    row: torch.Tensor
+    seen: torch.Tensor
+    objective: Any
+
     @checked(dim=whole(1), queue_size=whole(1), neighbors=whole(0))
     def __init__(
         self,
@@ -101,7 +106,8 @@ class SSPS(torch.nn.Module):
         """
         if student.index is None:
             raise ValueError("SSPS needs the index of the utterances")
-        slot = self._draw(student.index)
+        index = student.index
+        slot = self._draw(index)
         found = slot >= 0
         slot = slot.clamp(min=0)
 
@@ -117,7 +123,7 @@ class SSPS(torch.nn.Module):
         else:
             teacher = teacher._replace(
                 projection=replaced(teacher.projection),
-                index=torch.where(found, self.row[slot], student.index),
+                index=torch.where(found, self.row[slot], index),
             )
         loss, stats = self.objective(student, teacher, epoch)
         return loss, {**stats, "replaced": found.float().mean()}
@@ -131,7 +137,9 @@ class SSPS(torch.nn.Module):
             self.objective.commit(student, teacher)
         side = student if teacher is None else teacher
         own = distributed.gather(side.projection[0].to(self.queue.dtype))
-        index = distributed.gather(student.index)
+        # forward has refused None
+        index: Any = student.index
+        index = distributed.gather(index)
         slots = next_slots(self.seen, len(index), len(self.queue))
         self.queue[slots] = own[-len(slots) :]
         self.row[slots] = index[-len(slots) :]

@@ -54,6 +54,9 @@ class SwAV(torch.nn.Module):
     ['kl', 'predictions_used', 'prototypes_used', 'target_entropy']
     """
 
+    queue: torch.Tensor
+    seen: torch.Tensor
+
     stats_help = {
         "target_entropy": (
             "Mean entropy of the targets in nats; the logarithm of the number "

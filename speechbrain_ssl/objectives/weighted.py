@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -34,6 +35,8 @@ class Weighted(torch.nn.Module):
     >>> bool(loss == stats["lim_1_loss"] + 0.5 * stats["lim_2_loss"])
     True
     """
+
+    objectives: Any
 
     @checked(weights=each(schedule(number(0))))
     def __init__(
@@ -75,7 +78,8 @@ class Weighted(torch.nn.Module):
         ValueError
             If one of the objectives does.
         """
-        total, stats = 0.0, {}
+        total: Any = 0.0
+        stats: dict[str, torch.Tensor] = {}
         for prefix, objective, weight in zip(
             self._prefixes(), self.objectives, self.weights
         ):

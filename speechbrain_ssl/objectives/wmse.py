@@ -46,6 +46,8 @@ class WMSE(torch.nn.Module):
     (True, ['negative_cosine', 'whitened_cosine'])
     """
 
+    batches: torch.Tensor
+
     stats_help = {
         "whitened_cosine": (
             "Mean cosine of views of the same utterance after whitening."

@@ -187,8 +187,12 @@ def read_decisions(path: str) -> tuple[list[str], dict[str, np.ndarray]]:
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    kinds = [("given", "spk_id", int), ("label", "label", int)]
-    kinds += [("selected", "selected", bool), ("corrected", "corrected", bool)]
+    kinds: list[tuple[str, str, type]] = [
+        ("given", "spk_id", int),
+        ("label", "label", int),
+        ("selected", "selected", bool),
+        ("corrected", "corrected", bool),
+    ]
     columns = {
         name: np.array([int(row[column]) for row in rows]).astype(kind)
         for name, column, kind in kinds

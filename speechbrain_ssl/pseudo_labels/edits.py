@@ -44,7 +44,7 @@ class Edit(NamedTuple):
 
     place: str
     action: str
-    cluster: int
+    cluster: int | None
     value: object
 
 

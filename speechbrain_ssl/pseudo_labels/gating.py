@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -134,7 +134,9 @@ class MixtureGate:
         self.min_separation = min_separation
         self.min_weight = min_weight
         self.patience = patience
-        self.threshold, self.previous, self.failures = math.inf, math.inf, 0
+        self.threshold: float = math.inf
+        self.previous: float = math.inf
+        self.failures = 0
         self.decisions = []
 
     def fit(self, loss_logs: np.ndarray | torch.Tensor) -> Decision:
@@ -155,13 +157,14 @@ class MixtureGate:
         if distributed.rank() == 0:
             _measure(loss_logs, numbers)
         count, bic1, bic2, *six = distributed.from_first(numbers).tolist()
-        mixture = None
+        mixture: Any = None
         if not math.isnan(bic2):
             mixture = tuple(six[:2]), tuple(six[2:4]), tuple(six[4:])
         refusal = self._refusal(count, bic1, bic2, mixture)
         self.failures = self.failures + 1 if refusal else 0
-        if not refusal:
-            self.previous = crossing(*mixture)
+        meeting = None if refusal else crossing(*mixture)
+        if meeting is not None:
+            self.previous = meeting
         opened = self.failures >= self.patience
         self.threshold = math.inf if opened else self.previous
         kept = f"threshold {self.threshold:.4f} stays"

@@ -52,7 +52,7 @@ class Labels(NamedTuple):
 
     utterances: Utterances
     classes: np.ndarray
-    count: int
+    count: int  # type: ignore[assignment]  # instead of tuple.count
     report: dict | None
     names: np.ndarray
 
@@ -302,7 +302,12 @@ def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
             _refuse_two_speakers(csv_path, keys, speakers, lines)
         used.update(keys)
         names.append(speakers[keys[0]] if keys else None)
-    numbers = {name: n for n, name in enumerate(sorted({*names} - {None}))}
+    numbers = {
+        name: n
+        for n, name in enumerate(
+            sorted({name for name in names if name is not None})
+        )
+    }
     if not numbers:
         raise ValueError(
             f"{csv_path} has no speaker for any of {len(ids)} utterances. "

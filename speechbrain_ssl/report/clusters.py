@@ -13,7 +13,7 @@ import os
 import pathlib
 import urllib.parse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -278,6 +278,6 @@ def _line(*cells):
     text = io.StringIO()
     # readers strip leading spaces, unless there are quotes
     spaced = any(str(cell).startswith(" ") for cell in cells)
-    quoting = csv.QUOTE_ALL if spaced else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_ALL if spaced else csv.QUOTE_MINIMAL
     csv.writer(text, lineterminator="", quoting=quoting).writerow(cells)
     return text.getvalue()

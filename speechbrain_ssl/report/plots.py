@@ -348,7 +348,7 @@ def gate_plot(record: Mapping[str, Any], path: str | None = None) -> "Figure":
     ValueError
         If the record is not as described above.
     """
-    share = record.get("selected")
+    share: Any = record.get("selected")
     title = f"epoch {record.get('epoch')}"
     if is_number(share) and math.isfinite(share):
         title += f": {100 * share:.1f} % selected"
@@ -427,8 +427,8 @@ def svg(figure: "Figure", prefix: str, label: str = "") -> str:
         ),
     ):
         text = re.sub(pattern, instead, text, flags=re.DOTALL)
-    view_box = re.search(r'viewBox="[^"]*"', text).group()
-    opening = f'<svg {view_box} role="img" aria-label="{label}">'
+    box = re.search(r'viewBox="[^"]*"', text)
+    opening = f'<svg {box[0] if box else ""} role="img" aria-label="{label}">'
     return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
 
 

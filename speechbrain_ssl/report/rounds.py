@@ -180,7 +180,7 @@ def why_stop(
         return None
     place = f"round {rows[-1]['round']}"
     ari = rows[-1].get("agreement")
-    if None not in (ari, stop_agreement) and ari > stop_agreement:
+    if ari is not None and stop_agreement is not None and ari > stop_agreement:
         return (
             f"Stopped before training in {place}, because its labels are those "
             f"of the round before: ARI {ari:.3f} is more than stop_agreement "

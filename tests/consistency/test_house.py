@@ -142,6 +142,27 @@ def test_arguments_of_public_functions_are_described(path):
             assert described(text) - skipped == found, place
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_public_functions_are_annotated(path):
+    """All arguments, and the result; mypy tests that the types are right."""
+    for name, node in public_nodes(path):
+        functions = [node] if isinstance(node, ast.FunctionDef) else []
+        functions += [
+            child
+            for child in getattr(node, "body", [])
+            if isinstance(node, ast.ClassDef)
+            and getattr(child, "name", "") == "__init__"
+        ]
+        for function in functions:
+            parts = function.args
+            named = [*parts.posonlyargs, *parts.args, *parts.kwonlyargs]
+            named += filter(None, [parts.vararg, parts.kwarg])
+            bare = {a.arg for a in named if a.annotation is None}
+            place = f"{path.name}: {name}"
+            assert not bare - {"self", "cls"}, place
+            assert function.returns or function.name == "__init__", place
+
+
 def test_nothing_asserts_what_a_user_may_get_wrong():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
