@@ -9,7 +9,7 @@ huggingface_hub, with its environment variables: ``HF_HOME``, ``HF_TOKEN``,
 
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import constants, snapshot_download
 
@@ -71,7 +71,9 @@ def is_name(source: str) -> bool:
 
 
 def fetch(
-    source: str, revision: str | None = None, offline: bool = False
+    source: str | os.PathLike,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> Snapshot:
     """Downloads a model of the hub, unless it is in the cache.
 
@@ -104,7 +106,7 @@ def fetch(
                 "Hugging Face hub, such as user/name. Set revision to null."
             )
         return Snapshot(source)
-    found = NAME.fullmatch(source)
+    found: Any = NAME.fullmatch(source)
     if revision is not None and found["revision"] not in (None, revision):
         raise ValueError(
             f"revision is {revision}, but {source} names another one. Give "
@@ -142,7 +144,7 @@ def fetch(
     return Snapshot(folder, found["name"], revision)
 
 
-def local_folder(source: str) -> str:
+def local_folder(source: str | os.PathLike) -> str:
     """The folder of a model, downloaded if it is on the hub.
 
     Arguments

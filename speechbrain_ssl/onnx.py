@@ -194,7 +194,7 @@ def export_onnx(
     if is_onnx(model_folder):
         raise ValueError(f"{model_folder} is an ONNX file already.")
     model_folder = hub.local_folder(model_folder)
-    model = load_encoder(model_folder, trust=trust)
+    model: Any = load_encoder(model_folder, trust=trust)
     rate = model.audio_normalizer.sample_rate
     encoder = Encoder(model.mods, round(MIN_SECONDS * rate)).eval()
     threshold = (read_threshold(model_folder) or {}).get("threshold")

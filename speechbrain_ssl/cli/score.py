@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from speechbrain.utils.distributed import infer_device
 
@@ -138,7 +137,7 @@ def verify(
         progress=False,
         strict=True,
     )
-    score = float(cosine_scores(found.rows, np.array([0]), np.array([1]))[0])
+    score = float(cosine_scores(found.rows, [0], [1])[0])
     silence = found.silence.values()
     notes = describe(len(found.windowed), len(silence), sum(silence))
     same = None if threshold is None else score >= threshold
@@ -233,7 +232,8 @@ def _pair(names, reasons, embeddings, sides, threshold):
         both = torch.stack([embeddings[side] for side in sides])
         score = float(cosine_scores(both, [0], [1])[0])
         same = None if threshold is None else score >= threshold
-    return Pair(*(names[side] for side in sides), score, same, reason)
+    enrol, test = (names[side] for side in sides)
+    return Pair(enrol, test, score, same, reason)
 
 
 def threshold_of(

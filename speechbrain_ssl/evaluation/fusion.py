@@ -157,9 +157,11 @@ def read_scored(path: str) -> Scored:
         raise ValueError(f"{path} has no scores. Run verify.py again.")
     *labels, enrol, test, scores = zip(*rows)
     names, index = np.unique([*enrol, *test], return_inverse=True)
+    enrol, test = np.split(index.astype(np.int64), 2)
     trials = Trials(
         names.tolist(),
-        *np.split(index.astype(np.int64), 2),
+        enrol,
+        test,
         np.array(labels[0], np.uint8) if labels else None,
         LABEL_FIRST if labels else NO_LABEL,
     )

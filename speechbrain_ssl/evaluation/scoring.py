@@ -83,8 +83,8 @@ def model_of(rows: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
 
 def cosine_scores(
     embeddings: np.ndarray | torch.Tensor,
-    enrol_index: np.ndarray | torch.Tensor,
-    test_index: np.ndarray | torch.Tensor,
+    enrol_index: np.ndarray | torch.Tensor | Sequence[int],
+    test_index: np.ndarray | torch.Tensor | Sequence[int],
 ) -> np.ndarray:
     """Cosine of the two embeddings of each trial.
 
@@ -117,8 +117,8 @@ def cosine_scores(
 
 def pair_products(
     rows: torch.Tensor,
-    enrol_index: np.ndarray | torch.Tensor,
-    test_index: np.ndarray | torch.Tensor,
+    enrol_index: np.ndarray | torch.Tensor | Sequence[int],
+    test_index: np.ndarray | torch.Tensor | Sequence[int],
 ) -> np.ndarray:
     """Inner product of the two rows of each trial.
 

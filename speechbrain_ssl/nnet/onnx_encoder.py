@@ -118,7 +118,7 @@ class OnnxEncoder:
         lengths = [wavs.shape[1]] * len(wavs)
         if wav_lens is not None:
             lengths = (wav_lens * wavs.shape[1]).round().int().tolist()
-        found = [None] * len(wavs)
+        found = [torch.empty(0)] * len(wavs)
         for length in set(lengths):
             rows = [i for i, mine in enumerate(lengths) if mine == length]
             for row, one in zip(rows, self._embed(wavs[rows, :length])):
@@ -145,7 +145,7 @@ class OnnxEncoder:
         return features - features.mean(0)
 
 
-def is_onnx(path: str) -> bool:
+def is_onnx(path: str | os.PathLike) -> bool:
     """Whether a model is an ONNX file, by its name.
 
     Arguments
