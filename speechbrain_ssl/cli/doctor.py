@@ -31,6 +31,7 @@ OPTIONAL = {
     "transformers": ("transformers", "wavlm", "WavLM and its relatives"),
     "onnxruntime": ("onnxruntime", "onnx", "ONNX export"),
     "igraph": ("igraph", "graph", "Leiden clusters"),
+    "gradio": ("gradio", "page", "demo-page"),
     "torchcodec": ("torchcodec", "m4a", "m4a files"),
     "espeakng-loader": ("espeakng_loader", "demo", "voices of make demo"),
 }

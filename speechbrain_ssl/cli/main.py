@@ -12,6 +12,7 @@ MODULES = {
     "score": ("speechbrain_ssl.cli.score", "compare recordings, in pairs"),
     "enrol": ("speechbrain_ssl.cli.enrol", "add a speaker to a folder"),
     "identify": ("speechbrain_ssl.cli.identify", "find an enrolled speaker"),
+    "demo-page": ("speechbrain_ssl.cli.page", "a page that compares audio"),
     "fuse": ("speechbrain_ssl.cli.fuse", "fuse the scores of several models"),
     "export": ("speechbrain_ssl.exporting", "a run to a model folder"),
     "onnx": ("speechbrain_ssl.onnx", "a model folder to an ONNX file"),

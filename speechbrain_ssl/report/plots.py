@@ -192,6 +192,50 @@ def thin(
 
 
 @_in_style
+def score_plot(
+    score: float, threshold: float | None, cosines: np.ndarray
+) -> "Figure":
+    """Draws the score of two recordings, and the cosines of their windows.
+
+    Arguments
+    ---------
+    score : float
+        Cosine of the recordings, in [-1, 1].
+    threshold : float
+        Lowest cosine that counts as the same speaker; None: not drawn.
+    cosines : np.ndarray
+        Cosine of each window of the first recording and each window of the
+        second one; NaN for windows without an embedding [first, second].
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
+    """
+    figure = _matplotlib().figure.Figure(figsize=TALL, layout="constrained")
+    line, grid = figure.subplots(2, height_ratios=[1, 4])
+    line.plot([score], [0], "o", color=COLORS[0], ms=9, label="score")
+    _mark_threshold(line, threshold)
+    line.set(xlim=(-1.02, 1.02), ylim=(-1, 1), yticks=[], xlabel="cosine")
+    line.legend(loc="upper left", ncols=2)
+    image = grid.imshow(
+        np.ma.masked_invalid(cosines.T),
+        origin="lower",
+        vmin=-1,
+        vmax=1,
+        cmap="cividis",
+        aspect="auto",
+    )
+    grid.grid(False)
+    grid.set_xlabel("window of the first recording")
+    grid.set_ylabel("window of the second recording")
+    for axis in (grid.xaxis, grid.yaxis):
+        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    figure.colorbar(image, ax=grid, label="cosine")
+    return figure
+
+
+@_in_style
 def score_histogram(
     targets: np.ndarray, scores: np.ndarray, threshold: float | None = None
 ) -> "Figure":

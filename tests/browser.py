@@ -1,0 +1,120 @@
+"""A tab of headless Chromium, driven over a pipe (DevTools protocol)."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))),
+    None,
+)
+
+
+class Tab:
+    """A tab that shows a page.
+
+    Arguments
+    ---------
+    send, receive : int
+        Pipes to and from the browser.
+    """
+
+    def __init__(self, send, receive):
+        self.pipes = send, receive
+        self.buffer, self.count, self.session = b"", 0, None
+        self.events = []
+        target = self.call("Target.createTarget", url="about:blank")
+        found = self.call(
+            "Target.attachToTarget", targetId=target["targetId"], flatten=True
+        )
+        self.session = found["sessionId"]
+        for domain in ("Page", "DOM", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **parameters):
+        """Calls a method and waits for its result."""
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.pipes[0], json.dumps(message).encode() + b"\0")
+        while True:
+            found = self._message()
+            if found.get("id") == self.count:
+                assert "error" not in found, found["error"]
+                return found["result"]
+            self.events.append(found)
+
+    def _message(self):
+        while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.pipes[1]], [], [], 60)
+            assert ready, "Chromium does not answer"
+            self.buffer += os.read(self.pipes[1], 65536)
+        text, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(text)
+
+    def evaluate(self, code):
+        """The value of an expression of JavaScript."""
+        found = self.call(
+            "Runtime.evaluate", expression=code, returnByValue=True
+        )
+        return found["result"].get("value")
+
+    def wait(self, code, seconds=60):
+        """Waits until an expression is true, and returns its value."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if value := self.evaluate(code):
+                return value
+            time.sleep(0.2)
+        raise AssertionError(f"{code} is not true after {seconds} s")
+
+    def choose_file(self, selector, path):
+        """Gives a file to an input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)
+        self.call("DOM.setFileInputFiles", files=[path], nodeId=node["nodeId"])
+
+    def requested(self):
+        """Addresses that the page asked for."""
+        return {
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        }
+
+
+@contextlib.contextmanager
+def tab(folder):
+    """Starts Chromium and opens a tab; its profile is in ``folder``."""
+    down, up = os.pipe(), os.pipe()
+
+    def to_known_numbers():
+        # copies first: the pipes may have these numbers themselves
+        ends = os.dup(down[0]), os.dup(up[1])
+        os.dup2(ends[0], 3)
+        os.dup2(ends[1], 4)
+
+    flags = ("--headless=new", "--no-sandbox", "--disable-gpu")
+    browser = subprocess.Popen(
+        [
+            *(CHROMIUM, *flags, "--remote-debugging-pipe"),
+            *("--disable-background-networking", f"--user-data-dir={folder}"),
+        ],
+        close_fds=False,
+        preexec_fn=to_known_numbers,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(down[0])
+    os.close(up[1])
+    try:
+        yield Tab(down[1], up[0])
+    finally:
+        browser.terminate()
+        browser.wait(30)
+        os.close(down[1])
+        os.close(up[0])
