@@ -35,6 +35,7 @@ from speechbrain_ssl.checks import (
     checked,
     number,
     one_of,
+    optional,
     schedule,
     whole,
 )
@@ -120,6 +121,7 @@ def _pairs(rule, text):
     number_of_epochs=whole(1),
     batch_size=whole(1),
     num_workers=whole(0),
+    sequential_rows=optional(whole(1)),
     max_grad_norm=number(above=0),
     lr_schedule=schedule(number(0)),
     frozen_epochs=_pairs(number(0), "a list of [module, epoch]"),
@@ -181,6 +183,9 @@ class Training:
         Whether weight decay applies to vectors.
     parameter_options : list
         See ``parameters_with``.
+    sequential_rows : int
+        Rows that are read one after another, see ``EpochSampler``; None: any
+        order.
 
     Raises
     ------
@@ -211,6 +216,7 @@ class Training:
     reference_batch: int | None = None
     decay_vectors: bool = False
     parameter_options: Sequence = ()
+    sequential_rows: int | None = None
 
     def __post_init__(self):
         check_rules(
@@ -392,7 +398,7 @@ def open_run(
     settings = settings_of(hparams_file, overrides)
     for key, value in settings.items():
         if key.endswith("_folder") and isinstance(value, str):
-            settings[key] = os.path.abspath(value)
+            settings[key] = audio.absolute(value)
     for name in FIXED_OPTIONS:
         settings.setdefault(name, run_opts[name])
     with open(hparams_file, encoding="utf-8") as file:
@@ -526,15 +532,25 @@ def fit(
     Interrupted
         After a checkpoint, if SIGTERM or SIGINT asks for it.
     """
-    share = {
+    share: dict[str, Any] = {
         "seed": training.seed,
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
         "batch_size": training.batch_size,
     }
-    make = sampler or (lambda **share: EpochSampler(len(train_set), **share))
+    if sampler is None:
+        sampler = functools.partial(
+            EpochSampler,
+            len(train_set),
+            sequential_rows=training.sequential_rows,
+        )
+    elif training.sequential_rows:
+        raise OptionsError(
+            "class_sampler and sequential_rows both say in which order "
+            "utterances come: set one of them to null"
+        )
     loader = {
-        "sampler": make(**share),
+        "sampler": sampler(**share),
         "batch_size": training.batch_size,
         "num_workers": training.num_workers,
         "persistent_workers": training.num_workers > 0,

@@ -22,6 +22,7 @@ REQUIRED = {
     "scikit-learn": "sklearn",
     "faiss-cpu": "faiss",
     "soundfile": "soundfile",
+    "fsspec": "fsspec",
     "sentencepiece": "sentencepiece",
     "tqdm": "tqdm",
 }
@@ -33,6 +34,8 @@ OPTIONAL = {
     "igraph": ("igraph", "graph", "Leiden clusters"),
     "gradio": ("gradio", "page", "demo-page"),
     "torchcodec": ("torchcodec", "m4a", "m4a files"),
+    "s3fs": ("s3fs", "remote", "audio in S3"),
+    "aiohttp": ("aiohttp", "remote", "audio on web servers"),
     "espeakng-loader": ("espeakng_loader", "demo", "voices of make demo"),
 }
 

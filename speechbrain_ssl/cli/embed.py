@@ -232,18 +232,20 @@ def find_utterances(
     if source.lower().endswith(".csv"):
         return read_annotation(source, data_root)
     if os.path.isdir(source):
-        root = source
         paths, left_out = audio.find(source)
-        names = [os.path.relpath(path, source) for path in paths]
+        names = audio.names(paths, source)
         audio.write_left_out(
             os.path.join(output_folder, "skipped.csv"), left_out, source
         )
     elif source.lower().endswith(audio.EXTENSIONS) and audio.is_file(source):
-        root, names = os.path.split(source)
-        names = [names]
+        names, paths = [os.path.basename(source)], [source]
     else:
         root, names = os.path.dirname(source), _read_list(source)
-    paths = [os.path.abspath(os.path.join(root, name)) for name in names]
+        paths = [
+            name if audio.is_url(name) else os.path.join(root, name)
+            for name in names
+        ]
+    paths = [audio.absolute(path) for path in paths]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         lengths = list(pool.map(_length, paths))
     path = os.path.join(output_folder, "utterances.csv")

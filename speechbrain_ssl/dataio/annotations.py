@@ -19,7 +19,7 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import DataPipeline
 
-from speechbrain_ssl.dataio.audio import AudioError
+from speechbrain_ssl.dataio.audio import AudioError, absolute
 from speechbrain_ssl.files import write_whole
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop")
@@ -28,6 +28,9 @@ ROOT = "$data_root"
 # Rows per call of the parser: enough to amortize numpy's overhead, few enough
 # to keep their strings in the processor's cache (4096 take twice as long).
 _CHUNK = 256
+
+# Blocks of rows that are read at the same time, see EpochSampler.
+STREAMS = 16
 
 # Replacements that are tried for an unreadable row, and the number of the
 # random stream that draws them.
@@ -81,7 +84,7 @@ class Utterances:
         self.durations = _share(durations)
         self.start = _share(start)
         self.stop = _share(stop)
-        self.data_root = data_root and os.path.abspath(data_root)
+        self.data_root = data_root and absolute(os.fspath(data_root))
         self.extra = tuple(extra)
 
     def __len__(self):
@@ -350,6 +353,12 @@ class EpochSampler(torch.utils.data.Sampler):
         Whether to permute the rows.
     batch_size : int
         Rows per batch of one process.
+    sequential_rows : int
+        Rows that are read one after another, for shards on disks that are
+        slow to seek: the rows in blocks of this size, ``STREAMS`` blocks at a
+        time in a random order of blocks, and each block from its first row to
+        its last. Neighbors should not be of one speaker (``speechbrain-ssl
+        pack --shuffle``). None: any order.
 
     Raises
     ------
@@ -370,6 +379,7 @@ class EpochSampler(torch.utils.data.Sampler):
         world_size: int = 1,
         shuffle: bool = True,
         batch_size: int = 1,
+        sequential_rows: int | None = None,
     ):
         if not 0 <= rank < world_size or batch_size < 1:
             raise ValueError(
@@ -390,6 +400,7 @@ class EpochSampler(torch.utils.data.Sampler):
         self.world_size = world_size
         self.shuffle = shuffle
         self.batch_size = batch_size
+        self.sequential_rows = sequential_rows
         self.epoch = 0
 
     def __len__(self):
@@ -400,7 +411,10 @@ class EpochSampler(torch.utils.data.Sampler):
         batches = self._order()[:used].view(
             self.batches, self.world_size, self.batch_size
         )
-        for batch in batches[:, self.rank]:
+        # the rows of other processes take no memory for the whole epoch
+        mine = batches[:, self.rank].clone()
+        del batches
+        for batch in mine:
             for row in batch.tolist():
                 yield self.epoch, row
 
@@ -410,13 +424,32 @@ class EpochSampler(torch.utils.data.Sampler):
 
     def _order(self):
         """Returns all rows in the order of this epoch."""
+        # rows are counted in 31 bits: 10^7 of them take 40 MB
+        dtype = torch.int32 if self.count < 2**31 else torch.int64
         if not self.shuffle:
-            return torch.arange(self.count)
+            return torch.arange(self.count, dtype=dtype)
         # the sum seed + epoch would give (0, 1) and (1, 0) the same order
         mixed = np.random.SeedSequence([self.seed, self.epoch])
         seed = int(mixed.generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(self.count, generator=generator)
+        if self.sequential_rows is None:
+            return torch.randperm(self.count, generator=generator, dtype=dtype)
+        size = self.sequential_rows
+        firsts = torch.randperm(-(-self.count // size), generator=generator)
+        order = []
+        for group in (firsts * size).split(STREAMS):
+            rows = [
+                torch.arange(first, min(first + size, self.count), dtype=dtype)
+                for first in group.tolist()
+            ]
+            sizes = torch.tensor([len(block) for block in rows])
+            block_of = torch.arange(len(rows)).repeat_interleave(sizes)
+            mixed = torch.randperm(len(block_of), generator=generator)
+            # where each block comes up: its rows go there in their order
+            places = block_of[mixed].argsort(stable=True)
+            order.append(torch.empty(len(mixed), dtype=dtype))
+            order[-1][places] = torch.cat(rows)
+        return torch.cat(order)
 
 
 def _share(column):

@@ -3,8 +3,13 @@
 soundfile reads wav, flac, ogg, opus, mp3, aiff, au, caf, sph and w64. m4a,
 webm, wma and other containers need ``torchcodec``
 (``pip install speechbrain_ssl[m4a]``). Every function that takes the path of
-an audio file also takes a member of an uncompressed tar file,
-``shard.tar::name.flac``.
+an audio file also takes
+
+* a member of an uncompressed tar file, ``shard.tar::name.flac``, with first
+  byte and size if they are known, ``shard.tar::1536+20480::name.flac``;
+* a URL that fsspec opens, such as ``s3://bucket/shard.tar::1536+20480::name.flac``
+  or ``https://host/name.flac``. fsspec names the package that a protocol
+  needs.
 """
 
 import collections
@@ -16,11 +21,14 @@ import io
 import logging
 import math
 import os
+import re
 import stat
 import tarfile
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
 
+import fsspec
 import numpy as np
 import soundfile
 import torch
@@ -56,6 +64,11 @@ MOST_FRAMES = 2**35
 # computed at once where it would need more.
 MOST_PHASES, BLOCK = 640, 2**21
 SHARD = ".tar::"
+# first byte and size of a member, before its name
+PLACE = re.compile(r"(\d+)\+(\d+)::(.+)", re.DOTALL)
+TAR_BLOCK = 512
+# one protocol or several, such as simplecache::s3://
+URL = re.compile(r"[A-Za-z][\w+.-]*(::[\w+.-]+)*://")
 
 
 class AudioError(OSError):
@@ -73,10 +86,10 @@ class AudioInfo(NamedTuple):
 def find(folder: str) -> tuple[list[str], dict[str, str]]:
     """Finds the audio files of a folder and its subfolders.
 
-    Files are not opened. Links are followed. A file or folder that has
-    several names is listed once, under a name without links if it has one.
-    Names that start with a dot, or that a CSV file cannot contain, are left
-    out.
+    Files are not opened, but uncompressed tar files are searched. Links are
+    followed. A file or folder that has several names is listed once, under a
+    name without links if it has one. Names that start with a dot, or that a
+    CSV file cannot contain, are left out.
 
     Arguments
     ---------
@@ -87,7 +100,8 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
     -------
     paths : list of str
         Sorted paths, including ``folder``, of regular files that have one of
-        ``EXTENSIONS`` in upper or lower case.
+        ``EXTENSIONS`` in upper or lower case, and of such members of tar
+        files, with first byte and size.
     left_out : dict of str to str
         Path of each other file or folder -> reason. The text before the
         colon is the kind of reason.
@@ -139,10 +153,12 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
                     else:
                         inside.append(entry.path)
                 waiting.extend(sorted(inside, reverse=True))
-            elif stat.S_ISREG(status.st_mode):
-                paths.append(path)
-            else:
+            elif not stat.S_ISREG(status.st_mode):
                 left_out[path] = "not a regular file: a pipe or a device"
+            elif path.lower().endswith(".tar"):
+                _search_tar(path, paths, left_out)
+            else:
+                paths.append(path)
         except OSError as error:
             kind = "broken link" if is_link else "unreadable"
             left_out[path] = f"{kind}: {error.strerror}"
@@ -159,7 +175,84 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
             len(paths),
             describe(left_out),
         )
-    return sorted(paths), left_out
+    return sorted(paths, key=_without_place), left_out
+
+
+def _search_tar(path, paths, left_out):
+    """Adds the audio files of a tar file to ``paths``, others to ``left_out``."""
+    try:
+        found = members(path)
+    except tarfile.TarError as error:
+        left_out[path] = f"unreadable: {error}"
+        return
+    for name, (first, size) in found.items():
+        problem = _entry_problem(name, False) or _name_problem(name)
+        if name.lower().endswith(".tar"):
+            problem = "unsupported tar in a tar file"
+        if problem:
+            left_out[f"{path}::{name}"] = problem
+        else:
+            paths.append(f"{path}::{first}+{size}::{name}")
+
+
+def members(path: str) -> dict[str, tuple[int, int]]:
+    """Lists the regular files in an uncompressed tar file.
+
+    Arguments
+    ---------
+    path : str
+        The tar file.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        Name -> first byte and size; of equal names the last one, as tar does.
+
+    Raises
+    ------
+    tarfile.TarError
+        If it is not an uncompressed tar file.
+    """
+    with tarfile.open(path, "r:") as shard:
+        return {
+            member.name: (member.offset_data, member.size)
+            for member in shard
+            if member.isreg()
+        }
+
+
+def names(paths: list[str], folder: str) -> list[str]:
+    """Names of audio files for IDs.
+
+    Arguments
+    ---------
+    paths : list of str
+        From ``find``.
+    folder : str
+        The folder that was searched.
+
+    Returns
+    -------
+    list of str
+        Paths relative to the folder. Members of tar files have their names in
+        the tar file, as before packing, or ``shard.tar::name`` if two of all
+        files would have the same name.
+
+    Example
+    -------
+    >>> names(["/a/0.tar::512+9::b/c.wav", "/a/d.wav"], "/a")
+    ['b/c.wav', 'd.wav']
+    """
+    whole = [_without_place(os.path.relpath(path, folder)) for path in paths]
+    short = [name.rpartition(SHARD)[2] for name in whole]
+    return short if len({*short}) == len(short) else whole
+
+
+def _without_place(path):
+    """``shard.tar::name`` without first byte and size of the member."""
+    shard, mark, member = path.rpartition(SHARD)
+    found = mark and PLACE.fullmatch(member)
+    return f"{shard}{mark}{found[3]}" if found else path
 
 
 def count_reasons(left_out: dict[str, str]) -> collections.Counter:
@@ -202,8 +295,53 @@ def write_left_out(
 
 def is_file(path: str) -> bool:
     """Whether a regular file, or the tar file of a member, exists."""
-    shard, is_member, _ = path.rpartition(SHARD)
-    return os.path.isfile(shard + ".tar" if is_member else path)
+    file, _ = _split(path)
+    if is_url(file):
+        system, name = fsspec.url_to_fs(file)
+        return system.isfile(name)
+    return os.path.isfile(file)
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec has to open a path: ``protocol://...``."""
+    return URL.match(path) is not None
+
+
+def absolute(path: str) -> str:
+    """An absolute path; a URL as it is."""
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Size in bytes and time of change of a file or a member.
+
+    Arguments
+    ---------
+    path : str
+        The file, or ``shard.tar::1536+20480::name.flac``.
+
+    Returns
+    -------
+    size : int
+        Bytes; of a member without its place those of the tar file.
+    time : int
+        Nanoseconds; of a member the time of the tar file.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+    """
+    file, member = _split(path)
+    status = os.stat(file)
+    found = member and PLACE.fullmatch(member)
+    return int(found[2]) if found else status.st_size, status.st_mtime_ns
+
+
+def _split(path):
+    """File of a path, and the member in it or None."""
+    shard, mark, member = path.rpartition(SHARD)
+    return (shard + ".tar", member) if mark else (path, None)
 
 
 def needs_torchcodec(path: str) -> bool:
@@ -550,7 +688,7 @@ def _entry_problem(path, is_folder):
     extension = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return "hidden: its name starts with a dot"
-    if not is_folder and extension not in EXTENSIONS:
+    if not is_folder and extension not in (*EXTENSIONS, ".tar"):
         return (
             f"unsupported {extension or 'name without extension'}: not an "
             "extension of audio files"
@@ -585,33 +723,108 @@ def _naming(path):
 
 
 @contextlib.contextmanager
-def _source(path):
-    """Yields a path, or an open member of a tar file, for the decoders."""
-    shard, mark, member = path.rpartition(SHARD)
-    file = shard + SHARD[:-2] if mark else path
+def _source(path: str) -> Iterator[Any]:
+    """Yields a path or an open file for the decoders."""
+    file, member = _split(path)
+    if is_url(file):
+        yield io.BytesIO(_download(file, member))
+        return
     status = os.stat(file)
     # opening a pipe would wait forever
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
-    if not mark:
+    if member is None:
         yield path
         return
-    members = _members(file, status.st_size, status.st_mtime_ns)
-    if member not in members:
-        raise ValueError(f"the tar file has no member {member}")
-    with _Member(file, *members[member]) as opened:
+    found = PLACE.fullmatch(member)
+    if found:
+        first, size, name = int(found[1]), int(found[2]), found[3]
+    else:
+        known = _members(file, status.st_size, status.st_mtime_ns)
+        if member not in known:
+            raise ValueError(f"the tar file has no member {member}")
+        (first, size), name = known[member], member
+    with _Member(file, first, size) as opened:
+        if found:
+            _check_header(opened.header(), size, name)
         yield opened
+
+
+@contextlib.contextmanager
+def open_bytes(path: str) -> Iterator[IO]:
+    """Opens an audio file as bytes, without decoding it.
+
+    Arguments
+    ---------
+    path : str
+        The file, a member of a tar file or a URL.
+
+    Yields
+    ------
+    IO
+        The open file, which can seek.
+
+    Raises
+    ------
+    AudioError
+        If it is missing or not a regular file.
+    """
+    with _naming(path), _source(path) as source:
+        if not isinstance(source, str):
+            yield source
+            return
+        with os.fdopen(os.open(source, os.O_RDONLY), "rb") as file:
+            yield file
 
 
 @functools.lru_cache(maxsize=64)
 def _members(path, size, mtime):
-    """Returns first byte and size of each member of a tar file, by name."""
-    with tarfile.open(path, "r:") as shard:
-        return {
-            member.name: (member.offset_data, member.size)
-            for member in shard
-            if member.isreg()
-        }
+    """``members`` of a tar file as it is now."""
+    return members(path)
+
+
+def _download(url, member):
+    """Bytes of a remote file, or of a member whose place is known."""
+    if member is None:
+        return _fetch(url)
+    found = PLACE.fullmatch(member)
+    if not found:
+        raise ValueError(
+            "members of remote tar files need their first byte and size, "
+            "shard.tar::1536+20480::name.flac; `speechbrain-ssl pack` writes "
+            "them"
+        )
+    first, size = int(found[1]), int(found[2])
+    data = _fetch(url, first - TAR_BLOCK, first + size)
+    _check_header(data[:TAR_BLOCK], size, found[3])
+    return data[TAR_BLOCK:]
+
+
+def _fetch(url, start=None, end=None):
+    """Bytes of a remote file."""
+    try:
+        # not kept: a forked worker needs connections of its own
+        system, name = fsspec.url_to_fs(url)
+        return system.cat_file(name, start, end)
+    except Exception as error:  # each protocol has its own
+        reason = f"{type(error).__name__}: {error}"
+        raise OSError(f"fsspec cannot fetch it ({reason})") from error
+
+
+def _check_header(header, size, name):
+    """Raises if a member is not where its path says."""
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        # long names are cut here, and complete in blocks before this one
+        if found.size == size and name.startswith(found.name[:90]):
+            return
+        other = f"{found.name} with {found.size} bytes is there"
+    except tarfile.HeaderError as error:
+        other = error
+    raise ValueError(
+        f"the tar file has no member {name} with {size} bytes at this place "
+        f"({other}). It was written again: prepare or pack the data again"
+    )
 
 
 class _Member(io.RawIOBase):
@@ -620,6 +833,12 @@ class _Member(io.RawIOBase):
     def __init__(self, path, first, size):
         self.descriptor = os.open(path, os.O_RDONLY)
         self.first, self.size, self.place = first, size, 0
+
+    def header(self):
+        """The block of the tar file in front of the member."""
+        return os.pread(
+            self.descriptor, TAR_BLOCK, max(self.first - TAR_BLOCK, 0)
+        )
 
     def readable(self):
         return True

@@ -371,3 +371,37 @@ def test_too_few_rows_for_a_batch_are_refused():
 def test_impossible_process_or_batch_is_refused(wrong):
     with pytest.raises(ValueError, match="rank < world_size"):
         EpochSampler(10, **wrong)
+
+
+def test_sequential_rows_are_read_block_by_block():
+    sampler = EpochSampler(1003, seed=3, sequential_rows=10)
+    rows = [row for _, row in sampler]
+    assert sorted(rows) == list(range(1003))
+    place = {row: place for place, row in enumerate(rows)}
+    places = [
+        [place[row] for row in range(first, min(first + 10, 1003))]
+        for first in range(0, 1003, 10)
+    ]
+    # each block from its first row to its last, 16 blocks at a time
+    assert all(block == sorted(block) for block in places)
+    assert all(block[-1] - block[0] < 16 * 10 for block in places)
+    # blocks are mixed, and come in another order in each epoch
+    assert sum(abs(a - b) == 1 for a, b in zip(rows, rows[1:])) < 200
+    sampler.set_epoch(1)
+    assert [row for _, row in sampler] != rows
+    parts = [
+        [
+            row
+            for _, row in EpochSampler(
+                1003, 3, rank, 2, batch_size=4, sequential_rows=10
+            )
+        ]
+        for rank in range(2)
+    ]
+    one = [
+        row
+        for at in range(0, 1000, 4)
+        for part in parts
+        for row in part[at : at + 4]
+    ]
+    assert one == rows[: len(one)]

@@ -14,6 +14,7 @@ import soundfile
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.cli.pack import pack
 from speechbrain_ssl.files import occupy
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
@@ -259,3 +260,19 @@ def test_encoder_that_the_export_cannot_hold_is_refused_first(
     with pytest.raises(ValueError, match=f"cannot be exported.*{__name__}.Own"):
         train(tmp_path / "run", file=file)
     assert not (tmp_path / "run/hyperparams.yaml").exists()
+
+
+def test_training_from_shards_gives_the_weights_of_files(
+    train, audio, finished, tmp_path
+):
+    pack(str(audio), str(tmp_path / "shards"), progress=False)
+    trained = (finished / "model/embedding_model.ckpt").read_bytes()
+    listed = f"--train_annotation={tmp_path}/shards/train.csv"
+    for name, flags in {
+        "prepared": [],
+        "packed": [listed, "--skip_prep=True"],
+    }.items():
+        folder = f"--data_folder={tmp_path}/shards"
+        train(tmp_path / name, folder, *flags)
+        model = tmp_path / name / "model/embedding_model.ckpt"
+        assert model.read_bytes() == trained

@@ -66,7 +66,8 @@ def prepare_audio_folder(
     """Writes an annotation of the usable audio files in a folder.
 
     Files may have any sample rate and number of channels, and be in
-    subfolders (see ``audio.find``). IDs are paths relative to the folder. The
+    subfolders or tar files (see ``audio.find``). IDs are paths relative to the
+    folder, or the names of members of tar files (see ``audio.names``). The
     number of workers does not change the output. Lengths and sample rates of
     usable files are cached in ``<save_csv>.cache.json``.
 
@@ -149,7 +150,10 @@ def prepare_audio_folder(
             f"None of the {len(paths)} audio files in {data_folder} can be "
             f"used: {audio.describe(left_out)}. See {skipped_csv}."
         )
-    rows = map(row or annotation_row, usable, usable.values())
+    rows = list(map(row or annotation_row, usable, usable.values()))
+    if row is None:
+        names = audio.names(list(usable), ".")
+        rows = ((name, *row[1:]) for name, row in zip(names, rows))
     write_annotation(save_csv, rows)
     write_cache(cache_file, settings, usable)
     hours = sum(file.frames / file.sample_rate for file in usable.values())
@@ -177,8 +181,7 @@ def examine(data_folder, cache, min_seconds, silence_db, path):
         The file.
     """
     try:
-        status = os.stat(path)
-        size, mtime = status.st_size, status.st_mtime_ns
+        size, mtime = audio.stamp(path)
         known = cache.get(os.path.relpath(path, data_folder))
         if known and known[:2] == [size, mtime]:
             return File(*known)

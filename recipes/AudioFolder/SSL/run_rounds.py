@@ -38,6 +38,7 @@ if __name__ == "__main__":
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import hub
 from speechbrain_ssl.checks import check_keys, number, optional, whole
+from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
 from speechbrain_ssl.options import (
@@ -132,7 +133,8 @@ def check_settings(hparams):
     if embeddings != statistics.NAME:
         paths.append(embeddings)
     for path in paths:
-        if path is not None and not os.path.exists(path):
+        known = path is None or audio.is_url(path)
+        if not known and not os.path.exists(path):
             raise FileNotFoundError(f"There is no {path}")
 
 
@@ -379,7 +381,7 @@ def with_places(hparams):
     keys = ["data_folder", "output_folder"]
     if hparams["embeddings"] not in (None, statistics.NAME):
         keys.append("embeddings")
-    places = {key: os.path.abspath(hparams[key]) for key in keys}
+    places = {key: audio.absolute(hparams[key]) for key in keys}
     if hparams["model_folder"] is not None:  # one revision for all stages
         places["model_folder"] = hub.local_folder(hparams["model_folder"])
     if hparams["train_annotation"] is None:

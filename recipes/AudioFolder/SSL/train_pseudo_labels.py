@@ -63,6 +63,7 @@ def check_settings(hparams):
         number_of_epochs=hparams["number_of_epochs"],
         batch_size=hparams["batch_size"],
         num_workers=hparams["num_workers"],
+        sequential_rows=hparams.get("sequential_rows"),
         epoch_counter=hparams["epoch_counter"],
         checkpointer=hparams["checkpointer"],
         opt_class=hparams["opt_class"],

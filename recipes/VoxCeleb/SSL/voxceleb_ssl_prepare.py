@@ -43,7 +43,7 @@ DEPTH = 3  # largest number of folders above those of the speakers
 SPEAKER = re.compile(r"id\d{5}")
 SPEAKER_FOLDER = re.compile(r"(?:^|/)(id\d{5})/")
 UTTERANCE = re.compile(
-    r"(?P<above>(?:.*/)?)(?P<key>(?P<speaker>id\d{5})/[^/]+/\d+)\.[^./]+"
+    r"(?P<above>(?:.*(?:/|::))?)(?P<key>(?P<speaker>id\d{5})/[^/]+/\d+)\.[^./]+"
 )
 TEST_SPLIT = re.compile(r"(?:^|[/_])test[/_]")
 VOXCELEB1 = {f"id{number}" for number in range(10001, 11252)}

@@ -1,0 +1,165 @@
+"""Tar shards: the same audio, IDs and views as from files."""
+
+import os
+
+import fsspec
+import pytest
+import torch
+
+from speechbrain_ssl.cli import pack as module
+from speechbrain_ssl.cli.pack import main, pack
+from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio.annotations import (
+    EpochSampler,
+    read_annotation,
+    write_annotation,
+)
+from speechbrain_ssl.dataio.views import ViewSampler
+from tests.models import write_noise
+
+NAMES = ["a b/one.wav", "a b/two.flac", f"{'long' * 40}/x.wav", "z.ogg"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, name in enumerate(NAMES):
+        write_noise(tmp_path / "audio" / name, 0.4 + 0.1 * seed, seed=seed)
+    (tmp_path / "audio/broken.wav").write_bytes(b"RIFF")
+    (tmp_path / "audio/notes.txt").write_text("no audio")
+    return tmp_path
+
+
+def views_of(utterances):
+    sampler = ViewSampler(16000, 2, 0.2, speeds=[0.9, 1.0, 1.1], seed=4)
+    rows = [utterances.row(index) for index in range(len(utterances))]
+    return [
+        (row["ID"], sampler((3, n), row["wav"], row["start"], row["stop"])[0])
+        for n, row in enumerate(rows)
+    ]
+
+
+def assert_same(found, expected):
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    for (_, mine), (_, theirs) in zip(found, expected):
+        assert torch.equal(mine, theirs)
+
+
+def test_shards_give_the_ids_and_views_of_files(folder, capsys):
+    main([f"{folder}/audio", f"{folder}/shards", "--shard_mb=0.04"])
+    shards = sorted((folder / "shards").glob("*.tar"))
+    assert len(shards) > 1 and "--skip_prep True" in capsys.readouterr().out
+    rows = [
+        (name, 0.4, str(folder / "audio" / name), 0, 6400) for name in NAMES
+    ]
+    packed = read_annotation(folder / "shards/train.csv", folder / "shards")
+    for n, row in enumerate(rows):
+        rows[n] = (*row[:4], packed.row(n)["stop"])
+    write_annotation(folder / "files.csv", rows)
+    expected = views_of(read_annotation(folder / "files.csv"))
+    assert_same(views_of(packed), expected)
+    skipped = (folder / "shards/skipped.csv").read_text()
+    assert "broken.wav" in skipped and "notes.txt" in skipped
+    # the walker finds them in the same order, under the same IDs
+    paths, left_out = audio.find(f"{folder}/shards")
+    assert audio.names(paths, f"{folder}/shards") == NAMES
+    assert paths == list(packed.wavs())
+    # a URL in place of the folder
+    system = fsspec.filesystem("memory")
+    for path in shards:
+        system.pipe(f"/bucket/{path.name}", path.read_bytes())
+    remote = read_annotation(folder / "shards/train.csv", "memory://bucket")
+    assert remote.row(0)["wav"].startswith("memory://bucket/000000.tar::")
+    assert_same(views_of(remote), expected)
+    assert audio.is_file(remote.row(0)["wav"])
+    with pytest.raises(audio.AudioError, match="gone.tar.*FileNotFoundError"):
+        audio.open("memory://bucket/gone.tar::512+9::a.wav")
+    with pytest.raises(audio.AudioError, match="need their first byte"):
+        audio.open("memory://bucket/000000.tar::z.ogg")
+
+
+def test_packing_goes_on_where_it_was_killed(folder, monkeypatch):
+    arguments = f"{folder}/audio", f"{folder}/shards", 0.04
+    write, written = module._write_shard, []
+
+    def fail_late(path, *others):
+        if path.endswith("1.tar"):
+            raise RuntimeError("killed")
+        written.append(path)
+        write(path, *others)
+
+    monkeypatch.setattr(module, "WRITERS", 1)
+    monkeypatch.setattr(module, "_write_shard", fail_late)
+    with pytest.raises(RuntimeError):
+        pack(*arguments, progress=False)
+    assert not (folder / "shards/train.csv").exists()
+    first = (folder / "shards/000000.tar").stat().st_mtime_ns
+    monkeypatch.setattr(module, "_write_shard", write)
+    shards = pack(*arguments, progress=False)
+    assert (folder / "shards/000000.tar").stat().st_mtime_ns == first
+    # the bytes of a packing that nobody killed
+    other = pack(f"{folder}/audio", f"{folder}/other", 0.04, progress=False)
+    assert [open(path, "rb").read() for path in shards] == [
+        open(path, "rb").read() for path in other
+    ]
+    write_noise(folder / "audio/new.wav", 0.3)
+    with pytest.raises(ValueError, match="files: was"):
+        pack(*arguments, progress=False)
+
+
+def test_segments_of_a_file_stay_segments_and_labels_stay_behind(folder):
+    path = folder / "segments.csv"
+    rows = [
+        ("s1", 0.1, "$data_root/z.ogg", 0, 1600, "anna"),
+        ("s2", 0.1, "$data_root/a b/one.wav", 800, 2400, "anna"),
+        ("s3", 0.1, "$data_root/z.ogg", 1600, 3200, "berta"),
+    ]
+    write_annotation(path, rows, extra=("spk_id",))
+    pack(
+        str(path),
+        f"{folder}/shards",
+        data_root=f"{folder}/audio",
+        progress=False,
+    )
+    header = (folder / "shards/train.csv").read_text().splitlines()[0]
+    assert header == "ID,duration,wav,start,stop"
+    packed = read_annotation(folder / "shards/train.csv", folder / "shards")
+    before = read_annotation(path, folder / "audio")
+    assert list(packed.ids()) == ["s1", "s2", "s3"]
+    assert_same(views_of(packed), views_of(before))
+    assert len(os.listdir(folder / "shards")) == 3  # shard, CSV, record
+
+
+def test_shuffled_shards_are_read_in_sequence(folder):
+    for seed in range(40):
+        write_noise(folder / f"audio/{seed:02d}.wav", 0.2, seed=seed)
+    pack(f"{folder}/audio", f"{folder}/shards", 0.1, shuffle=1, progress=False)
+    packed = read_annotation(folder / "shards/train.csv", folder / "shards")
+    ids = list(packed.ids())
+    assert ids != sorted(ids) and len(ids) == 44
+    # the order of the rows is that of the bytes
+    assert sorted(packed.wavs(), key=_place) == list(packed.wavs())
+    sampler = EpochSampler(44, sequential_rows=44)
+    assert [row for _, row in sampler] == list(range(44))
+
+
+def _place(wav):
+    shard, place, _ = wav.split("::")
+    return shard, int(place.split("+")[0])
+
+
+def test_a_shard_that_was_written_again_is_noticed(folder):
+    pack(f"{folder}/audio", f"{folder}/shards", progress=False)
+    (wav, *_) = read_annotation(
+        folder / "shards/train.csv", folder / "shards"
+    ).wavs()
+    audio.open(wav).close()
+    wrong = wav.replace("512+", "1024+")
+    with pytest.raises(audio.AudioError, match="pack the data again"):
+        audio.open(wrong)
+    size = wav.split("::")[1].split("+")[1]
+    with pytest.raises(audio.AudioError, match="no member a b/one.wav"):
+        audio.open(wav.replace(f"+{size}", f"+{int(size) + 1}"))
+    (folder / "shards/000000.tar").write_bytes(b"x" * 2000)
+    paths, left_out = [], {}
+    with pytest.raises(FileNotFoundError, match="unreadable"):
+        paths, left_out = audio.find(f"{folder}/shards")
