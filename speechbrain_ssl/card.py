@@ -87,6 +87,26 @@ same = float(score) >= {threshold:.4f}
 ```
 
 """
+LABEL_FREE = """\
+## Threshold
+
+A cosine of {threshold:.4f} accepts {percent:.3g} % of the pairs of different
+utterances of {audio}. **It was found without labels**: {utterances} utterances
+that training did not use, {seconds:.2g} s of each, every side in a channel of
+its own.
+Error model: if all of these pairs are of two speakers, {percent:.3g} % is the
+rate of false acceptances. If some are of one speaker, the rate is lower: at a
+share s of such pairs, it is between ({percent:.3g} % - s) / (1 - s) and
+{percent:.3g} % / (1 - s). The rate of false rejections is unknown. Other audio
+may need another threshold; a labelled list measures it:
+`speechbrain-ssl verify --model_folder FOLDER --trials LIST`.
+
+```python
+score, _ = encoder.verify_files("a.wav", "b.wav")
+same = float(score) >= {threshold:.4f}
+```
+
+"""
 KNOWN = """\
 **{count} files of the list are in the {name} too**: the error rates are not
 those of unknown recordings.
@@ -208,19 +228,52 @@ def suggest_threshold(
         found["known_files"] = known
     found["trials"] = trials
     write_json(os.path.join(folder, THRESHOLD_NAME), found)
-    path = os.path.join(folder, CARD_NAME)
-    if os.path.isfile(path):
-        card = read_card(folder)
-        _add_results(card, summary, trials)
-        section = _threshold_section(found)
-        card.text, count = THRESHOLD_SECTION.subn(lambda _: section, card.text)
-        if not count:
-            card.text = f"{card.text.rstrip()}\n\n{section}"
-        _write(path, card)
+    _replace_threshold(folder, _threshold_section(found), summary, trials)
+
+
+def set_label_free_threshold(
+    folder: str, figures: Mapping[str, Any], audio: str
+) -> bool:
+    """Writes a decision threshold that was found without labels.
+
+    It goes to ``threshold.json`` and to the threshold section of the card. A
+    threshold that a labelled list gave is kept.
+
+    Arguments
+    ---------
+    folder : str
+        The exported folder.
+    figures : dict
+        Of ``speechbrain_ssl.evaluation.selfcheck.SelfCheck``.
+    audio : str
+        Name of the unlabelled audio.
+
+    Returns
+    -------
+    bool
+        Whether it was written.
+    """
+    found = read_threshold(folder)
+    if found is not None and not found.get("label_free"):
+        return False
+    names = ("threshold", "false_acceptance", "false_acceptance_low")
+    found = {name: float(figures[name]) for name in names}
+    found |= {"label_free": True, "audio": audio}
+    write_json(os.path.join(folder, THRESHOLD_NAME), found)
+    section = LABEL_FREE.format(
+        threshold=found["threshold"],
+        percent=100 * found["false_acceptance"],
+        audio=_cell(audio),
+        utterances=figures["utterances"],
+        seconds=figures["seconds"],
+    )
+    _replace_threshold(folder, section)
+    return True
 
 
 def read_threshold(folder: str) -> dict[str, Any] | None:
-    """The threshold that ``suggest_threshold`` wrote.
+    """The threshold that ``suggest_threshold`` or
+    ``set_label_free_threshold`` wrote.
 
     Arguments
     ---------
@@ -230,9 +283,10 @@ def read_threshold(folder: str) -> dict[str, Any] | None:
     Returns
     -------
     dict
-        ``threshold`` on the cosine, ``EER`` in percent, ``trials``, the name
-        of the labelled list, and what else ``suggest_threshold`` was given;
-        None if there is none.
+        ``threshold`` on the cosine. Of a labelled list also ``EER`` in percent,
+        ``trials``, its name, and what else ``suggest_threshold`` was given.
+        Without labels ``label_free`` (True), ``audio`` and the rates of
+        ``set_label_free_threshold``. None if there is no threshold.
 
     Raises
     ------
@@ -332,6 +386,20 @@ def _write(path, card):
     """Replaces a card in one step."""
     with write_whole(path) as file:
         file.write(str(card))
+
+
+def _replace_threshold(folder, section, summary=None, trials=None):
+    """Replaces the threshold section; adds error rates of a labelled list."""
+    path = os.path.join(folder, CARD_NAME)
+    if not os.path.isfile(path):
+        return
+    card = read_card(folder)
+    if summary is not None:
+        _add_results(card, summary, trials)
+    card.text, count = THRESHOLD_SECTION.subn(lambda _: section, card.text)
+    if not count:
+        card.text = f"{card.text.rstrip()}\n\n{section}"
+    _write(path, card)
 
 
 def _add_results(card, summary, trials):

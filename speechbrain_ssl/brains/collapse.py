@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.evaluation.metrics import effective_rank
 
 # below these a warning is due (of an isotropic cloud both would be 1)
 LOW_SPREAD = 0.1
@@ -80,9 +81,7 @@ class CollapseStats:
         second = distributed.mean(self.outer / self.count)
         covariance = (second - torch.outer(mean, mean)).cpu()
         variance = covariance.diagonal().clamp(min=0.0)
-        spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0.0)
-        share = spectrum / spectrum.sum().clamp(min=1e-20)
-        rank = torch.special.entr(share).sum().exp().item()
+        rank = effective_rank(covariance.numpy())
         spread = variance.sqrt().mean() * len(variance) ** 0.5
         return {
             "embedding_spread": spread.item(),

@@ -15,6 +15,7 @@ MODULES = {
     "identify": ("speechbrain_ssl.cli.identify", "find an enrolled speaker"),
     "demo-page": ("speechbrain_ssl.cli.page", "a page that compares audio"),
     "fuse": ("speechbrain_ssl.cli.fuse", "fuse the scores of several models"),
+    "selfcheck": ("speechbrain_ssl.cli.selfcheck", "rank models, no labels"),
     "export": ("speechbrain_ssl.exporting", "a run to a model folder"),
     "onnx": ("speechbrain_ssl.onnx", "a model folder to an ONNX file"),
     "push": ("speechbrain_ssl.push", "a model folder to the Hugging Face hub"),

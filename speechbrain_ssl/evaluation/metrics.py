@@ -361,6 +361,30 @@ def bootstrap(
     return float(low), float(high)
 
 
+def effective_rank(covariance: np.ndarray) -> float:
+    """Effective number of dimensions: exponential of the spectrum's entropy.
+
+    Arguments
+    ---------
+    covariance : np.ndarray
+        Covariance of embeddings [emb_dim, emb_dim].
+
+    Returns
+    -------
+    float
+        1 to ``emb_dim``; 1 also if all embeddings are equal.
+
+    Example
+    -------
+    >>> round(effective_rank(np.diag([1.0, 1.0, 0.0])), 3)
+    2.0
+    """
+    spectrum = np.linalg.eigvalsh(covariance).clip(min=0.0)
+    share = spectrum / max(spectrum.sum(), 1e-20)
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
 def _weighted_eer(scores, targets, enrol, test):
     """Prepares the EER of sorted trials for many weightings of the groups.
 

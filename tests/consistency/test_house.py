@@ -26,6 +26,7 @@ FLOORS = [
     ("runtime", 0),
     ("evaluation/trials", 2.5),  # opens audio
     ("evaluation/verification", 3),
+    ("evaluation/selfcheck", 3.75),  # reads clusterings and statistics
     ("stages", 3),
     ("evaluation", 2),
     ("nnet", 2),
