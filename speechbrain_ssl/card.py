@@ -257,8 +257,11 @@ def set_label_free_threshold(
     if found is not None and not found.get("label_free"):
         return False
     names = ("threshold", "false_acceptance", "false_acceptance_low")
-    found = {name: float(figures[name]) for name in names}
-    found |= {"label_free": True, "audio": audio}
+    found = {
+        **{name: float(figures[name]) for name in names},
+        "label_free": True,
+        "audio": audio,
+    }
     write_json(os.path.join(folder, THRESHOLD_NAME), found)
     section = LABEL_FREE.format(
         threshold=found["threshold"],
