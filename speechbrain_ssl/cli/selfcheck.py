@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from speechbrain.utils.distributed import infer_device
 
@@ -43,7 +44,7 @@ def selfcheck(
     data_root: str | None = None,
     device: str | None = None,
     trust: Sequence[str] = (),
-    **settings,
+    **settings: Any,
 ) -> dict[str, dict]:
     """Measures exported models without labels.
 
