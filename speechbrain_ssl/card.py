@@ -29,12 +29,41 @@ FIGURES = {
     "minDCF_0.01": ("min_dcf", "Minimum detection cost, target prior 0.01"),
     "minDCF_0.05": ("min_dcf", "Minimum detection cost, target prior 0.05"),
 }
-SOURCE = re.compile(r'(from_hparams\(\s*source=)"(?:[^"\\]|\\.)*"')
+SOURCE = re.compile(
+    r'(from_hparams\(\s*source=|embed_faces\()"(?:[^"\\]|\\.)*"'
+)
 THRESHOLD_SECTION = re.compile(r"^## Threshold\n.*?(?=^## |\Z)", re.M | re.S)
 PACKAGES = ("speechbrain", "torch", "transformers")
+TASKS = ("verification", "recognition", "embeddings")
+FACE_TITLE = "Face encoder"
 
+VOICE_USE = """\
+from speechbrain.inference.speaker import SpeakerRecognition
+
+encoder = SpeakerRecognition.from_hparams(source={source}, savedir=None)
+waveform = encoder.load_audio("a.wav")  # one channel, {rate} Hz
+embedding = encoder.encode_batch(waveform)  # [1, 1, {dim}]
+"""
+FACE_USE = """\
+from speechbrain_ssl.inference import embed_faces
+
+# images, folders of images of one face, or videos, cropped to the face
+embeddings = embed_faces({source}, ["a.jpg", "b.jpg"])  # [2, {dim}]
+"""
+VOICE_LIMITS = """\
+* Recordings of less than a second, silence and several voices in one
+  recording give unreliable scores. The commands of speechbrain_ssl leave out
+  digital silence (0.2 s or longer, below -80 dBFS) and embed audio above 60 s
+  in windows; SpeechBrain's `encode_batch` and `verify_files` do not.
+* Recordings of one session seem more alike than the voice alone makes them.
+"""
+FACE_LIMITS = """\
+* Images must show one face and little else, as the training images did. Small,
+  turned or covered faces give unreliable scores.
+* Images of one session seem more alike than the face alone makes them.
+"""
 BODY = """
-# Speaker encoder
+# {title}
 
 {notes}
 
@@ -42,12 +71,7 @@ BODY = """
 ## Use
 
 ```python
-from speechbrain.inference.speaker import SpeakerRecognition
-
-encoder = SpeakerRecognition.from_hparams(source={source}, savedir=None)
-waveform = encoder.load_audio("a.wav")  # one channel, {rate} Hz
-embedding = encoder.encode_batch(waveform)  # [1, 1, {dim}]
-```
+{use}```
 
 {needs} SpeechBrain runs whatever code the `hyperparams.yaml` of a folder
 names, so load folders of people you trust. The commands of speechbrain_ssl
@@ -61,17 +85,14 @@ labelled list and writes it here.
 
 ## Limits
 
-* Error rates hold for the audio they were measured on. Other languages,
-  channels, noise or ages of speakers need a labelled list of their own.
-* Recordings of less than a second, silence and several voices in one
-  recording give unreliable scores. The commands of speechbrain_ssl leave out
-  digital silence (0.2 s or longer, below -80 dBFS) and embed audio above 60 s
-  in windows; SpeechBrain's `encode_batch` and `verify_files` do not.
-* Recordings of one session seem more alike than the voice alone makes them.
-* A score is no proof of identity. Do not decide about people by it alone, and
-  process voices only with their consent.
+* Error rates hold for the data they were measured on. Other languages,
+  channels, noise, cameras or ages of people need a labelled list of their own.
+{limits}* A score is no proof of identity. Do not decide about people by it alone, and
+  process voices and faces only with their consent.
 """
 
+VOICE_SCORE = 'score, _ = encoder.verify_files("a.wav", "b.wav")'
+FACE_SCORE = "score = torch.cosine_similarity(*embeddings, dim=0)"
 THRESHOLD = """\
 ## Threshold
 
@@ -138,7 +159,7 @@ def write_card(
     facts : dict
         Rows of a table: data, objective, encoder, seed, label use ...
     sample_rate : int
-        Of the model's audio in Hz.
+        Of the model's audio in Hz; 0: it takes faces.
     dim : int
         Width of the embeddings.
     needs : str
@@ -148,27 +169,30 @@ def write_card(
     base_model : str
         The hub's name of the pretrained network; None: there is none.
     """
+    kind = "speaker" if sample_rate else "face"
     data = ModelCardData(
         language=UNKNOWN_LANGUAGE,
         license=UNKNOWN_LICENSE,
         library_name="speechbrain",
         pipeline_tag="feature-extraction",
         tags=[
-            *("speechbrain", "speaker-verification", "speaker-recognition"),
-            *("speaker-embeddings", *tags),
+            "speechbrain",
+            *(f"{kind}-{task}" for task in TASKS),
+            *tags,
         ],
         base_model=base_model,
     )
     packages = [name for name in PACKAGES if name in needs or name == "torch"]
     facts = {**facts, "made with": _versions(packages)}
     rows = "".join(f"| {_cell(k)} | {_cell(v)} |\n" for k, v in facts.items())
+    use = VOICE_USE if sample_rate else FACE_USE
     body = BODY.format(
+        title="Speaker encoder" if sample_rate else FACE_TITLE,
         notes=notes,
         facts=f"| | |\n|---|---|\n{rows}",
-        source=_quoted(name),
-        rate=sample_rate,
-        dim=dim,
+        use=use.format(source=_quoted(name), rate=sample_rate, dim=dim),
         needs=needs,
+        limits=VOICE_LIMITS if sample_rate else FACE_LIMITS,
     )
     with write_whole(os.path.join(folder, CARD_NAME)) as file:
         file.write(f"---\n{data.to_yaml()}\n---\n{body}")
@@ -397,6 +421,8 @@ def _replace_threshold(folder, section, summary=None, trials=None):
     if not os.path.isfile(path):
         return
     card = read_card(folder)
+    if f"# {FACE_TITLE}\n" in card.text:
+        section = section.replace(VOICE_SCORE, FACE_SCORE)
     if summary is not None:
         _add_results(card, summary, trials)
     card.text, count = THRESHOLD_SECTION.subn(lambda _: section, card.text)

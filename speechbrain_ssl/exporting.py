@@ -35,6 +35,7 @@ from speechbrain_ssl.loading import (
     HPARAMS_NAME,
     WEIGHTS_NAME,
     check_sample_rate,
+    face_size_of,
     is_export,
     load_weights,
     read_text,
@@ -43,6 +44,7 @@ from speechbrain_ssl.loading import (
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.transformer import PretrainedTransformer
 
+PIXELS = "speechbrain_ssl.nnet.face.Pixels"
 DEFAULT_RATE = 16000  # of YAMLs without a key sample_rate
 # what torch.compile and DDP put before the names of parameters
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -51,10 +53,16 @@ NEEDS_US = (
     "It needs the package speechbrain_ssl, whose classes `hyperparams.yaml` "
     "names, and `pip install 'speechbrain>=1.1.2' 'transformers>=4.57'`."
 )
-INTERFACE = """\
+NORMALIZER = """\
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
     sample_rate: {rate}
 
+"""
+NEEDS_FACES = (
+    "It needs `pip install 'speechbrain_ssl[av]'`: classes of that package are "
+    "in `hyperparams.yaml`."
+)
+INTERFACE = """\
 modules:
     compute_features: !ref <compute_features>
     mean_var_norm: !ref <mean_var_norm>
@@ -67,7 +75,9 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 
 def encoder_hparams(
-    hparams_text: str, architectures: Sequence[Mapping[str, Any]] = ()
+    hparams_text: str,
+    architectures: Sequence[Mapping[str, Any]] = (),
+    prefix: str = "",
 ) -> str:
     """Takes the encoder out of the YAML of a training run.
 
@@ -78,6 +88,9 @@ def encoder_hparams(
     architectures : list of dict
         What makes the pretrained networks in it without their files, in
         order: the settings of those with a ``source``.
+    prefix : str
+        Begins the keys of the encoder in that YAML: ``face_`` for the face
+        encoder of an audio-visual training.
 
     Returns
     -------
@@ -97,7 +110,8 @@ def encoder_hparams(
     yaml.indent(mapping=4, sequence=6, offset=4)
     yaml.width = 4096
     tree = yaml.load(resolve_references(hparams_text))
-    missing = [key for key in ENCODER_KEYS if key not in tree]
+    keys = [prefix + key for key in ENCODER_KEYS]
+    missing = [key for key in keys if key not in tree]
     if missing:
         raise KeyError(
             f"The hparams file has no {', '.join(missing)}: these keys make "
@@ -105,7 +119,7 @@ def encoder_hparams(
         )
     # references have been replaced by the nodes that they name
     part = ruamel.yaml.comments.CommentedMap(
-        (key, tree[key]) for key in ENCODER_KEYS
+        (key, tree[own]) for key, own in zip(ENCODER_KEYS, keys)
     )
     for node in _nodes(part):  # comments are about training
         if hasattr(node, "ca"):
@@ -114,11 +128,14 @@ def encoder_hparams(
     _put_architectures(part, architectures)
     out = io.StringIO()
     yaml.dump(part, out)
-    rate = tree.get("sample_rate")
-    if rate is None and isinstance(tree["compute_features"], dict):
-        rate = tree["compute_features"].get("sample_rate")
-    interface = INTERFACE.format(rate=DEFAULT_RATE if rate is None else rate)
-    text = f"{out.getvalue()}\n{interface}"
+    text = f"{out.getvalue()}\n"
+    if _class_of(part["compute_features"]) != PIXELS:
+        rate = tree.get("sample_rate")
+        if rate is None and isinstance(part["compute_features"], dict):
+            rate = part["compute_features"].get("sample_rate")
+        rate = DEFAULT_RATE if rate is None else rate
+        text += NORMALIZER.format(rate=rate)
+    text += INTERFACE
     safe_yaml.check(text, "The encoder cannot be exported")
     return text
 
@@ -129,6 +146,7 @@ def export(
     folder: str,
     notes: str = "Trained without labels.",
     facts: Mapping[str, str] | None = None,
+    prefix: str = "",
 ) -> str:
     """Writes an encoder as a folder for SpeechBrain, and checks it.
 
@@ -147,6 +165,8 @@ def export(
         First paragraph of the model card.
     facts : dict of str to str
         Rows of the model card: data, seed, label use.
+    prefix : str
+        See ``encoder_hparams``.
 
     Returns
     -------
@@ -179,7 +199,7 @@ def export(
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         os.makedirs(staging)
-        text = _write(staging, hparams_text, branch)
+        text = _write(staging, hparams_text, branch, prefix)
         rate, dim = _check(staging, branch)
         tree = ruamel.yaml.YAML().load(resolve_references(hparams_text))
         transformers = _transformers(branch)
@@ -190,9 +210,9 @@ def export(
             {**_describe(tree, branch, rate, dim), **(facts or {})},
             rate,
             dim,
-            needs=NEEDS_US if "speechbrain_ssl." in text else NEEDS,
+            needs=_needs(text),
             tags=[net.model.config.model_type for net in transformers],
-            base_model=_base_model(tree),
+            base_model=_base_model(tree[prefix + "embedding_model"]),
         )
         if os.path.isdir(folder):
             os.rename(folder, old)
@@ -203,7 +223,7 @@ def export(
     return folder
 
 
-def check_export(branch: Branch, hparams_text: str) -> None:
+def check_export(branch: Branch, hparams_text: str, prefix: str = "") -> None:
     """Checks before training that an encoder can be exported after it.
 
     Arguments
@@ -212,6 +232,8 @@ def check_export(branch: Branch, hparams_text: str) -> None:
         The encoder, with whatever weights.
     hparams_text : str
         Content of the YAML it was made from.
+    prefix : str
+        See ``encoder_hparams``.
 
     Raises
     ------
@@ -220,7 +242,7 @@ def check_export(branch: Branch, hparams_text: str) -> None:
         other embeddings.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _write(folder, hparams_text, branch)
+        _write(folder, hparams_text, branch, prefix)
         _check(folder, branch)
 
 
@@ -311,10 +333,10 @@ def _transformers(branch):
     return [m for m in branch.modules() if isinstance(m, PretrainedTransformer)]
 
 
-def _write(folder, hparams_text, branch):
+def _write(folder, hparams_text, branch, prefix=""):
     """Writes YAML and weights; returns the YAML."""
     architectures = [net.architecture() for net in _transformers(branch)]
-    text = encoder_hparams(hparams_text, architectures)
+    text = encoder_hparams(hparams_text, architectures, prefix)
     path = os.path.join(folder, HPARAMS_NAME)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
@@ -342,13 +364,14 @@ def _check(folder, branch):
             "The exported hparams make another encoder than the trained one; "
             f"these weights are in one only: {', '.join(odd[:5])}"
         )
-    rate = classifier.audio_normalizer.sample_rate
-    check_sample_rate([branch], rate)
-    generator = torch.Generator().manual_seed(0)
-    wavs = torch.randn(2, round(1.5 * rate), generator=generator)
+    rate = 0
+    if face_size_of(classifier) is None:
+        rate = classifier.audio_normalizer.sample_rate
+        check_sample_rate([branch], rate)
+    wavs = branch.noise(round(1.5 * rate))
     # both on the CPU: GPUs may multiply with fewer digits
-    expected = copy.deepcopy(branch).cpu().eval().embed(wavs / 10)
-    found = classifier.encode_batch(wavs / 10).flatten(1)
+    expected = copy.deepcopy(branch).cpu().eval().embed(wavs)
+    found = classifier.encode_batch(wavs).flatten(1)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
         worst = (found - expected).abs().max().item()
         raise ValueError(
@@ -373,15 +396,33 @@ def _describe(tree, branch, rate, dim):
         "objective": ", ".join(filter(None, objective)) or "unknown",
         "encoder": f"{', '.join(kinds)}: {count:,} parameters, "
         f"embeddings of {dim} dimensions",
-        "audio": f"one channel, {rate} Hz",
+        **_input_of(branch, rate),
     }
 
 
+def _needs(text):
+    """The sentence of the card on the packages that a YAML needs."""
+    if PIXELS in text:
+        return NEEDS_FACES
+    return NEEDS_US if "speechbrain_ssl." in text else NEEDS
+
+
+def _input_of(branch, rate):
+    """The row of the card about what the encoder takes."""
+    if not rate:
+        size = branch.compute_features.size
+        return {"images": f"faces of {size} x {size} pixels, RGB"}
+    return {"audio": f"one channel, {rate} Hz"}
+
+
 def _base_model(tree):
-    """The hub's name of the network that training started from, if any."""
+    """The hub's name of the network that training started from, if any.
+
+    ``tree`` is the part of the YAML that makes the network.
+    """
     sources = [
         str(node["source"])
-        for node in _nodes(tree["embedding_model"])
+        for node in _nodes(tree)
         if isinstance(node, dict) and "source" in node and _class_of(node)
     ]
     names = [

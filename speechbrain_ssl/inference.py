@@ -16,6 +16,7 @@ from speechbrain_ssl.exporting import (
 from speechbrain_ssl.loading import (
     check_sample_rate,
     continue_run,
+    embed_faces,
     load_encoder,
     start_from,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "check_export",
     "check_sample_rate",
     "continue_run",
+    "embed_faces",
     "encoder_hparams",
     "export",
     "export_run",

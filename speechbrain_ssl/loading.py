@@ -19,6 +19,8 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from speechbrain_ssl import hub, safe_yaml
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
 from speechbrain_ssl.dataio.audio import RATES
+from speechbrain_ssl.dataio.faces import try_faces
+from speechbrain_ssl.nnet.face import Pixels
 from speechbrain_ssl.nnet.onnx_encoder import OnnxEncoder, is_onnx
 
 HPARAMS_NAME, WEIGHTS_NAME = "hyperparams.yaml", "embedding_model.ckpt"
@@ -98,6 +100,61 @@ def load_encoder(
         modules=modules, hparams=hparams, run_opts={"device": str(device)}
     )
     return classifier.eval()
+
+
+def face_size_of(encoder: EncoderClassifier) -> int | None:
+    """Height and width of the images of a face encoder.
+
+    Arguments
+    ---------
+    encoder : EncoderClassifier
+        From ``load_encoder``.
+
+    Returns
+    -------
+    int
+        None for a voice encoder.
+    """
+    features = encoder.mods.compute_features
+    return features.size if isinstance(features, Pixels) else None
+
+
+def embed_faces(
+    folder: str, faces: Sequence[str], device: str = "cpu"
+) -> torch.Tensor:
+    """Embeds faces with an exported face encoder.
+
+    Arguments
+    ---------
+    folder : str
+        The exported folder.
+    faces : list of str
+        Images, folders of images of one face, or videos, cropped to the face.
+    device : str
+        Where to compute.
+
+    Returns
+    -------
+    torch.Tensor
+        Embeddings on the CPU [faces, emb_dim].
+
+    Raises
+    ------
+    ValueError
+        If the folder is one of a voice encoder.
+    FaceError
+        If a face cannot be read.
+    """
+    encoder = load_encoder(folder, device)
+    size = face_size_of(encoder)
+    if size is None:
+        raise ValueError(
+            f"{folder} is a voice encoder. Name a folder of a face encoder."
+        )
+    found = try_faces(encoder.encode_batch, faces, size, device)
+    for error in found.failed.values():
+        raise error
+    return found.rows
 
 
 def _load_statistics(folder, modules, loadables):

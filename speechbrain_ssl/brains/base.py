@@ -615,6 +615,7 @@ class SpeakerBrain(sb.Brain):
                 sample_rate=self.hparams.view_sampler.sample_rate,
                 device=self.device,
                 strict=False,
+                face_size=self.hparams.view_sampler.face_size,
             )
         branch.train(was_training)
         rates = summary["raw"]

@@ -39,13 +39,14 @@ from speechbrain_ssl.checks import (
     schedule,
     whole,
 )
-from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.dataio.annotations import (
     EpochSampler,
     UtteranceDataset,
     Utterances,
     read_annotation,
 )
+from speechbrain_ssl.dataio.faces import FaceSampler
 from speechbrain_ssl.dataio.views import ViewSampler
 from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import verify
@@ -59,7 +60,12 @@ from speechbrain_ssl.files import (
     write_json,
     write_whole,
 )
-from speechbrain_ssl.loading import continue_run, load_encoder, start_from
+from speechbrain_ssl.loading import (
+    continue_run,
+    face_size_of,
+    load_encoder,
+    start_from,
+)
 from speechbrain_ssl.nnet.parameters import parameters_with
 from speechbrain_ssl.nnet.schedules import lr_factor
 from speechbrain_ssl.options import OptionsError, run_option_types, settings_of
@@ -95,7 +101,7 @@ MAY_CHANGE = (
 FIXED_OPTIONS = ("max_grad_norm", "grad_accumulation_factor")
 # Steps of a new process that are slower than later ones.
 SETTLING_STEPS = 4
-UNLABELLED = "Trained by speechbrain_ssl on audio without speaker labels."
+UNLABELLED = "Trained by speechbrain_ssl without speaker labels."
 
 
 def _is_pair(value, rule):
@@ -279,7 +285,9 @@ def _open_trials(list_path):
 
 
 def _problem_of(path):
-    """Why an audio file cannot be opened; None if it can."""
+    """Why a file cannot be opened; None if it can."""
+    if os.path.splitext(path)[1].lower() in faces.IMAGES:
+        return faces.problem_of(path) or None
     try:
         audio.info(path)
     except audio.AudioError as error:
@@ -462,8 +470,39 @@ def is_resumed(training: Training, train_annotation: str) -> bool:
     )
 
 
+def training_set(
+    csv_path: str,
+    data_folder: str | None,
+    view_sampler: ViewSampler | FaceSampler,
+) -> Utterances:
+    """Reads the training CSV; a sampler of faces needs a face in each row.
+
+    Arguments
+    ---------
+    csv_path : str
+        The training CSV.
+    data_folder : str
+        Replaces ``$data_root``.
+    view_sampler : ViewSampler | FaceSampler
+        Takes some of the columns.
+
+    Returns
+    -------
+    Utterances
+        Of a sampler of faces, those that have one.
+    """
+    if faces.COLUMN not in view_sampler.columns:
+        return read_annotation(csv_path, data_folder)
+    found = read_annotation(csv_path, data_folder, extra=(faces.COLUMN,))
+    kept = found.having(faces.COLUMN)
+    logger.info(
+        "%s: %d of %d utterances have a face.", csv_path, len(kept), len(found)
+    )
+    return kept
+
+
 def views_of(
-    utterances: Utterances, view_sampler: ViewSampler
+    utterances: Utterances, view_sampler: ViewSampler | FaceSampler
 ) -> UtteranceDataset:
     """The training set: augmented views of utterances, and no label.
 
@@ -471,8 +510,8 @@ def views_of(
     ---------
     utterances : Utterances
         Rows of the training CSV.
-    view_sampler : ViewSampler
-        Cuts and augments segments.
+    view_sampler : ViewSampler | FaceSampler
+        Cuts and augments segments or faces.
 
     Returns
     -------
@@ -484,7 +523,7 @@ def views_of(
 
     # no local function: workers that are not forked get a pickle
     views = GeneratorDynamicItem(
-        takes=["key", "wav", "start", "stop"],
+        takes=["key", *view_sampler.columns],
         func=functools.partial(_views, view_sampler),
         provides=["views", "draws", "speed"],
     )
@@ -496,9 +535,9 @@ def views_of(
     )
 
 
-def _views(view_sampler, key, wav, start, stop):
+def _views(view_sampler, key, *columns):
     """Yields views, draws and speed of an utterance."""
-    views, draws = view_sampler(key, wav, start, stop)
+    views, draws = view_sampler(key, *columns)
     yield views
     yield draws
     yield view_sampler.speed_of(key)
@@ -629,8 +668,10 @@ def time_steps(
     seconds : float
         Median time of a step.
     """
-    utterances = read_annotation(
-        hparams["train_annotation"], hparams["data_folder"]
+    utterances = training_set(
+        hparams["train_annotation"],
+        hparams["data_folder"],
+        hparams["view_sampler"],
     )
     counter, size = EpochCounter(steps), hparams["batch_size"]
     brain = _TimedBrain(
@@ -659,10 +700,8 @@ def time_steps(
 def _try_branch(brain):
     """Runs encoder and head on a second of noise, and changes nothing."""
     branch, rate = brain.evaluated, brain.hparams.view_sampler.sample_rate
-    noise = torch.Generator().manual_seed(0)
-    wavs = 0.1 * torch.randn(2, rate, generator=noise)
     was_training = branch.training
-    branch.eval()([wavs.to(brain.device)])
+    branch.eval()([branch.noise(rate).to(brain.device)])
     branch.train(was_training)
 
 
@@ -741,6 +780,7 @@ def export_model(
             device=brain.device,
             strict=False,
             known={"training set": _utterances_of(brain).wavs()},
+            face_size=face_size_of(encoder),
         )
         if summary["raw"]["EER"] is not None:
             suggest_threshold(

@@ -186,6 +186,7 @@ class SSLBrain(SpeakerBrain):
             self.utterances,
             self.hparams.view_sampler.sample_rate,
             device=self.device,
+            face_size=self.hparams.view_sampler.face_size,
         )
         branch.train(was_training)
         for table in tables:

@@ -17,6 +17,8 @@ embeds windows of 1.5 s, one every 0.75 s, as diarization needs them.
 seconds. The last window ends at the end of the file; a shorter file is one
 window. Windows of digital silence have no row.
 
+A face encoder takes an annotation with a column ``face``.
+
 A file longer than a minute is embedded in windows, whose embeddings are
 averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
 """
@@ -30,7 +32,7 @@ from collections.abc import Sequence
 
 from speechbrain.utils.distributed import infer_device
 
-from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.dataio.annotations import (
     Utterances,
     read_annotation,
@@ -42,7 +44,7 @@ from speechbrain_ssl.dataio.embedding import (
     describe,
 )
 from speechbrain_ssl.files import write_whole
-from speechbrain_ssl.loading import add_trust, load_encoder
+from speechbrain_ssl.loading import add_trust, face_size_of, load_encoder
 from speechbrain_ssl.pseudo_labels.extract import (
     Embeddings,
     encoder_hash,
@@ -109,7 +111,12 @@ def embed(
         _check_windows(*windows)
     device = device or infer_device()
     model = load_encoder(model_folder, device, trust)
-    utterances, times = find_utterances(source, output_folder, data_root), {}
+    face_size = face_size_of(model)
+    if face_size is None:
+        utterances = find_utterances(source, output_folder, data_root)
+    else:
+        utterances = read_annotation(source, data_root, extra=(faces.COLUMN,))
+    times = {}
     if windows is not None:
         utterances, times = cut_windows(utterances, output_folder, *windows)
     found = extract(
@@ -122,6 +129,7 @@ def embed(
         batch_seconds=batch_seconds,
         device=device,
         progress=progress,
+        face_size=face_size,
     )
     if windows is not None:
         path = os.path.join(output_folder, "times.csv")

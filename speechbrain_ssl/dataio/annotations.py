@@ -2,7 +2,8 @@
 
 The columns are ``ID,duration,wav,start,stop``: the duration in seconds, the
 path of the audio file (it may start with ``$data_root/``), and the first and
-last frame of the utterance at the file's sample rate. All other columns are
+last frame of the utterance at the file's sample rate. A column ``face`` is for
+audio-visual training (see ``speechbrain_ssl.dataio.faces``). Other columns are
 ignored unless they are requested by name, so that no speaker label reaches
 training by accident.
 """
@@ -95,9 +96,8 @@ class Utterances:
         extra columns (strings); ``$data_root`` is replaced.
         """
         index = range(len(self))[index]
-        utterance, wav, *extra = self._strings(index)
-        if wav.startswith(ROOT):
-            wav = self.data_root + wav[len(ROOT) :]
+        utterance, *paths = self._strings(index)
+        wav, *extra = map(self._place, paths)
         return {
             "ID": utterance,
             "duration": self.durations[index].item(),
@@ -114,6 +114,50 @@ class Utterances:
     def wavs(self) -> Iterator[str]:
         """Iterates over the paths in order."""
         return (self.row(index)["wav"] for index in range(len(self)))
+
+    def having(self, column: str) -> "Utterances":
+        """Returns the rows that have a value in an extra column.
+
+        Arguments
+        ---------
+        column : str
+            Name of the column.
+
+        Returns
+        -------
+        Utterances
+            These rows, in their order.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        width = 2 + len(self.extra)
+        lengths = self.offsets.diff().view(-1, width)
+        kept = lengths[:, 2 + self.extra.index(column)] > 0
+        if not kept.any():
+            raise ValueError(
+                f"None of the {len(self)} utterances has a {column}."
+            )
+        bytes_kept = kept.repeat_interleave(lengths.sum(1))
+        offsets = torch.zeros(int(kept.sum()) * width + 1, dtype=torch.int64)
+        torch.cumsum(lengths[kept].flatten(), 0, out=offsets[1:])
+        return Utterances(
+            self.text[bytes_kept],
+            offsets,
+            self.durations[kept],
+            self.start[kept],
+            self.stop[kept],
+            self.data_root,
+            self.extra,
+        )
+
+    def _place(self, path):
+        """Replaces ``$data_root`` at the start of a path."""
+        if self.data_root and path.startswith(ROOT + "/"):
+            return self.data_root + path[len(ROOT) :]
+        return path
 
     def _strings(self, index):
         """Returns ID, wav and extra columns of one row."""
@@ -222,6 +266,32 @@ def write_annotation(
                 str(cell).startswith(" ") or "\r" in str(cell) for cell in row
             )
             (quoted if special else plain).writerow(row)
+
+
+def portable(path: str, data_root: str | None) -> str:
+    """Replaces the folder of the audio in a path by ``$data_root``.
+
+    Arguments
+    ---------
+    path : str
+        The path.
+    data_root : str
+        The folder; None changes nothing.
+
+    Returns
+    -------
+    str
+        For a cell of an annotation.
+
+    Example
+    -------
+    >>> portable("/audio/a.wav", "/audio")
+    '$data_root/a.wav'
+    """
+    start = (data_root or "").rstrip("/") + "/"
+    if data_root and path.startswith(start):
+        return f"{ROOT}/{path[len(start) :]}"
+    return path
 
 
 class UtteranceDataset(DynamicItemDataset):

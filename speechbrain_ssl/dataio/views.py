@@ -83,6 +83,10 @@ class ViewSampler:
     [(4, 32000), (4, 32000)]
     """
 
+    # columns of the annotation that a call takes; no images are read
+    columns = ("wav", "start", "stop")
+    face_size = None
+
     @checked(
         sample_rate=whole(*audio.RATES),
         global_crops=whole(0),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from speechbrain_ssl.dataio import faces
 from speechbrain_ssl.dataio.embedding import describe, try_files
 from speechbrain_ssl.evaluation import metrics, scoring
 from speechbrain_ssl.evaluation.trials import (
@@ -257,6 +258,7 @@ def verify(
     scorers: Mapping[str, Callable] | None = None,
     costs: tuple[float, float] = (1.0, 1.0),
     norms: Sequence[str] = ("as_norm",),
+    face_size: int | None = None,
 ) -> dict:
     """Verifies an encoder on a trial list and keeps what it found.
 
@@ -320,6 +322,10 @@ def verify(
     norms : tuple of str
         Normalizations with the cohort, see
         ``speechbrain_ssl.evaluation.scoring.normalize``.
+    face_size : int
+        Height and width of the images of a face encoder, for which the list
+        names images, videos, or audio with a face beside it (see
+        ``speechbrain_ssl.dataio.faces.face_of``); None: a voice encoder.
 
     Returns
     -------
@@ -348,8 +354,14 @@ def verify(
     new = [path for path in paths if path not in cache]
     failed = {}
     if new:
-        settings = sample_rate, batch_seconds, device, progress
-        found = try_files(embed, new, *settings, strict=strict)
+        if face_size is not None:
+            images = [faces.face_of(path) for path in new]
+            found = faces.try_faces(embed, images, face_size, device)
+        else:
+            settings = sample_rate, batch_seconds, device, progress
+            found = try_files(embed, new, *settings, strict=strict)
+        if strict and found.failed:
+            raise found.failed[min(found.failed)]
         failed = {new[n]: str(error) for n, error in found.failed.items()}
         good = [n for n in range(len(new)) if n not in found.failed]
         for n in good:

@@ -203,6 +203,23 @@ class Branch(torch.nn.Module):
             embedding, projection.unflatten(0, embedding.shape[:2])
         )
 
+    def noise(self, samples: int) -> torch.Tensor:
+        """Reproducible input to try the network with.
+
+        Arguments
+        ---------
+        samples : int
+            Length; a network of images has its own.
+
+        Returns
+        -------
+        torch.Tensor
+            Noise [2, samples].
+        """
+        length = getattr(self.compute_features, "input_length", samples)
+        generator = torch.Generator().manual_seed(0)
+        return 0.1 * torch.randn(2, length, generator=generator)
+
     def embed(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> torch.Tensor:

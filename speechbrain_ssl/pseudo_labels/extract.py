@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from speechbrain_ssl import distributed, hub
 from speechbrain_ssl.checks import checked, number, one_of, optional, whole
-from speechbrain_ssl.dataio import audio, embedding
+from speechbrain_ssl.dataio import audio, embedding, faces
 from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.dataio.embedding import (
     EncoderError,
@@ -81,6 +81,7 @@ def embed_utterances(
     max_seconds: float = 10.0,
     device: str | torch.device = "cpu",
     rows: Sequence[int] | np.ndarray | None = None,
+    face_size: int | None = None,
 ) -> torch.Tensor:
     """Embeds utterances without augmentation; processes share the work.
 
@@ -102,6 +103,9 @@ def embed_utterances(
         Where the encoder is.
     rows : np.ndarray
         Which utterances, in the order wanted; None: all.
+    face_size : int
+        Height and width of the images of a face encoder, which gets the
+        pixels of the faces instead of waveforms; None: a voice encoder.
 
     Returns
     -------
@@ -127,6 +131,7 @@ def embed_utterances(
         sample_rate,
         max_seconds,
         {"device": device},
+        face_size,
     )
     mine, failed = found.rows, found.failed
     if len(failed) > MAX_FAILED * size:
@@ -175,6 +180,7 @@ def extract(
     progress: bool = True,
     part_idx: int = 0,
     num_parts: int = 1,
+    face_size: int | None = None,
 ) -> Embeddings | None:
     """Embeds utterances without augmentation to disk.
 
@@ -218,6 +224,9 @@ def extract(
         Number of this job, from 0; the processes of ``torchrun`` share it.
     num_parts : int
         Number of jobs.
+    face_size : int
+        Height and width of the images of a face encoder; None: a voice
+        encoder. See ``speechbrain_ssl.dataio.faces.try_faces``.
 
     Returns
     -------
@@ -263,6 +272,8 @@ def extract(
         "silence_dbfs": embedding.SILENCE_DBFS,
         "silence_seconds": embedding.SILENCE_SECONDS,
     }
+    if face_size is not None:
+        settings |= {"face_size": face_size, "face_frames": faces.FRAMES}
     meta = _claim(folder, settings)
     chunks = _chunks(utterances, max_seconds, chunk_size)
     rank, world = distributed.rank(), distributed.world_size()
@@ -279,6 +290,7 @@ def extract(
                     sample_rate,
                     max_seconds,
                     {"device": device, "batch_seconds": batch_seconds},
+                    face_size,
                 )
                 if len(found.failed) == len(rows):
                     is_first = not any(_is_done(folder, n) for n, _ in chunks)
@@ -457,8 +469,13 @@ def _is_done(folder, number):
     return os.path.isfile(_chunk_path(folder, number, "npy"))
 
 
-def _embed_rows(embed, utterances, rows, sample_rate, max_seconds, settings):
-    """Embeddings of some rows."""
+def _embed_rows(
+    embed, utterances, rows, sample_rate, max_seconds, settings, face_size
+):
+    """Embeddings of the audio or, with a ``face_size``, the faces of rows."""
+    if face_size is not None:
+        images = [utterances.row(row)[faces.COLUMN] for row in rows]
+        return faces.try_faces(embed, images, face_size, settings["device"])
     failed, paths, spans = {}, {}, {}
     for index, row in enumerate(rows):
         try:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_ssl.dataio.annotations import (
-    ROOT,
     Utterances,
     numbered_rows,
+    portable,
     read_annotation,
     write_annotation,
 )
@@ -134,13 +134,16 @@ def write_labels(
             {
                 **row,
                 "duration": np.float32(row["duration"]),
-                "wav": _portable(row["wav"], utterances.data_root),
+                **{
+                    name: portable(row[name], utterances.data_root)
+                    for name in ("wav", *utterances.extra)
+                },
                 COLUMN: found[row["ID"]],
             }
             for row in rows
             if row["ID"] in found
         ),
-        extra=(COLUMN,),
+        extra=(*(x for x in utterances.extra if x != COLUMN), COLUMN),
     )
     report = {
         "labels": {
@@ -385,14 +388,6 @@ def _refuse_two_speakers(csv_path, keys, speakers, lines):
         f"{csv_path}: {' and '.join(rows)} are one utterance. Keep one of the "
         "rows."
     )
-
-
-def _portable(path, data_root):
-    """Replaces the folder of the audio in a path by ``$data_root``."""
-    start = (data_root or "").rstrip("/") + "/"
-    if data_root and path.startswith(start):
-        return f"{ROOT}/{path[len(start) :]}"
-    return path
 
 
 def _check_embeddings(csv_path, report, report_path, embeddings):

@@ -77,9 +77,12 @@ def test_methods_differ_in_few_lines():
     stages = {row["Hparam_file"]: row["Script_file"] for row in rows()}
     scripts = {p: stages[str(p.relative_to(ROOT))] for p in TRAINING}
     # another network is another one in every line: those with a pretrained
-    # transformer are compared with one another
+    # transformer are compared with one another, as are those with faces
     kinds = {
-        p: (scripts[p], "PretrainedTransformer" in p.read_text())
+        p: (
+            scripts[p],
+            *(n in p.read_text() for n in ("PretrainedTransformer", "FaceRes")),
+        )
         for p in TRAINING
     }
     for kind in set(kinds.values()):

@@ -325,3 +325,28 @@ def test_script_is_a_command(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert len(read_annotation(tmp_path / "train.csv", folder)) == 1
+
+
+def test_faces_beside_audio_become_a_column(folder, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("a.wav", "b.wav", "c.wav"):
+        write(folder, name)
+    image.new("RGB", (9, 9)).save(folder / "a.jpg")
+    (folder / "b.jpg").write_bytes(b"damaged")
+    out = tmp_path / "train.csv"
+    prepare.prepare_audio_folder(
+        folder, out, find_faces=prepare.faces.find_faces
+    )
+    rows = out.read_text().splitlines()
+    assert [row.split(",")[-1] for row in rows] == [
+        *("face", "$data_root/a.jpg", "", "")
+    ]
+    with open(tmp_path / "skipped.csv", newline="") as file:
+        reasons = {row["wav"]: row["reason"] for row in csv.DictReader(file)}
+    assert "damaged face: Cannot read" in reasons["$data_root/b.jpg"]
+
+
+def test_video_beside_its_sound_is_no_second_utterance():
+    paths = ["/x/a.flac", "/x/a.mp4", "/x/b.mp4"]
+    kept, left_out = prepare.without_videos(paths)
+    assert kept == ["/x/a.flac", "/x/b.mp4"] and list(left_out) == ["/x/a.mp4"]

@@ -353,3 +353,48 @@ def test_shared_scripts_are_links_that_stay_within_the_recipes():
     for name in ("train_ssl.py", "verify.py", "audio_folder_prepare.py"):
         target = os.readlink(RECIPE / name)
         assert target == f"../../AudioFolder/SSL/{name}"
+
+
+def images(folder, *names):
+    image = pytest.importorskip("PIL.Image")
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.new("RGB", (9, 9)).save(path)
+
+
+def test_faces_are_found_by_speaker_video_and_clip(vox2, tmp_path):
+    """Crops of each utterance; the other speaker's are never taken."""
+    images(
+        tmp_path / "faces",
+        f"dev/crops/id00012/{VIDEOS[0]}/00001/07.jpg",
+        f"dev/crops/id09272/{VIDEOS[1]}/00001.jpg",
+        f"dev/crops/id00099/{VIDEOS[2]}/00001.jpg",
+    )
+    out = tmp_path / "out" / "train.csv"
+    prepare.prepare_voxceleb_ssl(
+        str(vox2), out, faces_folder=str(tmp_path / "faces")
+    )
+    utterances = read_annotation(out, vox2, extra=("face",))
+    rows = [utterances.row(n) for n in range(len(utterances))]
+    found = {row["ID"]: row["face"] for row in rows if row["face"]}
+    place = f"{tmp_path}/faces/dev/crops"
+    assert found == {
+        f"id00012/{VIDEOS[0]}/00001": f"{place}/id00012/{VIDEOS[0]}/00001",
+        f"id09272/{VIDEOS[1]}/00001": f"{place}/id09272/{VIDEOS[1]}/00001.jpg",
+    }
+    assert len(rows) == 6
+
+
+def test_crops_of_voxceleb1_are_found_by_the_names_of_its_table(tmp_path):
+    place(tmp_path, f"vox1/wav/id10001/{VIDEOS[0]}/00001.wav")
+    crops = tmp_path / "unzippedFaces" / "A.J._Buckley" / "1.6" / VIDEOS[0]
+    images(crops, "0000375.jpg")
+    (tmp_path / "vox1_meta.csv").write_text(
+        "VoxCeleb1 ID\tVGGFace1 ID\tGender\nid10001\tA.J._Buckley\tm\n"
+    )
+    path = str(tmp_path / f"vox1/wav/id10001/{VIDEOS[0]}/00001.wav")
+    found = prepare.faces_of([path], str(tmp_path / "unzippedFaces"))
+    assert found == {path: str(crops)}
+    with pytest.raises(FileNotFoundError, match="no face"):
+        prepare.faces_of([path], str(tmp_path / "vox1"))

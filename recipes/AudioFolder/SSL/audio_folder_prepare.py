@@ -14,8 +14,8 @@ from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
-from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.annotations import write_annotation
+from speechbrain_ssl.dataio import audio, faces
+from speechbrain_ssl.dataio.annotations import portable, write_annotation
 from speechbrain_ssl.files import write_whole
 from tqdm import tqdm
 
@@ -62,6 +62,7 @@ def prepare_audio_folder(
     num_workers=None,
     find=None,
     row=None,
+    find_faces=None,
 ):
     """Writes an annotation of the usable audio files in a folder.
 
@@ -92,6 +93,11 @@ def prepare_audio_folder(
         Replacement of ``audio.find``, for corpora with a known layout.
     row : callable
         Replacement of ``annotation_row``.
+    find_faces : callable
+        Paths of audio files to a dict of path -> face, such as
+        ``speechbrain_ssl.dataio.faces.find_faces``: adds a column ``face``,
+        which is empty for utterances without a readable face. Faces that
+        cannot be read are listed in ``skipped_csv``. None: no faces.
 
     Returns
     -------
@@ -124,6 +130,9 @@ def prepare_audio_folder(
     cache_file = f"{save_csv}.cache.json"
     cache = read_cache(cache_file, settings)
     paths, left_out = (find or audio.find)(data_folder)
+    if find_faces is not None:
+        paths, videos = without_videos(paths)
+        left_out = {**left_out, **videos}
     look = functools.partial(
         examine, data_folder, cache, min_seconds, silence_db
     )
@@ -144,7 +153,11 @@ def prepare_audio_folder(
         **left_out,
         **{path: file.problem for path, file in files.items() if file.problem},
     }
-    audio.write_left_out(skipped_csv, left_out, data_folder)
+    seen, damaged = None, {}
+    if find_faces is not None:
+        usable_paths = [path for path in paths if not files[path].problem]
+        seen, damaged = check_faces(find_faces(usable_paths), num_workers)
+    audio.write_left_out(skipped_csv, {**left_out, **damaged}, data_folder)
     if not usable:
         raise ValueError(
             f"None of the {len(paths)} audio files in {data_folder} can be "
@@ -154,7 +167,19 @@ def prepare_audio_folder(
     if row is None:
         names = audio.names(list(usable), ".")
         rows = ((name, *row[1:]) for name, row in zip(names, rows))
-    write_annotation(save_csv, rows)
+    extra = ()
+    if seen is not None:
+        found = [
+            seen.get(os.path.join(data_folder, name), "") for name in usable
+        ]
+        cells = [portable(face, data_folder) for face in found]
+        rows = ((*own, cell) for own, cell in zip(rows, cells))
+        extra = (faces.COLUMN,)
+        logger.info(
+            f"{len(seen)} of {len(usable)} utterances have a face; "
+            f"{len(damaged)} faces cannot be read."
+        )
+    write_annotation(save_csv, rows, extra)
     write_cache(cache_file, settings, usable)
     hours = sum(file.frames / file.sample_rate for file in usable.values())
     logger.info(
@@ -162,6 +187,69 @@ def prepare_audio_folder(
         f"Left out: {audio.describe(left_out) or 'nothing'}."
     )
     return {"usable": len(usable), **audio.count_reasons(left_out)}
+
+
+def without_videos(paths):
+    """Leaves out the videos that lie beside their sound in another file.
+
+    Arguments
+    ---------
+    paths : list of str
+        Audio files, and files of audio and video.
+
+    Returns
+    -------
+    paths : list of str
+        The others.
+    left_out : dict
+        Path of such a video -> reason.
+    """
+    videos = {
+        path
+        for path in paths
+        if os.path.splitext(path)[1].lower() in faces.VIDEOS
+    }
+    sounds = {os.path.splitext(path)[0] for path in paths if path not in videos}
+    left_out = {
+        path: "face: the sound is in another file of this name"
+        for path in videos
+        if os.path.splitext(path)[0] in sounds
+    }
+    return [path for path in paths if path not in left_out], left_out
+
+
+def check_faces(found, num_workers=None):
+    """Tries to read an image of each face.
+
+    Arguments
+    ---------
+    found : dict of str to str
+        Path of an audio file -> its face.
+    num_workers : int
+        Number of threads; None: four per processor.
+
+    Returns
+    -------
+    readable : dict of str to str
+        The faces that can be read, by audio file.
+    damaged : dict of str to str
+        Path of each other face -> reason.
+    """
+    with ThreadPool(num_workers or 4 * os.cpu_count()) as pool:
+        problems = tqdm(
+            pool.imap(faces.problem_of, found.values(), chunksize=16),
+            desc="Examining faces",
+            total=len(found),
+            unit=" faces",
+        )
+        problems = dict(zip(found, problems))
+    readable = {path: found[path] for path in found if not problems[path]}
+    damaged = {
+        found[path]: f"damaged face: {problem}"
+        for path, problem in problems.items()
+        if problem
+    }
+    return readable, damaged
 
 
 def examine(data_folder, cache, min_seconds, silence_db, path):

@@ -26,7 +26,6 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.checks import check_keys, number, one_of
-from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.runtime import keep_memory
@@ -126,7 +125,7 @@ def check_settings(hparams):
     )
     check_sample_rate(
         [hparams["compute_features"], hparams["embedding_model"]],
-        hparams["sample_rate"],
+        hparams["view_sampler"].sample_rate,
     )
     return training
 
@@ -151,7 +150,9 @@ def main(argv):
                     min_seconds=hparams["min_seconds"],
                 )
             )
-        utterances = read_annotation(annotation, hparams["data_folder"])
+        utterances = experiment.training_set(
+            annotation, hparams["data_folder"], hparams["view_sampler"]
+        )
         brain = SSLBrain(
             modules=hparams["modules"],
             opt_class=training.opt_class,

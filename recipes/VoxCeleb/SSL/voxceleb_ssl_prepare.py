@@ -14,6 +14,7 @@ uses it for train_supervised.yaml.
 """
 
 import argparse
+import csv
 import functools
 import http.client
 import logging
@@ -23,7 +24,7 @@ import urllib.request
 
 import numpy as np
 from audio_folder_prepare import annotation_row, prepare_audio_folder
-from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.files import write_whole
 
@@ -57,6 +58,7 @@ def prepare_voxceleb_ssl(
     held_out=None,
     allow_test_speakers=False,
     num_workers=None,
+    faces_folder=None,
 ):
     """Writes an annotation of the training utterances of VoxCeleb.
 
@@ -81,6 +83,9 @@ def prepare_voxceleb_ssl(
         Whether to allow these speakers. Error rates on them are then invalid.
     num_workers : int
         Number of threads. None: four per processor.
+    faces_folder : str
+        Face tracks or crops, which become the column ``face``; see
+        ``faces_of``. None: no faces.
 
     Returns
     -------
@@ -119,7 +124,96 @@ def prepare_voxceleb_ssl(
         num_workers=num_workers,
         find=find,
         row=utterance_row,
+        find_faces=faces_folder
+        and functools.partial(faces_of, faces_folder=faces_folder),
     )
+
+
+def faces_of(paths, faces_folder):
+    """Finds the faces of utterances in the layouts of VoxCeleb.
+
+    VoxCeleb2 has a video of the cropped face for each utterance,
+    ``dev/mp4/id00012/VIDEO/00001.mp4``; crops made of it may lie in a folder
+    of that name. VoxCeleb1 has images for each video,
+    ``unzippedFaces/NAME/1.6/VIDEO/*.jpg``, where ``vox1_meta.csv`` in the same
+    folder or above gives the name of a speaker. The speaker is only a part of
+    these paths: nothing of it gets into the annotation that the path of the
+    audio does not have.
+
+    Arguments
+    ---------
+    paths : list of str
+        Audio files.
+    faces_folder : str
+        The folder of the faces, or one above it.
+
+    Returns
+    -------
+    dict of str to str
+        Path of an audio file -> its face; without those that have none.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist, or no utterance has a face in it.
+    """
+    if not os.path.isdir(faces_folder):
+        raise FileNotFoundError(f"There is no folder {faces_folder} of faces.")
+    root = os.path.abspath(faces_folder)
+    names, places = speaker_names(root), face_places(root)
+    found = {}
+    for path in paths:
+        key = UTTERANCE.fullmatch(path.replace(os.sep, "/"))["key"]
+        speaker, video, clip = key.split("/")
+        name = names.get(speaker, speaker)
+        candidates = [
+            f"{place}/{speaker}/{video}/{clip}{extension}"
+            for place in places
+            for extension in ("", *faces.VIDEOS, *faces.IMAGES)
+        ]
+        candidates += [f"{place}/{name}/1.6/{video}" for place in places]
+        face = next(
+            (p for p in candidates if os.path.exists(p) and faces.is_face(p)),
+            None,
+        )
+        if face is not None:
+            found[path] = face
+    if not found:
+        raise FileNotFoundError(
+            f"{root} has no face of the {len(paths)} utterances. Expected "
+            "idNNNNN/VIDEO/NNNNN.mp4, idNNNNN/VIDEO/NNNNN/*.jpg or, with "
+            "vox1_meta.csv, NAME/1.6/VIDEO/*.jpg."
+        )
+    return found
+
+
+def face_places(folder):
+    """A folder and those in it, down to ``DEPTH``, above the speakers."""
+    places = [folder]
+    for place in places:
+        relative = os.path.relpath(place, folder)
+        depth = 0 if relative == "." else relative.count(os.sep) + 1
+        entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        inner = [e.name for e in entries if e.is_dir() and e.name[0] != "."]
+        are_speakers = any(SPEAKER.fullmatch(name) for name in inner)
+        are_names = any(
+            os.path.isdir(os.path.join(place, name, "1.6"))
+            for name in inner[:10]
+        )
+        if depth < DEPTH and not are_speakers and not are_names:
+            places += [os.path.join(place, name) for name in inner]
+    return places
+
+
+def speaker_names(folder):
+    """Names of the speakers of VoxCeleb1, by ID, from ``vox1_meta.csv``."""
+    for place in (folder, os.path.dirname(folder)):
+        path = os.path.join(place, "vox1_meta.csv")
+        if os.path.isfile(path):
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = csv.DictReader(file, delimiter="\t")
+                return {row["VoxCeleb1 ID"]: row["VGGFace1 ID"] for row in rows}
+    return {}
 
 
 def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
@@ -439,6 +533,7 @@ def _parse_arguments():
     train.add_argument("--held_out", nargs="+", metavar="LIST")
     train.add_argument("--allow_test_speakers", action="store_true")
     train.add_argument("--num_workers", type=int)
+    train.add_argument("--faces_folder")
     trials = jobs.add_parser("trials", help="write the trial lists")
     trials.add_argument("data_folder", help="VoxCeleb1")
     trials.add_argument("lists_folder")

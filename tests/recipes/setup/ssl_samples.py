@@ -13,6 +13,7 @@ import soundfile
 import torch
 import transformers
 from hyperpyyaml import load_hyperpyyaml
+from PIL import Image
 from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.processing.features import InputNormalization
@@ -67,6 +68,7 @@ def make_samples(folder: pathlib.Path) -> None:
     """
     rng = np.random.default_rng(0)
     write_audio(folder, rng)
+    write_faces(folder)
     write_voxceleb(folder, rng)
     write_pseudo_labels(folder)
     write_wavlm(folder / "wavlm")
@@ -93,6 +95,18 @@ def write_audio(folder, rng):
         lines += [f"0 {mine}/0.flac {other}/2.flac"]
     (folder / "trials").mkdir()
     (folder / "trials" / "list.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_faces(folder):
+    """The audio with an image beside each file but one of each speaker."""
+    rng = np.random.default_rng(1)
+    for path in sorted((folder / "audio").glob("*/*.flac")):
+        place = folder / "av" / path.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+        if path.stem != "2":
+            pixels = rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{path.stem}.png")
 
 
 def write_voxceleb(folder, rng):

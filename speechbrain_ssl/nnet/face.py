@@ -1,0 +1,105 @@
+"""A face encoder with the three parts of a Branch.
+
+Views come as flat pixels, as waveforms do; ``Pixels`` gives them their shape
+back. Therefore teachers, objectives, training and export are those of voices.
+"""
+
+import math
+
+import torch
+
+from speechbrain_ssl.checks import checked, one_of, whole
+
+# means and deviations of the images of ImageNet, which torchvision's networks
+# are trained with
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class Pixels(torch.nn.Module):
+    """Flat pixels to square images: the "features" of a face.
+
+    Arguments
+    ---------
+    size : int
+        Height and width of the images that are embedded; crops of other sizes
+        are square too.
+
+    Example
+    -------
+    >>> Pixels(8)(torch.zeros(2, 3 * 8 * 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    @checked(size=whole(4))
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    @property
+    def input_length(self) -> int:
+        """Values of one image."""
+        return 3 * self.size**2
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [batch, 3 * side * side] to images [batch, 3, side, side]."""
+        side = math.isqrt(pixels.shape[-1] // 3)
+        if 3 * side * side != pixels.shape[-1]:
+            raise ValueError(
+                f"Expected square images of three colors, found "
+                f"{pixels.shape[-1]} values: a face encoder does not take audio"
+            )
+        return pixels.unflatten(-1, (3, side, side))
+
+
+class PixelNorm(torch.nn.Module):
+    """Subtracts the mean color of ImageNet and divides by its deviation.
+
+    Example
+    -------
+    >>> PixelNorm()(torch.zeros(1, 3, 8, 8))[0, :, 0, 0]
+    tensor([-2.1179, -2.0357, -1.8044])
+    """
+
+    def forward(
+        self, images: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Images [batch, 3, height, width] from 0 to 1, normalized."""
+        shape = (3, 1, 1)
+        mean = images.new_tensor(MEAN).view(shape)
+        return (images - mean) / images.new_tensor(DEVIATION).view(shape)
+
+
+class FaceResNet(torch.nn.Module):
+    """torchvision's ResNet with an embedding instead of classes.
+
+    K. He et al., "Deep residual learning for image recognition", CVPR 2016
+    (https://arxiv.org/abs/1512.03385).
+
+    Arguments
+    ---------
+    emb_dim : int
+        Width of the embeddings.
+    depth : int
+        18 or 34 layers; 10 has one block in each stage, for CPUs.
+
+    Example
+    -------
+    >>> FaceResNet(emb_dim=16, depth=10)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 1, 16])
+    """
+
+    @checked(emb_dim=whole(1), depth=one_of(*BLOCKS))
+    def __init__(self, emb_dim: int = 512, depth: int = 34):
+        super().__init__()
+        from torchvision.models import resnet
+
+        self.network = resnet.ResNet(
+            resnet.BasicBlock, list(BLOCKS[depth]), num_classes=emb_dim
+        )
+
+    def forward(
+        self, images: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Images [batch, 3, height, width] to embeddings [batch, 1, emb_dim]."""
+        return self.network(images)[:, None]
