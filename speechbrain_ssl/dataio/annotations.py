@@ -268,7 +268,7 @@ def write_annotation(
             (quoted if special else plain).writerow(row)
 
 
-def portable(path: str, data_root: str | None) -> str:
+def portable(path: str, data_root: str | os.PathLike | None) -> str:
     """Replaces the folder of the audio in a path by ``$data_root``.
 
     Arguments
@@ -288,7 +288,7 @@ def portable(path: str, data_root: str | None) -> str:
     >>> portable("/audio/a.wav", "/audio")
     '$data_root/a.wav'
     """
-    start = (data_root or "").rstrip("/") + "/"
+    start = os.fspath(data_root or "").rstrip("/") + "/"
     if data_root and path.startswith(start):
         return f"{ROOT}/{path[len(start) :]}"
     return path

@@ -7,6 +7,7 @@ face, as those of VoxCeleb are. torchvision is needed
 (``pip install speechbrain_ssl[av]``), and torchcodec for videos.
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -43,13 +44,13 @@ class Frames(NamedTuple):
 
     Arguments
     ---------
-    count : int
+    total : int
         Number of images.
     read : Callable
         Number of an image, from 0, to uint8 [3, height, width].
     """
 
-    count: int
+    total: int
     read: Callable
 
 
@@ -190,13 +191,11 @@ def draw_image(face: str, rng: np.random.Generator) -> torch.Tensor:
         If no image can be read.
     """
     frames = open_face(face)
-    order = rng.permutation(frames.count)[:TRIES]
-    for tried, number in enumerate(order.tolist(), 1):
-        try:
+    *order, last = rng.permutation(frames.total)[:TRIES].tolist()
+    for number in order:
+        with contextlib.suppress(FaceError):
             return frames.read(number)
-        except FaceError:
-            if tried == len(order):
-                raise
+    return frames.read(last)
 
 
 def try_faces(
@@ -227,7 +226,9 @@ def try_faces(
     FileEmbeddings
         Embeddings, NaN for those that failed, and errors by number.
     """
-    failed, rows, waiting = {}, [None] * len(faces), []
+    failed: dict[int, Exception] = {}
+    rows: dict[int, torch.Tensor] = {}
+    waiting: list[tuple[int, torch.Tensor]] = []
 
     def flush():
         if not waiting:
@@ -256,12 +257,10 @@ def try_faces(
         if sum(len(images) for _, images in waiting) >= BATCH:
             flush()
     flush()
-    good = [row for n, row in enumerate(rows) if n not in failed]
-    width = len(good[0]) if good else 0
+    width = len(next(iter(rows.values()))) if rows else 0
     table = torch.full((len(faces), width), torch.nan)
-    for number, row in enumerate(rows):
-        if number not in failed:
-            table[number] = row
+    for number in rows.keys() - failed.keys():
+        table[number] = rows[number]
     return FileEmbeddings(table, failed, [], {})
 
 
@@ -494,11 +493,12 @@ def _squared(image, size):
 def _whole_images(face, size):
     """Pixels of evenly spaced images of a face [images, 3 * size * size]."""
     frames = open_face(face)
-    count = min(FRAMES, frames.count)
-    images, problem = [], None
+    count = min(FRAMES, frames.total)
+    images = []
+    problem: Exception = FaceError(f"{face} has no images.")
     for number in range(count):
         try:
-            image = frames.read(number * frames.count // count)
+            image = frames.read(number * frames.total // count)
         except FaceError as error:
             problem = error
             continue

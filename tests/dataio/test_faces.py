@@ -60,10 +60,10 @@ def test_file_of_audio_and_video_is_its_own_face(tmp_path):
 def test_time_span_limits_the_frames_of_a_video(tmp_path):
     path = video(tmp_path / "a.mp4", [0] * 10 + [120] * 10 + [240] * 10)
     frames = faces.open_face(f"{path}#t=1.0,2.0")
-    assert frames.count == 10
-    colors = [mean_color(frames.read(n)) for n in range(frames.count)]
+    assert frames.total == 10
+    colors = [mean_color(frames.read(n)) for n in range(frames.total)]
     assert colors == pytest.approx([120] * 10, abs=4)
-    assert faces.open_face(path).count == 30
+    assert faces.open_face(path).total == 30
     for span in ("#t=5,9", "#t=2", "#t=a,b"):
         with pytest.raises(faces.FaceError, match="a.mp4"):
             faces.open_face(path + span)
