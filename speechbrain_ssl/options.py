@@ -14,12 +14,15 @@ to SpeechBrain's parser, which it replaces:
 * ``None`` means null, as in Python. (``"'None'"`` is the text.)
 * A flag without a value is true for run options and keys that are True or
   False in the YAML, and may be given the value: ``--debug False``.
+* A mapping changes keys of the YAML's mapping, or arguments of its object. With
+  another tag (``!new:my.Net {dim: 8}``) it replaces what the YAML has there.
 * What is both a run option and a key of the YAML is changed in both.
 * Run options that nothing here would follow are refused.
 """
 
 import difflib
 import inspect
+import io
 import json
 import pathlib
 import pydoc
@@ -32,7 +35,6 @@ from typing import Any
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from hyperpyyaml.core import recursive_update
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import infer_device
@@ -49,9 +51,18 @@ RENAMED = {
     "room_folder": "rir_folder",
     "clean_twins": "clean_views",
 }
+CHOICE = "speechbrain_ssl.clustering.choice.choose"
 RENAMED_CLASSES = {
+    CHOICE: "the clusterer itself, such as !new:speechbrain_ssl.clustering."
+    "clusterers.TwoStage",
     "speechbrain_ssl.dataio.corruption.Corruption": "a list of effects, "
     "speechbrain_ssl.dataio.augmentation.Augmentation",
+}
+# Names that CHOICE had for clusterers.
+METHODS = {
+    "kmeans": "speechbrain_ssl.clustering.kmeans.KMeans",
+    "two_stage": "speechbrain_ssl.clustering.clusterers.TwoStage",
+    "graph": "speechbrain_ssl.clustering.clusterers.Graph",
 }
 # A value that begins with one of these is a piece of YAML.
 YAML_BEGINS = ("[", "{", "(", "!", '"', "'")
@@ -172,11 +183,90 @@ def settings_of(hparams_file: str, overrides: str = "") -> dict:
     """
     tree = _read(hparams_file)
     if overrides:
-        recursive_update(tree, ruamel.yaml.YAML().load(overrides))
+        _update(tree, ruamel.yaml.YAML().load(overrides))
     return {
         key: _plain(value, pathlib.Path(hparams_file).parent)
         for key, value in tree.items()
     }
+
+
+def overrides_of(changes: Mapping[str, Any]) -> str:
+    """Changes as YAML, from values as the command line has them.
+
+    Arguments
+    ---------
+    changes : dict
+        Key -> value. Text is read as that of the command line: it may be
+        YAML with tags.
+
+    Returns
+    -------
+    str
+        For ``settings_of`` and ``resolved``.
+
+    Example
+    -------
+    >>> overrides_of({"net": "!new:my.Net {dim: 9}", "sizes": [1, 2]})
+    'net: !new:my.Net {dim: 9}\\nsizes: [1, 2]'
+    """
+    return "\n".join(
+        f"{key}: {_as_yaml(key, x if isinstance(x, str) else json.dumps(x))}"
+        for key, x in changes.items()
+    )
+
+
+def resolved(hparams_file: str, overrides: str = "") -> str:
+    """A YAML file with its changes, and without references and inclusions.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML file.
+    overrides : str
+        Changes as YAML, as ``load_experiment`` returns them.
+
+    Returns
+    -------
+    str
+        The text, which ``load_hyperpyyaml`` reads.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "train.yaml"
+    >>> _ = file.write_text("net: !new:my.Net {dim: 8}\\n")
+    >>> print(resolved(file, "net: !new:your.Net {width: 9}"), end="")
+    net: !new:your.Net {width: 9}
+    """
+    return resolve_references(_changed(hparams_file, overrides)).getvalue()
+
+
+def _changed(file, overrides):
+    """A stream of a YAML file in which the changes are made."""
+    tree = _read(file)
+    if overrides:
+        _update(tree, ruamel.yaml.YAML().load(overrides))
+    stream: Any = io.StringIO()
+    ruamel.yaml.YAML().dump(tree, stream)
+    stream.seek(0)
+    stream.name = str(file)  # for hyperpyyaml: inclusions are relative to it
+    return stream
+
+
+def _update(node, changes):
+    """Changes keys of a mapping; a value with another tag replaces a mapping."""
+    for key, value in changes.items():
+        old = node.get(key)
+        if not isinstance(value, Mapping) or _replaces(value, old):
+            node[key] = value
+        elif key in node:
+            _update(old, value)
+        else:
+            node[key] = value
+
+
+def _replaces(new, old):
+    """Whether a mapping replaces a node, instead of changing its keys."""
+    return _tag(new) not in ("", _tag(old))
 
 
 def _plain(node, folder):
@@ -185,7 +275,7 @@ def _plain(node, folder):
     if tag.startswith("!include:"):
         path = folder / tag.partition(":")[2]
         tree = _read(path)
-        recursive_update(tree, dict(node) if isinstance(node, dict) else {})
+        _update(tree, dict(node) if isinstance(node, dict) else {})
         return {k: _plain(v, path.parent) for k, v in tree.items()}
     if isinstance(node, Mapping):
         value = {str(key): _plain(inner, folder) for key, inner in node.items()}
@@ -287,6 +377,19 @@ def _refuse_renamed(where, node):
                     f"{where}: the key '{key}' is now called '{RENAMED[key]}'."
                 )
             _refuse_renamed(where, inner)
+            _refuse_method(f"{where}: {key}", inner)
+
+
+def _refuse_method(where, node):
+    """Says what an earlier choice of a clusterer by name is now."""
+    if not where.endswith("clusterer") or not isinstance(node, Mapping):
+        return
+    method = METHODS.get(str(node.get("method")))
+    if method is not None:
+        raise OptionsError(
+            f"{where}: instead of method: {node['method']}, write the class: "
+            f"!new:{method} {{n_clusters: NUMBER}}"
+        )
 
 
 def _beginning_with(name):
@@ -449,25 +552,31 @@ def _check_overrides(file, tree, given):
     for name, text in given.items():
         value = _load_text(name, text)[name]
         _refuse_renamed(f"--{name}", value)
+        _refuse_method(f"--{name}", value)
         if isinstance(value, Mapping):
             _check_mapping(file, f"--{name}", value, tree[name])
 
 
-def _check_mapping(file, where, given, node):
+def _check_mapping(file, where, given, node, is_included=False):
     """Compares the keys of an override with those in the YAML."""
+    if _replaces(given, node):
+        if is_included:
+            # hyperpyyaml would keep the old class and give it these arguments
+            raise OptionsError(
+                f"{where} cannot turn '{_tag(node)}' into '{_tag(given)}' in "
+                f"an included file: change that in a copy of {file}."
+            )
+        node = given
     if not isinstance(node, Mapping):
         found = f"{_tag(node)} {getattr(node, 'value', node)}".strip()
         raise OptionsError(
             f"{where} is given as a mapping, but {file} has no mapping there "
             f"but {found}."
         )
-    if _tag(given) not in ("", _tag(node)):
-        # hyperpyyaml would keep the old class and give it the new arguments.
-        raise OptionsError(
-            f"{where} cannot turn '{_tag(node)}' into '{_tag(given)}': change "
-            f"that in a copy of {file}."
-        )
+    is_included |= _tag(node).startswith("!include:")
     known = _inner_keys(file, node)
+    if node is given:
+        known = _arguments(node)
     for key, value in given.items():
         if known is not None and key not in known:
             raise OptionsError(
@@ -480,7 +589,7 @@ def _check_mapping(file, where, given, node):
             )
         inner = known.get(key) if known else None
         if isinstance(value, Mapping) and isinstance(inner, Mapping):
-            _check_mapping(file, f"{where}: {key}", value, inner)
+            _check_mapping(file, f"{where}: {key}", value, inner, is_included)
 
 
 def _inner_keys(file, node):
@@ -491,6 +600,13 @@ def _inner_keys(file, node):
         return {**_read(pathlib.Path(file).parent / what), **keys}
     if kind not in ("!new", "!name", "!apply", "!applyref"):
         return keys or None
+    arguments = _arguments(node)
+    return None if arguments is None else {**arguments, **keys}
+
+
+def _arguments(node):
+    """Arguments of an object with what is given; None if any is allowed."""
+    what = _tag(node).partition(":")[2]
     try:
         found: Any = pydoc.locate(what)
         parameters = inspect.signature(found).parameters
@@ -499,7 +615,7 @@ def _inner_keys(file, node):
     kinds = {parameter.kind for parameter in parameters.values()}
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return None
-    return {**dict.fromkeys(parameters), **keys}
+    return {name: node.get(name) for name in parameters}
 
 
 def _tag(node):
@@ -527,7 +643,8 @@ def _placeholders(node, override, path):
         for key, inner in items:
             given = isinstance(override, Mapping) and key in override
             changed = override[key] if given else None
-            if not given or isinstance(changed, Mapping):
+            is_changed = isinstance(changed, Mapping)
+            if not given or (is_changed and not _replaces(changed, inner)):
                 yield from _placeholders(inner, changed, (*path, key))
 
 
@@ -544,8 +661,7 @@ def _option_for(path):
 
 def _build(file, overrides):
     try:
-        with open(file, encoding="utf-8") as stream:
-            return load_hyperpyyaml(stream, overrides)
+        return load_hyperpyyaml(_changed(file, overrides))
     # torch and SpeechBrain refuse arguments by any kind of exception; the
     # traceback of a fault in a user's own code is printed by run_script
     except Exception as error:
@@ -633,8 +749,7 @@ def _place(file, overrides, error):
     mark = getattr(error, "problem_mark", None) or mark
     if mark is None:
         return None, None
-    with open(file, encoding="utf-8") as stream:
-        lines = resolve_references(stream, overrides).getvalue().splitlines()
+    lines = resolved(file, overrides).splitlines()
     above = [text for text in lines[: mark.line + 1] if text[:1].strip(" #-}]")]
     return (above[-1].partition(":")[0] if above else None), what
 

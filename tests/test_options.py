@@ -13,6 +13,7 @@ from speechbrain_ssl import runtime
 from speechbrain_ssl.options import (
     OptionsError,
     load_experiment,
+    resolved,
     run_option_types,
     settings_of,
 )
@@ -154,7 +155,12 @@ def test_other_keys_need_a_value(load, argv):
         (["--net", "{out_feature: 3}"], "Did you mean out_features"),
         (["--lr", "{a: 1}"], "--lr is given as a mapping, but .* 0.1"),
         (["--double", "{a: 1}"], "no mapping there but !ref <seed>"),
-        (["--net", "!new:torch.nn.LSTM {a: 1}"], "cannot turn '!new:torch.nn"),
+        (["--net", "!new:torch.nn.Dropout {a: 1}"], "--net: 'a' is not a key"),
+        (["--net", "!new:torch.nn.Linea {}"], "'net' cannot be built"),
+        (
+            ["--table", "{clusterer: {method: kmeans, n_clusters: 9}}"],
+            "write the class: !new:speechbrain_ssl.clustering.kmeans.KMeans",
+        ),
         (["--lr", "[1"], r"--lr: '\[1' is no YAML value"),
         (["--views", "{inner: 1, inner: 2}"], "duplicate key"),
     ],
@@ -162,6 +168,51 @@ def test_other_keys_need_a_value(load, argv):
 def test_mistake_on_the_command_line_is_explained(load, argv, message):
     with pytest.raises(OptionsError, match=message):
         load(*argv)
+
+
+def test_another_tag_replaces_an_object(load):
+    given = "!new:torch.nn.Dropout {p: !ref <temperature>}"
+    _, _, hparams, overrides = load("--net", given)
+    assert isinstance(hparams["net"], torch.nn.Dropout)
+    assert hparams["net"].p == 0.2
+
+
+def test_the_same_tag_changes_arguments(load):
+    _, _, hparams, _ = load("--net", "!new:torch.nn.Linear {out_features: 5}")
+    assert hparams["net"].weight.shape == (5, 1)
+
+
+@pytest.mark.parametrize("key", ["temperature", "double", "table"])
+def test_an_object_replaces_a_value_a_reference_and_a_mapping(load, key):
+    _, _, hparams, _ = load(f"--{key}=!new:torch.nn.Dropout {{p: 0.3}}")
+    assert hparams[key].p == 0.3
+
+
+def test_an_object_inside_a_mapping_is_replaced(load, write):
+    text = (
+        "outer: {net: !new:torch.nn.Linear {in_features: 1, out_features: 2}}"
+    )
+    change = "{net: !new:torch.nn.Dropout {p: 0.3}}"
+    _, _, hparams, overrides = load("--outer", change, text=text)
+    assert hparams["outer"]["net"].p == 0.3
+    settings = settings_of(write(text), overrides)
+    assert settings["outer"]["net"] == ["!new:torch.nn.Dropout", {"p": 0.3}]
+    assert "Linear" not in resolved(write(text), overrides)
+
+
+def test_a_replaced_object_needs_no_value_for_its_placeholders(load):
+    text = "net: !new:torch.nn.Linear\n    in_features: !PLACEHOLDER\n"
+    _, _, hparams, _ = load("--net=!new:torch.nn.Dropout {p: 0.3}", text=text)
+    assert hparams["net"].p == 0.3
+
+
+def test_an_object_of_an_included_file_is_not_replaced(load, write):
+    write("net: !new:torch.nn.Linear {in_features: 1}", "inner.yaml")
+    with pytest.raises(OptionsError, match="cannot turn .* in an included"):
+        load(
+            "--inner={net: !new:torch.nn.Dropout {p: 0.3}}",
+            text="inner: !include:inner.yaml {net: {in_features: 2}}",
+        )
 
 
 def test_argument_of_an_object_need_not_stand_in_the_yaml(load):

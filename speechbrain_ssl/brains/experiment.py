@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from hyperpyyaml import resolve_references
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
 from speechbrain.utils.data_pipeline import GeneratorDynamicItem
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -68,7 +67,12 @@ from speechbrain_ssl.loading import (
 )
 from speechbrain_ssl.nnet.parameters import parameters_with
 from speechbrain_ssl.nnet.schedules import lr_factor
-from speechbrain_ssl.options import OptionsError, run_option_types, settings_of
+from speechbrain_ssl.options import (
+    OptionsError,
+    resolved,
+    run_option_types,
+    settings_of,
+)
 from speechbrain_ssl.pseudo_labels.labels import Labels, write_labels
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.script import defer_signals, outlive_signal
@@ -409,8 +413,7 @@ def open_run(
             settings[key] = audio.absolute(value)
     for name in FIXED_OPTIONS:
         settings.setdefault(name, run_opts[name])
-    with open(hparams_file, encoding="utf-8") as file:
-        text = resolve_references(file, overrides).getvalue()
+    text = resolved(hparams_file, overrides)
     run = Run(output_folder, settings, text, os.path.abspath(hparams_file))
     with contextlib.ExitStack() as stack:
         distributed.on_first(stack.enter_context, occupy(output_folder))

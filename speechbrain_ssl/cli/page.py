@@ -203,7 +203,7 @@ def launch(page: "gradio.Blocks", **options: Any) -> tuple[Any, str, str]:
     """
     import gradio
 
-    fonts = {
+    fonts: dict[str, Any] = {
         "font": ["system-ui", "sans-serif"],
         "font_mono": ["ui-monospace", "monospace"],
     }

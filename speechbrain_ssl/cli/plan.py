@@ -18,7 +18,7 @@ from typing import Any
 from speechbrain_ssl.cli import recipes
 from speechbrain_ssl.files import read_json
 from speechbrain_ssl.nnet.schedules import lr_factor
-from speechbrain_ssl.options import settings_of
+from speechbrain_ssl.options import overrides_of, settings_of
 
 SECONDS = 7.8  # mean duration of an utterance of VoxCeleb2
 BYTES_PER_SAMPLE = 2
@@ -188,7 +188,7 @@ def plan(
 
     def stage(key):
         path = folder / settings[key]["hparams"]
-        changed = json.dumps(settings[key]["changes"])
+        changed = overrides_of(settings[key]["changes"])
         return path.stem, settings_of(str(path), changed)
 
     trainings = {key: stage(key) for key in ("ssl", "train")}

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -455,6 +456,7 @@ def _words_of(changes, prefix=""):
             parts.append(_words_of(value, f"{name}: "))
         elif isinstance(value, list):
             parts.append(f"{name} {', '.join(map(str, value))}")
-        else:
+        else:  # of an object its class and settings
+            value = re.sub(r"!\w+:(\w+\.)*|[{}]", "", str(value))
             parts.append(f"{name} {value}")
     return "; ".join(filter(None, parts))

@@ -614,6 +614,19 @@ def test_a_start_from_embeddings_has_no_first_encoder(run, flags, message):
         ("--train={changes: {view_sampler: {clean_views: False}}}", "clean"),
         ("--labels={changes: {min_size: 0}}", "Stage labels: min_size"),
         ("--labels={changes: {clusterer: {referenc: 1}}}", "'referenc'"),
+        (
+            "--labels={changes: {clusterer: '!new:sklearn.cluster.DBSCAN "
+            "{ep: 1}'}}",
+            "Stage labels: --clusterer: 'ep' is not a key .* mean eps",
+        ),
+        (
+            "--labels={changes: {clusterer: !new:sklearn.cluster.DBSCAN {}}}",
+            "Write an object as text",
+        ),
+        (
+            "--labels={changes: {clusterer: {method: two_stage}}}",
+            "write the class: !new:.*TwoStage",
+        ),
         ("--verify={changes: {top_n: 0}}", "Stage verify: top_n"),
         ("--ssl={changes: {dev_every: 0}}", "Stage ssl: dev_every"),
         ("--rounds=0", "rounds must be a whole number"),

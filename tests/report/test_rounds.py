@@ -228,6 +228,10 @@ def test_the_page_has_settings_in_words_and_no_path_of_the_machine(tmp_path):
             "hparams": "hparams/pseudo_labels.yaml",
             "changes": {"clusterer": {"n_clusters": 3}, "min_size": 1},
         },
+        "train": {
+            "hparams": "hparams/all.yaml",
+            "changes": {"clusterer": "!new:my.KMeans {n_clusters: 3}"},
+        },
     }
     model = str(tmp_path / "round1/train/model")
     found = {**summary(ROWS), "model": model, "settings": settings}
@@ -237,6 +241,7 @@ def test_the_page_has_settings_in_words_and_no_path_of_the_machine(tmp_path):
         "data folderspeech",
         "stop growthnot set",
         "labelspseudo_labels.yaml with clusterer: n clusters 3; min size 1",
+        "trainall.yaml with clusterer KMeans n_clusters: 3",
     ):
         assert wanted in words, wanted
     body = words.partition("All <2> rounds")[2]

@@ -165,8 +165,8 @@ def check_stage(stage):
         json.dumps(changes, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{stage.name}: the changes must be plain values ({error}). For "
-            f"others make a copy of {stage.hparams_file}"
+            f"{stage.name}: the changes must be plain values ({error}). Write "
+            "an object as text: {clusterer: '!new:...'}"
         ) from error
 
 
