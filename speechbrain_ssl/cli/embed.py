@@ -30,9 +30,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 from speechbrain.utils.distributed import infer_device
 
-from speechbrain_ssl.dataio import audio, faces
+from speechbrain_ssl.dataio import audio, faces, kaldi
 from speechbrain_ssl.dataio.annotations import (
     Utterances,
     read_annotation,
@@ -51,6 +52,9 @@ from speechbrain_ssl.pseudo_labels.extract import (
     extract,
 )
 
+# more formats of the output
+ALSO = ("kaldi", "npz")
+
 
 def embed(
     model_folder: str,
@@ -63,6 +67,7 @@ def embed(
     progress: bool = True,
     trust: Sequence[str] = (),
     windows: tuple[float, float] | None = None,
+    also: Sequence[str] = (),
 ) -> Embeddings:
     """Embeds audio to disk; the module's docstring has the rules.
 
@@ -89,6 +94,9 @@ def embed(
         ``load_encoder``.
     windows : tuple of float
         Length and hop of windows in seconds; None: whole utterances.
+    also : list of str
+        Of ``ALSO``, what else to write: "kaldi" xvector.ark and xvector.scp,
+        "npz" embeddings.npz with the arrays ``ids`` and ``embeddings``.
 
     Returns
     -------
@@ -109,9 +117,15 @@ def embed(
     """
     if windows is not None:
         _check_windows(*windows)
+    if unknown := set(also) - set(ALSO):
+        raise ValueError(
+            f"Expected formats of {', '.join(ALSO)}, found {min(unknown)!r}."
+        )
     device = device or infer_device()
     model = load_encoder(model_folder, device, trust)
     face_size = face_size_of(model)
+    if face_size is not None and windows is not None:
+        raise ValueError("Windows are of audio, but this model embeds faces.")
     if face_size is None:
         utterances = find_utterances(source, output_folder, data_root)
     else:
@@ -119,6 +133,8 @@ def embed(
     times = {}
     if windows is not None:
         utterances, times = cut_windows(utterances, output_folder, *windows)
+    if "kaldi" in also:
+        kaldi.check_keys(list(utterances.ids()))
     found = extract(
         model.encode_batch,
         utterances,
@@ -138,6 +154,12 @@ def embed(
             writer.writerow(["row", "ID", "start", "stop"])
             for row, name in enumerate(found.ids):
                 writer.writerow([row, *times[name]])
+    if "kaldi" in also:
+        kaldi.write_vectors(output_folder, found.ids, found.matrix)
+    if "npz" in also:
+        path = os.path.join(output_folder, "embeddings.npz")
+        with write_whole(path, "wb") as file:
+            np.savez(file, ids=np.array(found.ids), embeddings=found.matrix)
     return found
 
 
@@ -317,6 +339,13 @@ def main(argv: list[str] | None = None) -> None:
         type=float,
         metavar=("LENGTH", "HOP"),
         help="embed windows; both in seconds",
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        choices=ALSO,
+        default=[],
+        help="also write xvector.ark and .scp (kaldi), or embeddings.npz",
     )
     parser.add_argument("--device")
     add_trust(parser)

@@ -37,6 +37,11 @@ SCRIPTS = {
         "rounds of labels and training",
     ),
     "verify": ("verify.py", "verify.yaml", "error rates on trial lists"),
+    "prepare": (
+        "corpora_prepare.py",
+        None,
+        "annotation and trial lists of known corpora",
+    ),
     "demo": ("demo.py", None, "train, verify and report in some minutes"),
 }
 USAGE = """usage: speechbrain-ssl COMMAND [arguments]

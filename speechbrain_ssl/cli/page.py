@@ -203,16 +203,15 @@ def launch(page: "gradio.Blocks", **options: Any) -> tuple[Any, str, str]:
     """
     import gradio
 
-    fonts: dict[str, Any] = {
-        "font": ["system-ui", "sans-serif"],
-        "font_mono": ["ui-monospace", "monospace"],
-    }
     return page.launch(
         server_name="127.0.0.1",
         share=False,
         ssr_mode=False,
         footer_links=[],
-        theme=gradio.themes.Default(**fonts),
+        theme=gradio.themes.Default(
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
         **options,
     )
 

@@ -6,9 +6,9 @@ A list has one trial per line. Its layout is found out:
     id10270/a.wav id10300/b.wav target          Kaldi, wespeaker, CN-Celeb
     id10270/a.wav id10300/b.wav                 VoxSRC: without labels
 
-Labels are 1 or ``target``, 0 or ``nontarget``. Fields are separated by spaces,
-or by tabs if the first line holds one; names with spaces need tabs. All lines
-have the same layout.
+Labels are 1, ``target`` or ``tgt``; 0, ``nontarget`` or ``imp``. Fields are
+separated by spaces, or by tabs if the first line holds one; names with spaces
+need tabs. All lines have the same layout.
 
 An enrol or test name is an audio file, or a model in a map file with lines
 ``model file1 file2 ...`` (Kaldi's spk2utt; with one file each, its wav.scp).
@@ -35,8 +35,10 @@ LABELS = {
     "non-target": 0,
     "impostor": 0,
     "imposter": 0,
+    "imp": 0,
     "1": 1,
     "target": 1,
+    "tgt": 1,
 }
 LABEL_FIRST = "label enrol test"
 LABEL_LAST = "enrol test label"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -220,3 +221,35 @@ def test_silent_windows_have_no_row_however_many_they_are(
 def test_windows_that_are_too_short_or_leave_gaps_are_refused(corpus, windows):
     with pytest.raises(ValueError, match="Windows need a length"):
         embed(f"{corpus}/model", f"{corpus}/audio", windows=windows)
+
+
+def test_kaldi_and_npz_hold_the_same_rows(corpus, tmp_path):
+    (tmp_path / "audio").mkdir()
+    for name in ("two.flac", "three.ogg"):
+        shutil.copy(corpus / "audio" / name, tmp_path / "audio")
+    out = tmp_path / "out"
+    flags = [f"--output_folder={out}", "--also", "kaldi", "npz"]
+    main([f"{corpus}/model", f"{tmp_path}/audio", *flags])
+    matrix = np.load(out / "embeddings.npy")
+    with np.load(out / "embeddings.npz") as found:
+        np.testing.assert_array_equal(found["embeddings"], matrix)
+        assert found["ids"].tolist() == ["three.ogg", "two.flac"]
+    for line, row in zip(open(out / "xvector.scp"), matrix):
+        key, place = line.split()
+        path, offset = place.rsplit(":", 1)
+        data = open(path, "rb").read()
+        start = int(offset)
+        assert data[:start].endswith(f"{key} ".encode())
+        # binary mark, token of a float vector, size of an int, the int
+        assert data[start : start + 6] == b"\0BFV \4"
+        (dim,) = np.frombuffer(data, "<i4", 1, start + 6)
+        read = np.frombuffer(data, "<f4", dim, start + 10)
+        np.testing.assert_array_equal(read, row)
+
+
+def test_kaldi_needs_ids_without_spaces(corpus, tmp_path):
+    arguments = f"{corpus}/model", f"{corpus}/audio", f"{tmp_path}/out"
+    with pytest.raises(ValueError, match="no spaces, found 'a b/one.wav'"):
+        embed(*arguments, also=["kaldi"], progress=False)
+    with pytest.raises(ValueError, match="kaldi, npz, found 'csv'"):
+        embed(*arguments, also=["csv"], progress=False)

@@ -1,0 +1,104 @@
+"""Files of Kaldi: ``wav.scp``, ``segments``, ``utt2spk``; ark and scp of vectors.
+
+Only plain files are read: commands (lines that end with a pipe) are not run.
+"""
+
+import os
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from speechbrain_ssl.files import write_whole
+
+
+def read_map(path: str, values: int = 1) -> dict[str, tuple[str, ...]]:
+    """Reads a file with lines ``key value ...``, such as wav.scp or segments.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    values : int
+        Number of values on a line. With one value, it may contain spaces.
+
+    Returns
+    -------
+    dict of str to tuple of str
+        The values by key, in the order of the file.
+
+    Raises
+    ------
+    ValueError
+        If a line has another number of values, a key stands on two lines, or
+        a value is a command; the message names file and line.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            line = line.strip()
+            if not line:
+                continue
+            place = f"{path}, line {number}"
+            key, *rest = line.split(None, 1 if values == 1 else -1)
+            if len(rest) != values:
+                raise ValueError(
+                    f"{place}: expected a key and {values} values, found "
+                    f"{line!r}."
+                )
+            if rest[-1].endswith("|"):
+                raise ValueError(
+                    f"{place}: commands are not run; write the audio of "
+                    f"{key!r} to a file and name that file."
+                )
+            if key in found:
+                raise ValueError(f"{place}: {key!r} is on an earlier line.")
+            found[key] = tuple(rest)
+    if not found:
+        raise ValueError(f"{path} has no lines.")
+    return found
+
+
+def write_vectors(
+    folder: str | os.PathLike, ids: Sequence[str], matrix: np.ndarray
+) -> None:
+    """Writes ``xvector.ark`` (binary float vectors) and ``xvector.scp``.
+
+    Arguments
+    ---------
+    folder : str
+        Where to write.
+    ids : list of str
+        Key of each row.
+    matrix : np.ndarray
+        The vectors [rows, dim].
+
+    Raises
+    ------
+    ValueError
+        If a key has a space, which Kaldi does not allow.
+    """
+    check_keys(ids)
+    ark = os.path.abspath(os.path.join(folder, "xvector.ark"))
+    lines = []
+    with write_whole(ark, "wb") as file:
+        for key, row in zip(ids, matrix):
+            row = np.ascontiguousarray(row, "<f4")
+            start = f"{key} ".encode()
+            file.write(start)
+            # the scp points behind the key
+            lines.append(f"{key} {ark}:{file.tell()}\n")
+            file.write(b"\0BFV \4" + struct.pack("<i", len(row)))
+            file.write(row.tobytes())
+    with write_whole(os.path.join(folder, "xvector.scp")) as file:
+        file.writelines(lines)
+
+
+def check_keys(ids: Sequence[str]) -> None:
+    """Refuses keys with spaces; see ``write_vectors``."""
+    wrong = next((key for key in ids if len(key.split()) != 1), None)
+    if wrong is not None:
+        raise ValueError(
+            f"Kaldi's keys have no spaces, found {wrong!r}. Rename the file, "
+            "or give an annotation with other IDs."
+        )
