@@ -281,7 +281,7 @@ def set_label_free_threshold(
     if found is not None and not found.get("label_free"):
         return False
     names = ("threshold", "false_acceptance", "false_acceptance_low")
-    found = {
+    found: dict[str, Any] = {
         **{name: float(figures[name]) for name in names},
         "label_free": True,
         "audio": audio,

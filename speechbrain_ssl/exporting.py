@@ -11,7 +11,6 @@ Training ends with an export. This exports a run again::
     > python -m speechbrain_ssl.inference RUN_FOLDER [--folder MODEL_FOLDER]
 """
 
-import argparse
 import copy
 import csv
 import io
@@ -30,6 +29,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ssl import safe_yaml
 from speechbrain_ssl.card import write_card
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import (
     ENCODER_KEYS,
     HPARAMS_NAME,
@@ -472,18 +472,8 @@ def _put_architectures(part, architectures):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``export_run``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``export_run``."""
+    parser = command_parser(__doc__)
     parser.add_argument("run_folder")
     parser.add_argument("--folder", help="RUN_FOLDER/model by default")
     try:

@@ -1,5 +1,6 @@
 """``--help`` of the recipe scripts, answered before torch is imported."""
 
+import argparse
 import importlib.util
 import pathlib
 import re
@@ -19,6 +20,29 @@ REFUSED = {
 CORRECTED = {"max_grad_norm": "Upper bound of the gradient norm; .inf: none."}
 KEY = re.compile(r"(\w+):(.*)")
 WIDTH = 79
+
+
+def command_parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
+    """The parser of a command, which completes no names.
+
+    Arguments
+    ---------
+    text : str
+        Its help: the docstring of the module.
+    **options
+        More arguments of ``ArgumentParser``.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        Without arguments yet.
+    """
+    return argparse.ArgumentParser(
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,
+    )
 
 
 def answer_help(description: str) -> None:

@@ -10,7 +10,6 @@ and, where the model has one, ``threshold``. It needs ``pip install
 'speechbrain_ssl[onnx]'``.
 """
 
-import argparse
 import contextlib
 import copy
 import io
@@ -28,6 +27,7 @@ from speechbrain.processing.features import STFT
 from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio.embedding import MIN_SECONDS
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.nnet.onnx_encoder import is_onnx
 
@@ -289,18 +289,8 @@ def _compare(model, rate, path):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``export_onnx``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``export_onnx``."""
+    parser = command_parser(__doc__)
     parser.add_argument("model_folder")
     parser.add_argument("path", metavar="encoder.onnx")
     add_trust(parser)

@@ -8,7 +8,6 @@ The upload is what SpeechBrain needs, the model card and the threshold. The
 model is loaded first, so that no broken folder gets there.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from speechbrain_ssl.card import (
     read_card,
     read_threshold,
 )
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import (
     HPARAMS_NAME,
     WEIGHTS_NAME,
@@ -121,18 +121,8 @@ def _check_inside(folder, path):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``push``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``push``."""
+    parser = command_parser(__doc__)
     parser.add_argument("model_folder")
     parser.add_argument("repository", metavar="user/name")
     parser.add_argument("--license", help="such as cc-by-4.0 or apache-2.0")

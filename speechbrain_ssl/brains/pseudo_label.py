@@ -6,7 +6,6 @@ from typing import Any
 
 import speechbrain as sb
 import torch
-import torch.nn.functional as F
 from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_ssl import distributed
@@ -16,6 +15,7 @@ from speechbrain_ssl.brains.base import (
     StepResult,
     writing,
 )
+from speechbrain_ssl.clustering.quality import centroids
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
@@ -102,9 +102,8 @@ class PseudoLabelBrain(SpeakerBrain):
             embed, self.labels.utterances, rate, device=self.device
         )
         encoder.train()
-        total = torch.zeros(self.labels.count, points.shape[1])
-        total.index_add_(0, self.decisions.labels, F.normalize(points, dim=-1))
-        return F.normalize(total, dim=-1)
+        means, _ = centroids(points.numpy(), self.labels.classes)
+        return torch.from_numpy(means)
 
     def compute_forward(
         self, batch: PaddedBatch, stage: sb.Stage

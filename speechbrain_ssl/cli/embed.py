@@ -23,7 +23,6 @@ A file longer than a minute is embedded in windows, whose embeddings are
 averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
 """
 
-import argparse
 import concurrent.futures
 import csv
 import os
@@ -45,6 +44,7 @@ from speechbrain_ssl.dataio.embedding import (
     describe,
 )
 from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust, face_size_of, load_encoder
 from speechbrain_ssl.pseudo_labels.extract import (
     Embeddings,
@@ -315,18 +315,8 @@ def _length(path):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``embed``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``embed``."""
+    parser = command_parser(__doc__)
     parser.add_argument("model_folder")
     parser.add_argument("source", metavar="AUDIO")
     parser.add_argument("--output_folder", default="embeddings")

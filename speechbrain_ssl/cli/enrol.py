@@ -11,7 +11,6 @@ again gets more files; ``--replace`` removes the earlier ones. To remove a
 speaker, delete the file.
 """
 
-import argparse
 import os
 import sys
 import urllib.parse
@@ -25,6 +24,7 @@ from speechbrain_ssl import hub
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, embed_files
 from speechbrain_ssl.files import read_json, write_json, write_whole
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash
 
@@ -239,18 +239,8 @@ def _read_speaker(path):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``enrol``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``enrol``."""
+    parser = command_parser(__doc__)
     parser.add_argument("database", metavar="SPEAKERS")
     parser.add_argument("name")
     parser.add_argument("files", nargs="+", metavar="FILE")

@@ -11,7 +11,6 @@ other speakers than the list that is scored. The output folder gets
 label use and, if the list has labels, error rates of each model and fused.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from speechbrain_ssl.evaluation.fusion import Fusion, pairs_of, read_same
 from speechbrain_ssl.evaluation.verification import score_lines, summarize
 from speechbrain_ssl.files import write_json, write_whole
+from speechbrain_ssl.help import command_parser
 
 logger = logging.getLogger(__name__)
 
@@ -105,18 +105,8 @@ def fuse(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``fuse``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``fuse``."""
+    parser = command_parser(__doc__)
     for name in ("calibration", "scores"):
         parser.add_argument(
             f"--{name}", nargs="+", required=True, metavar="FILE"

@@ -8,7 +8,6 @@ speaker with the highest score is named if the score reaches the threshold:
 the given one, or that of the model.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from speechbrain_ssl.cli.enrol import (
 from speechbrain_ssl.cli.score import threshold_of
 from speechbrain_ssl.dataio.embedding import EncoderError
 from speechbrain_ssl.evaluation.scoring import model_of, unit
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust
 
 
@@ -113,18 +113,8 @@ def identify(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``identify``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``identify``."""
+    parser = command_parser(__doc__)
     parser.add_argument("database", metavar="SPEAKERS")
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--threshold", type=float)

@@ -18,7 +18,6 @@ of files. The views of an utterance are the same as from files, bit by bit.
 After a kill the same command goes on with the shard that is not complete.
 """
 
-import argparse
 import os
 import sys
 import tarfile
@@ -36,6 +35,7 @@ from speechbrain_ssl.dataio.annotations import (
     write_annotation,
 )
 from speechbrain_ssl.files import hash_of, same_or_refuse, write_whole
+from speechbrain_ssl.help import command_parser
 
 CSV_NAME, RECORD = "train.csv", "pack.json"
 # Threads that each write a shard: small files keep a disk waiting.
@@ -242,18 +242,8 @@ def _write_shard(path, files, names):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``pack``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``pack``."""
+    parser = command_parser(__doc__)
     parser.add_argument("source", metavar="AUDIO")
     parser.add_argument("output_folder", metavar="SHARDS")
     parser.add_argument("--shard_mb", type=float, default=1000)

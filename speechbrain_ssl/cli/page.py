@@ -10,7 +10,6 @@ windows of both recordings. It is served on this machine only; recordings are
 kept in a temporary folder and deleted within an hour.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from speechbrain_ssl.cli.score import threshold_of
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores, unit
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.report.plots import score_plot
 
@@ -226,18 +226,8 @@ def _spans(path):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of the page.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of the page."""
+    parser = command_parser(__doc__)
     parser.add_argument("model_folder")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--port", type=int, help="default: the first free one")

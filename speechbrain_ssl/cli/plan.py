@@ -273,13 +273,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="speechbrain-ssl plan",
         description="Steps, hours, memory, disk and files per second.",

@@ -6,7 +6,6 @@
 A copy is complete: its scripts run as ``python train_ssl.py hparams/x.yaml``.
 """
 
-import argparse
 import difflib
 import pathlib
 import re
@@ -15,6 +14,7 @@ import shutil
 import sys
 
 import speechbrain_ssl
+from speechbrain_ssl.help import command_parser
 
 # a key at the left margin that only YAMLs of this script have
 SCRIPT_OF_KEY = {
@@ -154,19 +154,8 @@ def copy(corpus: str, output_folder: str) -> pathlib.Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``recipe``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        prog="speechbrain-ssl recipe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``recipe``."""
+    parser = command_parser(__doc__, prog="speechbrain-ssl recipe")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names of the YAMLs for train")
     copying = commands.add_parser("copy", help="write a recipe out")

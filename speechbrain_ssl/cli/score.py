@@ -14,7 +14,6 @@ verify.py writes ``threshold.json`` into the model's folder when it verifies a
 labelled trial list.
 """
 
-import argparse
 import contextlib
 import csv
 import sys
@@ -36,6 +35,7 @@ from speechbrain_ssl.evaluation.trials import (
     trial_paths,
 )
 from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust, load_encoder
 
 
@@ -268,18 +268,8 @@ def threshold_of(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``verify`` and ``score_pairs``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``verify`` and ``score_pairs``."""
+    parser = command_parser(__doc__)
     parser.add_argument("model_folder")
     parser.add_argument("enrol", metavar="a.wav", nargs="?")
     parser.add_argument("test", metavar="b.wav", nargs="?")

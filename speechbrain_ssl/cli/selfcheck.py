@@ -13,7 +13,6 @@ the same audio and settings only.
 promised rate of false acceptances, unless a labelled list has given one.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from speechbrain_ssl.card import set_label_free_threshold
 from speechbrain_ssl.cli.embed import find_utterances
 from speechbrain_ssl.evaluation.selfcheck import SelfCheck
 from speechbrain_ssl.files import write_json
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust, load_encoder
 
 COLUMNS = {
@@ -125,18 +125,8 @@ def table(found: dict[str, dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``selfcheck``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The command line of ``selfcheck``."""
+    parser = command_parser(__doc__)
     parser.add_argument("model_folders", metavar="MODEL", nargs="+")
     parser.add_argument("source", metavar="AUDIO")
     parser.add_argument("--data_root", help="for $data_root in a CSV")

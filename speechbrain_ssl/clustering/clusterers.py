@@ -117,12 +117,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
         self.distributed = distributed
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
+        """Finds clusters of points [n, dim].
 
         Returns
         -------
@@ -250,12 +245,7 @@ class Graph(ClusterMixin, BaseEstimator):
         self.chunk_size = chunk_size
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
+        """Finds clusters of points [n, dim].
 
         Returns
         -------

@@ -53,12 +53,7 @@ class BestCount(ClusterMixin, BaseEstimator):
         return getattr(self.clusterer, "distributed", False)
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
+        """Finds clusters of points [n, dim].
 
         Returns
         -------
@@ -161,12 +156,7 @@ class Levels(ClusterMixin, BaseEstimator):
         return getattr(self.clusterer, "distributed", False)
 
     def fit_predict(self, X: np.ndarray, y: None = None) -> np.ndarray:
-        """Finds clusters.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
+        """Finds clusters of points [n, dim].
 
         Returns
         -------

@@ -112,12 +112,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.distributed = distributed
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Points [n, dim].
+        """Finds clusters of points [n, dim].
 
         Returns
         -------

@@ -144,18 +144,7 @@ class DINO(torch.nn.Module):
         }
 
     def warnings(self, stats: dict[str, float]) -> list[str]:
-        """Warns of collapse.
-
-        Arguments
-        ---------
-        stats : dict of str to float
-            Means over an epoch.
-
-        Returns
-        -------
-        list of str
-            One sentence for each sign of collapse.
-        """
+        """Warns of collapse."""
         share = stats["teacher_entropy"] / math.log(len(self.center))
         if share > UNIFORM:
             return [

@@ -135,18 +135,7 @@ class RDINO(torch.nn.Module):
         self.dino.commit(student, teacher._replace(projection=logits))
 
     def warnings(self, stats: dict[str, float]) -> list[str]:
-        """The warnings of DINO.
-
-        Arguments
-        ---------
-        stats : dict of str to float
-            Means over an epoch.
-
-        Returns
-        -------
-        list of str
-            One sentence for each sign of collapse.
-        """
+        """The warnings of DINO."""
         return self.dino.warnings(stats)
 
     def _parts(self, views):

@@ -179,18 +179,7 @@ class SDPN(torch.nn.Module):
         self.utterances = student.projection.shape[1] * distributed.world_size()
 
     def warnings(self, stats: dict[str, float]) -> list[str]:
-        """Warns of collapse.
-
-        Arguments
-        ---------
-        stats : dict of str to float
-            Means over an epoch.
-
-        Returns
-        -------
-        list of str
-            One sentence for each sign of collapse.
-        """
+        """Warns of collapse."""
         # a step uses no more prototypes than it has utterances
         count = min(len(self.prototypes.weight), self.utterances)
         if stats["prototypes_used"] < max(FEW_PROTOTYPES * count, 2.0):

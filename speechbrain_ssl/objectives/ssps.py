@@ -145,18 +145,7 @@ class SSPS(torch.nn.Module):
         self.row[slots] = index[-len(slots) :]
 
     def warnings(self, stats: dict[str, float]) -> list[str]:
-        """The warnings of the objective, if it has any.
-
-        Arguments
-        ---------
-        stats : dict of str to float
-            Means over an epoch.
-
-        Returns
-        -------
-        list of str
-            One sentence for each sign of collapse.
-        """
+        """The warnings of the objective, if it has any."""
         return getattr(self.objective, "warnings", lambda stats: [])(stats)
 
     @torch.no_grad()

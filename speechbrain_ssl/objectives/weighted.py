@@ -98,18 +98,7 @@ class Weighted(torch.nn.Module):
                 objective.commit(student, teacher)
 
     def warnings(self, stats: dict[str, float]) -> list[str]:
-        """Collects the warnings of the objectives.
-
-        Arguments
-        ---------
-        stats : dict of str to float
-            Means over an epoch.
-
-        Returns
-        -------
-        list of str
-            Sentences of all objectives that have ``warnings``.
-        """
+        """Collects the warnings of the objectives."""
         found = []
         for prefix, objective in zip(self._prefixes(), self.objectives):
             if hasattr(objective, "warnings"):

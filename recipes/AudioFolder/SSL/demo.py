@@ -11,7 +11,6 @@ file; those about data, augmentation and encoder go to both stages. Run again wi
 the same arguments it continues where it was stopped.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, same_or_refuse, write_json
+from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.report.page import write_report
@@ -53,11 +53,7 @@ LABEL_USE = (
 
 def parse_arguments(argv):
     """Reads the command line; returns arguments and further overrides."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--output_folder", default="results/demo")
     parser.add_argument("--data_folder", help="default: synthesised voices")
     parser.add_argument("--trials", nargs="+", default=[])

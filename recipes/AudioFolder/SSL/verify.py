@@ -49,6 +49,7 @@ from speechbrain_ssl.checks import (
     optional,
     whole,
 )
+from speechbrain_ssl.clustering.quality import centroids
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.augmentation import stack_draws
@@ -384,13 +385,12 @@ def cohort_of_means(hparams):
     """
     clusters, mean = read_clusters(hparams), mean_embedding(hparams)
     chosen = np.flatnonzero(clusters.classes >= 0)
-    classes = torch.from_numpy(clusters.classes[chosen])
-    rows = torch.from_numpy(np.asarray(clusters.embeddings[chosen]))
-    rows = scoring.unit(rows.float() - (0.0 if mean is None else mean))
-    means = torch.zeros(int(classes.max()) + 1, rows.shape[1])
-    means = means.index_add(0, classes, rows)[classes.unique()]
+    _, classes = np.unique(clusters.classes[chosen], return_inverse=True)
+    rows = np.asarray(clusters.embeddings[chosen], np.float32)
+    rows = rows if mean is None else rows - mean.numpy()
+    means, _ = centroids(rows, classes)
     scoring.check_top_n(top_n_of(hparams, means), len(means))
-    return Cohort(means, [])
+    return Cohort(torch.from_numpy(means), [])
 
 
 def mean_embedding(hparams):
@@ -414,15 +414,41 @@ def mean_embedding(hparams):
     folder = hparams["subtract_mean"]
     if folder is None:
         return None
-    found = load(folder)
-    model = hparams["model_folder"]
+    matrix = embeddings_of(hparams, folder, "subtract_mean").matrix
+    return torch.from_numpy(matrix.mean(0, dtype=np.float64)).float()
+
+
+def embeddings_of(hparams, folder, key):
+    """Reads a folder of embeddings of the model that is verified.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    folder : str
+        The folder.
+    key : str
+        The key that names it, for the message.
+
+    Returns
+    -------
+    Embeddings
+        See ``speechbrain_ssl.pseudo_labels.extract``.
+
+    Raises
+    ------
+    ValueError
+        If the embeddings are of another model.
+    """
+    found, model = load(folder), hparams["model_folder"]
     if found.meta["settings"]["encoder"] != encoder_hash(model):
         raise ValueError(
-            f"The embeddings in {folder} (subtract_mean) are not of the model "
-            f"{model}. Embed unlabelled audio with it: "
-            f"speechbrain-ssl embed {model} TRAIN_CSV."
+            f"The embeddings in {folder} are not of the model {model}. Embed "
+            f"the utterances with it (speechbrain-ssl embed {model} TRAIN_CSV "
+            f"--data_root {hparams['data_folder']} --output_folder FOLDER) and "
+            f"give that folder as {key}."
         )
-    return torch.from_numpy(found.matrix.mean(0, dtype=np.float64)).float()
+    return found
 
 
 def without_mean(encode, mean):
@@ -557,15 +583,7 @@ def read_clusters(hparams):
         place = os.path.dirname(os.path.abspath(path))
         name = (labels.report or {}).get("embeddings_folder", "embeddings")
         folder = os.path.join(place, name)
-    found = load(folder)
-    model = hparams["model_folder"]
-    if found.meta["settings"]["encoder"] != encoder_hash(model):
-        raise ValueError(
-            f"The embeddings in {folder} are not of the model {model}. Embed "
-            f"the utterances with it (speechbrain-ssl embed {model} "
-            f"TRAIN_CSV --data_root {hparams['data_folder']} --output_folder "
-            "FOLDER) and give that folder as embeddings_folder."
-        )
+    found = embeddings_of(hparams, folder, "embeddings_folder")
     rows = {name: row for row, name in enumerate(labels.utterances.ids())}
     places = np.array([rows.get(name, -1) for name in found.ids])
     if not (places >= 0).any():
