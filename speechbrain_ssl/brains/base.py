@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # consecutive steps without a selected utterance before a warning is logged
 PATIENCE = 20
 # modules that --compile compiles
-NETWORKS = ("student", "teacher", "encoder")
+NETWORKS = ("student", "teacher", "encoder", "face_encoder")
 # statistics in the line that the console shows for each epoch
 SUMMARY = {
     "loss": "loss {:.3f}",

@@ -25,7 +25,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain
-from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
+from speechbrain_ssl.brains.pseudo_label import FACE, PseudoLabelBrain
 from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
@@ -74,6 +74,7 @@ from speechbrain_ssl.options import (
     settings_of,
 )
 from speechbrain_ssl.pseudo_labels.labels import Labels, write_labels
+from speechbrain_ssl.pseudo_labels.modalities import SELECTIONS
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.script import defer_signals, outlive_signal
 
@@ -505,7 +506,9 @@ def training_set(
 
 
 def views_of(
-    utterances: Utterances, view_sampler: ViewSampler | FaceSampler
+    utterances: Utterances,
+    view_sampler: ViewSampler | FaceSampler,
+    face_sampler: FaceSampler | None = None,
 ) -> UtteranceDataset:
     """The training set: augmented views of utterances, and no label.
 
@@ -515,12 +518,16 @@ def views_of(
         Rows of the training CSV.
     view_sampler : ViewSampler | FaceSampler
         Cuts and augments segments or faces.
+    face_sampler : FaceSampler
+        Gives the faces beside the voices; None: there are none.
 
     Returns
     -------
     UtteranceDataset
         Gives ``id``, ``index``, ``views``, ``draws``, ``speed`` and
-        ``unreadable``.
+        ``unreadable``; with ``face_sampler`` also ``face_views``,
+        ``face_draws`` and ``face_problem`` (None; empty if the utterance has
+        no face, else why it cannot be read).
     """
     view_sampler.prepare(utterances)
 
@@ -530,12 +537,32 @@ def views_of(
         func=functools.partial(_views, view_sampler),
         provides=["views", "draws", "speed"],
     )
+    items = [views]
+    if face_sampler is not None:
+        images = GeneratorDynamicItem(
+            takes=["key", faces.COLUMN],
+            func=functools.partial(_face_views, face_sampler),
+            provides=["face_views", "face_draws", "face_problem"],
+        )
+        items.append(images)
     return UtteranceDataset(
         utterances,
-        dynamic_items=[views],
-        output_keys=["id", "index", "views", "draws", "speed"],
+        dynamic_items=items,
+        output_keys=["id", "index", *(x for i in items for x in i.provides)],
         seed=view_sampler.seed,
     )
+
+
+def _face_views(face_sampler, key, face):
+    """Yields views, draws and problem of a face; blank ones if there is none."""
+    problem = None if face else ""
+    try:
+        views, draws = face_sampler(key, face) if face else face_sampler.blank()
+    except faces.FaceError as error:
+        (views, draws), problem = face_sampler.blank(), str(error)
+    yield views
+    yield draws
+    yield problem
 
 
 def _views(view_sampler, key, *columns):
@@ -631,7 +658,11 @@ def _begin(brain, training, run):
     if not training.checkpointer.list_checkpoints():
         try:
             check_export(brain.evaluated, run.hparams_text)
-            _try_branch(brain)
+            _try_branch(brain, brain.evaluated)
+            if f"{FACE}encoder" in brain.modules:
+                branch = brain.module(f"{FACE}encoder")
+                check_export(branch, run.hparams_text, FACE)
+                _try_branch(brain, branch)
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             raise OptionsError(
                 "The encoder (compute_features, mean_var_norm, "
@@ -700,9 +731,9 @@ def time_steps(
 
 
 @torch.no_grad()
-def _try_branch(brain):
+def _try_branch(brain, branch):
     """Runs encoder and head on a second of noise, and changes nothing."""
-    branch, rate = brain.evaluated, brain.hparams.view_sampler.sample_rate
+    rate = brain.hparams.view_sampler.sample_rate
     was_training = branch.training
     branch.eval()([branch.noise(rate).to(brain.device)])
     branch.train(was_training)
@@ -740,6 +771,7 @@ def export_model(
     name: str,
     notes: str = UNLABELLED,
     facts: Mapping[str, str] | None = None,
+    prefix: str = "",
 ) -> str:
     """Exports the trained encoder, averaged over the last checkpoints.
 
@@ -757,6 +789,9 @@ def export_model(
         First sentence of the model card.
     facts : dict of str to str
         For the card, beside or instead of those of ``describe``.
+    prefix : str
+        ``face_`` for the face encoder of an audio-visual training, which goes
+        to the folder ``face_model``.
 
     Returns
     -------
@@ -768,11 +803,12 @@ def export_model(
             average_of_last(training.checkpointer, name, training.average_last)
         )
     model = export(
-        brain.evaluated,
+        brain.module(name) if prefix else brain.evaluated,
         run.hparams_text,
-        os.path.join(run.folder, "model"),
+        os.path.join(run.folder, f"{prefix}model"),
         notes=notes,
         facts={**describe(brain, training), **(facts or {})},
+        prefix=prefix,
     )
     if training.dev_trials:
         encoder = load_encoder(model, brain.device)
@@ -836,6 +872,7 @@ def _utterances_of(brain):
     learning_rates=_pairs(number(0), "a list of [module, rate]"),
     centroid_start=one_of(True, False, None),
     write_corrected=one_of(True, False),
+    selection=one_of(*SELECTIONS),
 )
 @dataclass(frozen=True)
 class LabelTraining:
@@ -868,6 +905,18 @@ class LabelTraining:
         Adds a term to the loss; None: none.
     class_sampler : Callable
         Makes the sampler from the classes; None: each utterance once.
+    face_encoder : Branch
+        Trained on the faces of the utterances; None: voices only.
+    face_classifier : Callable
+        Makes its classifier from the number of ``classes``.
+    face_gate : Gate
+        Selects utterances by the loss of their face.
+    face_sampler : FaceSampler
+        Cuts and augments faces.
+    face_init_from : str
+        Model that the face encoder starts from; None: random weights.
+    selection : str
+        Whose gates select an utterance: ``both``, ``either`` or ``own``.
 
     Raises
     ------
@@ -887,10 +936,18 @@ class LabelTraining:
     continue_from: str | None = None
     regularizer: Any = None
     class_sampler: Any = None
+    face_encoder: Any = None
+    face_classifier: Any = None
+    face_gate: Any = None
+    face_sampler: Any = None
+    face_init_from: str | None = None
+    selection: str = "own"
 
     def __post_init__(self):
         sampler = self.view_sampler
         corrects = self.loss.correct_from < float("inf")
+        if self.face_encoder is not None:
+            self._check_faces(corrects)
         check_rules(
             (
                 sampler.counts == (1, 0),
@@ -915,6 +972,37 @@ class LabelTraining:
             (
                 not self.regularizer or callable(self.regularizer),
                 "regularizer must be a DistanceToPretrained or the like",
+            ),
+        )
+
+    def _check_faces(self, corrects):
+        """Rules of the branch of faces."""
+        sampler = self.face_sampler
+        check_rules(
+            (
+                getattr(sampler, "counts", None) == (1, 0)
+                and sampler.face_size is not None,
+                "face_sampler must be a FaceSampler with one global crop and "
+                "no local ones",
+            ),
+            (
+                sampler.clean_views or not corrects,
+                "labels are corrected from the clean views of crops: set "
+                "clean_views of face_sampler to True, or correct_from of loss "
+                "to .inf",
+            ),
+            (
+                callable(self.face_gate) and hasattr(self.face_gate, "fit"),
+                "face_gate must be a FixedGate, a MixtureGate or the like",
+            ),
+            (
+                self.face_gate is not self.gate,
+                "gate and face_gate are the same object, but the losses of "
+                "voices and faces have different scales: make two",
+            ),
+            (
+                not self.continue_from,
+                "continue_from is for voices only: set it to null",
             ),
         )
 
@@ -963,15 +1051,30 @@ def train_on_labels(
     if centroid_start is None:
         # mean embeddings of random weights are almost equal for all classes
         centroid_start = bool(settings.init_from)
+    modules = {"encoder": settings.encoder, "classifier": classifier}
+    if settings.face_encoder is not None:
+        modules[f"{FACE}encoder"] = settings.face_encoder
+        modules[f"{FACE}classifier"] = classifier = settings.face_classifier(
+            classes=labels.count
+        )
+        training.checkpointer.add_recoverable(f"{FACE}classifier", classifier)
+        if settings.face_init_from:
+            start_from(settings.face_encoder, settings.face_init_from)
     brain = brain_class(
         labels,
-        modules={"encoder": settings.encoder, "classifier": classifier},
+        modules=modules,
         opt_class=training.opt_class,
-        hparams={**hparams, "centroid_start": centroid_start},
+        hparams={
+            **hparams,
+            "centroid_start": centroid_start,
+            f"{FACE}centroid_start": bool(settings.face_init_from),
+        },
         run_opts=run_opts,
         checkpointer=training.checkpointer,
     )
-    train_set = views_of(labels.utterances, settings.view_sampler)
+    train_set = views_of(
+        labels.utterances, settings.view_sampler, settings.face_sampler
+    )
     sampler = None
     if settings.class_sampler:
         sampler = functools.partial(settings.class_sampler, labels.classes)
@@ -1001,6 +1104,7 @@ def _draw_gates(folder):
     """Draws the gate of each epoch, where matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return
-    for record in read_jsonl(os.path.join(folder, "gate.jsonl")):
-        name = f"epoch_{record['epoch']:03d}.png"
-        gate_plot(record, os.path.join(folder, "gate", name))
+    for prefix in ("", FACE):
+        for record in read_jsonl(os.path.join(folder, f"{prefix}gate.jsonl")):
+            name = f"epoch_{record['epoch']:03d}.png"
+            gate_plot(record, os.path.join(folder, f"{prefix}gate", name))

@@ -2,8 +2,9 @@
 
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -15,12 +16,63 @@ from speechbrain_ssl.brains.base import (
     StepResult,
     writing,
 )
+from speechbrain_ssl.brains.collapse import CollapseStats
+from speechbrain_ssl.brains.unreadable import UnreadableUtterances
 from speechbrain_ssl.clustering.quality import centroids
-from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.nnet.branch import Branch
+from speechbrain_ssl.pseudo_labels import modalities
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 from speechbrain_ssl.pseudo_labels.labels import Labels
+
+FACE = "face_"
+
+
+class Modality(NamedTuple):
+    """Voice or face: a branch, its gate and what it decided.
+
+    Arguments
+    ---------
+    prefix : str
+        Begins the names of its modules, items, statistics and files; empty
+        for the voice.
+    sampler : ViewSampler | FaceSampler
+        Its views.
+    gate : Gate
+        Fitted to its losses.
+    decisions : Decisions
+        Of an epoch.
+    gate_log : EpochLog
+        Record of its gate.
+    """
+
+    prefix: str
+    sampler: Any
+    gate: Any
+    decisions: Decisions
+    gate_log: EpochLog
+
+
+class Prediction(NamedTuple):
+    """What a modality says about a batch.
+
+    Arguments
+    ---------
+    embedding : torch.Tensor
+        Of the augmented crops [batch, emb_dim].
+    cosines : torch.Tensor
+        Of these to all class weights [batch, weights].
+    clean_cosines : torch.Tensor
+        The same of clean views; None before labels are corrected.
+    present : torch.Tensor
+        bool, which clips have the modality [batch].
+    """
+
+    embedding: torch.Tensor
+    cosines: torch.Tensor
+    clean_cosines: torch.Tensor | None
+    present: torch.Tensor
 
 
 class PseudoLabelBrain(SpeakerBrain):
@@ -31,12 +83,20 @@ class PseudoLabelBrain(SpeakerBrain):
     perturbation, a class at another speed is a class of its own (H. Yamamoto
     et al., Interspeech 2019).
 
+    With the modules ``face_encoder`` and ``face_classifier`` it is
+    audio-visual: each branch has its own gate, all learn one label of each
+    clip, and the mean of their sharpened probabilities corrects it (see
+    ``speechbrain_ssl.pseudo_labels.modalities``). A clip without a face, or
+    with an unreadable one, trains the voice alone.
+
     Hyperparameters beside those of SpeakerBrain: ``view_sampler`` (of one
     global crop, with its clean view where labels are corrected); ``loss`` (a
     GatedLoss); ``gate``, fitted at the end of each epoch to the logarithms of
     the losses of all utterances; ``centroid_start`` (whether class weights
     start at the mean embeddings of the classes); ``regularizer`` (adds a term
-    to the loss, such as DistanceToPretrained; may be left out).
+    to the loss, such as DistanceToPretrained; may be left out). With faces
+    also ``face_sampler``, ``face_gate``, ``face_centroid_start`` and
+    ``selection`` (one of ``SELECTIONS``).
 
     Arguments
     ---------
@@ -53,107 +113,164 @@ class PseudoLabelBrain(SpeakerBrain):
         "silent_classes": (
             "Share of the classes of which no utterance was learned."
         ),
+        "unreadable_faces": (
+            "Faces that cannot be read; save/unreadable_faces.csv lists them."
+        ),
     }
 
     def __init__(self, labels: Labels, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.labels = labels
-        self.decisions = Decisions(torch.from_numpy(labels.classes))
-        self.gate_log = EpochLog(
-            os.path.join(self.hparams.output_folder, "gate.jsonl")
-        )
+        parts = [("", self.hparams.view_sampler, self.hparams.gate)]
+        if f"{FACE}encoder" in self.modules:
+            gate = self.hparams.face_gate
+            parts.append((FACE, self.hparams.face_sampler, gate))
+        self.modalities = [self._modality(*part) for part in parts]
+        self.decisions = self.modalities[0].decisions
+
+    def _modality(self, prefix, sampler, gate):
+        """A modality, whose decisions are part of checkpoints."""
+        decisions = Decisions(torch.from_numpy(self.labels.classes))
         if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("decisions", self.decisions)
+            name = f"{prefix}decisions"
+            self.checkpointer.add_recoverable(name, decisions)
+        path = os.path.join(self.hparams.output_folder, f"{prefix}gate.jsonl")
+        return Modality(prefix, sampler, gate, decisions, EpochLog(path))
 
     @property
     def evaluated(self) -> Branch:
         """The branch that is verified and exported."""
         return self.module("encoder")
 
+    def all_stats_help(self) -> dict[str, str]:
+        """Adds the statistics of the faces."""
+        found = super().all_stats_help()
+        if len(self.modalities) > 1:
+            faces_help = {f"{FACE}{k}": f"Faces: {v}" for k, v in found.items()}
+            found = {**faces_help, **found}
+        return found
+
     def on_fit_start(self) -> None:
         """Moves the augmentation; starts class weights at centroids."""
-        self.sampler = self.hparams.view_sampler
-        self.sampler.to(self.device)
         resumed = self.checkpointer and self.checkpointer.list_checkpoints()
-        if self.hparams.centroid_start and not resumed:
-            self._start_from_centroids()
+        for modality in self.modalities:
+            modality.sampler.to(self.device)
+            asked = vars(self.hparams)[f"{modality.prefix}centroid_start"]
+            if asked and not resumed:
+                self._start_from_centroids(modality)
         super().on_fit_start()
 
-    def _start_from_centroids(self):
+    def _start_from_centroids(self, modality):
         """Sets class weights to the means of the classes' unit embeddings."""
-        weight = self.module("classifier").weight
-        means = torch.cat([self._means(s) for s in self.sampler.speeds])
+        weight = self.module(f"{modality.prefix}classifier").weight
+        speeds = modality.sampler.speeds
+        means = torch.cat([self._means(modality, speed) for speed in speeds])
         subcenters = len(weight) // len(means)
         start = means.repeat_interleave(subcenters, 0)
         if subcenters > 1:  # equal ones would stay equal
             start = start + 0.1 * torch.randn_like(start) / len(start[0]) ** 0.5
+        # a class without a face keeps its random weights
+        empty = (means.norm(dim=-1) == 0).repeat_interleave(subcenters)
         with torch.no_grad():
+            start[empty] = weight[empty].cpu()
             weight.copy_(distributed.from_first(start))
 
-    def _means(self, speed):
+    def _means(self, modality, speed):
         """Unit means of the classes at a speed [classes, emb_dim]."""
-        encoder, rate = self.evaluated.eval(), self.sampler.sample_rate
+        encoder = self.module(f"{modality.prefix}encoder").eval()
+        sampler, rows = modality.sampler, None
+        rate, utterances = sampler.sample_rate, self.labels.utterances
 
         def embed(wavs, lengths):
-            played = audio.resample(wavs, round(rate * speed), rate)
-            return encoder.embed(played, lengths)
+            if speed != 1:
+                wavs = audio.resample(wavs, round(rate * speed), rate)
+            return encoder.embed(wavs, lengths)
 
+        if modality.prefix:
+            rows = [
+                row
+                for row in range(len(utterances))
+                if utterances.row(row)[faces.COLUMN]
+            ]
         points = embed_utterances(
-            embed, self.labels.utterances, rate, device=self.device
+            embed,
+            utterances,
+            rate,
+            device=self.device,
+            rows=rows,
+            face_size=sampler.face_size,
         )
         encoder.train()
-        means, _ = centroids(points.numpy(), self.labels.classes)
-        return torch.from_numpy(means)
+        chosen = slice(None) if rows is None else rows
+        with np.errstate(invalid="ignore"):  # classes without a face
+            found, _ = centroids(points.numpy(), self.labels.classes[chosen])
+        means = torch.zeros(self.labels.count, points.shape[1])
+        means[: len(found)] = torch.from_numpy(found)
+        return means
 
     def compute_forward(
         self, batch: PaddedBatch, stage: sb.Stage
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> list[Prediction]:
         """Computes the cosines of augmented and of clean views.
 
         Arguments
         ---------
         batch : PaddedBatch
-            With ``views``, ``draws`` and ``index``.
+            With ``views``, ``draws`` and ``index``; with faces also
+            ``face_views``, ``face_draws`` and ``face_problem``.
         stage : sb.Stage
             Always TRAIN.
 
         Returns
         -------
-        embedding : torch.Tensor
-            Of the augmented crop [batch, emb_dim].
-        cosines, clean_cosines : torch.Tensor
-            Cosines of it and of its clean view to all class weights [batch,
-            weights]; the latter None before labels are corrected.
+        list of Prediction
+            Of the voice and, with faces, of the face.
         """
         batch = batch.to(self.device)
-        wavs = self.sampler.augment(batch.views.data, batch.draws.data)
-        crops, _ = self.sampler.split(wavs)
-        embedding = self.modules.encoder(crops[:1]).embedding[0]
-        cosines = self.modules.classifier(embedding)
-        if self.epoch < self.hparams.loss.correct_from:
-            return embedding, cosines, None
-        return embedding, cosines, self._clean_cosines(crops[1])
+        return [self._predict(modality, batch) for modality in self.modalities]
+
+    def _predict(self, modality, batch):
+        """The prediction of a modality."""
+        prefix, sampler = modality.prefix, modality.sampler
+        views = getattr(batch, f"{prefix}views").data
+        draws = getattr(batch, f"{prefix}draws").data
+        crops, _ = sampler.split(sampler.augment(views, draws))
+        present = torch.ones(len(views), dtype=torch.bool)
+        if prefix:
+            problems = dict(zip(batch.id, batch.face_problem))
+            self.unreadable_faces.note(
+                [{k: v} for k, v in problems.items() if v not in (None, "")]
+            )
+            present = torch.tensor([p is None for p in batch.face_problem])
+        embed = self.modules[f"{prefix}encoder"]
+        embedding = _embed(embed, crops[0], present)
+        cosines = self.modules[f"{prefix}classifier"](embedding)
+        clean = None
+        if self.epoch >= self.hparams.loss.correct_from:
+            clean = self._clean_cosines(prefix, crops[1], present)
+        present = present.to(self.device)
+        return Prediction(embedding, cosines, clean, present)
 
     @torch.no_grad()
-    def _clean_cosines(self, crop):
+    def _clean_cosines(self, prefix, crop, present):
         """Cosines in evaluation mode: no dropout, no statistics of a batch."""
-        encoder = self.this_process("encoder").eval()
-        embedding = encoder([crop]).embedding[0]
+        encoder = self.this_process(f"{prefix}encoder").eval()
+        embedding = _embed(encoder, crop, present)
         encoder.train()
-        return self.module("classifier")(embedding)
+        return self.module(f"{prefix}classifier")(embedding)
 
     def compute_objectives(
         self,
-        predictions: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        predictions: list[Prediction],
         batch: PaddedBatch,
         stage: sb.Stage,
     ) -> StepResult:
-        """The gated loss.
+        """The gated loss, or the sum of those of voice and face.
 
         Arguments
         ---------
-        predictions : tuple of torch.Tensor
-            Embeddings, cosines and clean cosines.
+        predictions : list of Prediction
+            From ``compute_forward``.
         batch : PaddedBatch
             With ``index`` and ``speed``.
         stage : sb.Stage
@@ -162,67 +279,162 @@ class PseudoLabelBrain(SpeakerBrain):
         Returns
         -------
         StepResult
-            Its ``commit`` keeps the decisions for the gate.
+            Its ``commit`` keeps the decisions for the gates.
         """
-        embedding, cosines, clean_cosines = predictions
         index = torch.as_tensor(batch.index, device=self.device)
         speed = torch.as_tensor(batch.speed, device=self.device)
         # the labels of all utterances stay on the CPU
         labels = self.decisions.labels[index.cpu()].to(self.device)
-        labels = labels + self.labels.count * speed
+        own_labels = [labels + self.labels.count * speed]
+        if len(predictions) > 1:  # faces have no speed
+            own_labels.append(labels)
         with torch.autocast(torch.device(self.device).type, enabled=False):
-            loss, decided, stats = self.hparams.loss(
-                cosines, labels, clean_cosines, self.hparams.gate, self.epoch
+            selected, together = self._together(predictions, own_labels, speed)
+            total, stats, decided = 0.0, {}, []
+            for n, (modality, prediction) in enumerate(
+                zip(self.modalities, predictions)
+            ):
+                loss, decision, found = self.hparams.loss(
+                    prediction.cosines,
+                    own_labels[n],
+                    prediction.clean_cosines,
+                    selected[n],
+                    self.epoch,
+                    **together[n],
+                )
+                total = total + loss
+                decided.append(decision)
+                stats.update(
+                    {f"{modality.prefix}{k}": v for k, v in found.items()}
+                )
+            teaches = not all(
+                bool(stats[f"{modality.prefix}nothing_selected"])
+                for modality in self.modalities
             )
             regularizer = getattr(self.hparams, "regularizer", None)
             if regularizer is not None:
-                loss, distance = regularizer(loss)
+                total, distance = regularizer(total)
                 stats = {**stats, **distance}
 
         def commit():
-            self.collapse.append(embedding)
-            # a class at any speed is one class of the file
-            label = decided.label % self.labels.count
-            self.decisions.write(index, decided._replace(label=label))
+            self.collapse.append(predictions[0].embedding)
+            for prediction in predictions[1:]:
+                seen = prediction.embedding[prediction.present]
+                self.face_collapse.append(seen)
+            for modality, decision in zip(self.modalities, decided):
+                # a class at any speed is one class of the file
+                label = decision.label % self.labels.count
+                modality.decisions.write(index, decision._replace(label=label))
 
-        teaches = not bool(stats["nothing_selected"])
-        return StepResult(loss, stats, teaches, commit)
+        return StepResult(total, stats, teaches, commit)
+
+    def _together(self, predictions, labels, speed):
+        """What both modalities decide: the selected rows of each, and what
+        else its loss needs.
+        """
+        gates = [modality.gate for modality in self.modalities]
+        if len(gates) == 1:
+            return gates, [{}]
+        loss, epoch = self.hparams.loss, self.epoch
+        gated = [
+            gate(loss.loss_logs(prediction.cosines, own, epoch))
+            for gate, prediction, own in zip(gates, predictions, labels)
+        ]
+        present = [prediction.present for prediction in predictions]
+        selected = modalities.select(gated, present, self.hparams.selection)
+        posteriors = [None, None]
+        if predictions[0].clean_cosines is not None:
+            voice, face = (
+                loss.predict(prediction.clean_cosines, epoch)[0]
+                for prediction in predictions
+            )
+            voice = modalities.without_speeds(voice, self.labels.count)
+            fused = modalities.fuse([voice, face], present)
+            speeds = len(self.modalities[0].sampler.speeds)
+            posteriors = [modalities.at_speed(fused, speed, speeds), fused]
+        return selected, [
+            {"posterior": posterior, "present": here}
+            for posterior, here in zip(posteriors, present)
+        ]
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Resets the decisions, unless an epoch is resumed."""
         super().on_stage_start(stage, epoch)
+        if len(self.modalities) > 1:
+            self.face_collapse = CollapseStats()
+            folder = os.path.join(self.hparams.output_folder, "save")
+            self.unreadable_faces = UnreadableUtterances(
+                os.path.join(folder, "unreadable_faces.csv"),
+                self.hparams.face_sampler.max_unreadable,
+            )
         if self.step == 0:
-            self.decisions.clear()
+            for modality in self.modalities:
+                modality.decisions.clear()
 
     def describe_epoch(self, seconds: float) -> list[str]:
-        """Fits the gate and writes its decision."""
+        """Fits the gates and writes their decisions."""
         warnings = super().describe_epoch(seconds)
-        decision = self.hparams.gate.fit(self.decisions.loss_logs())
-        silent = self.decisions.silent_classes()
-        self.train_stats["silent_classes"] = silent / self.labels.count
-        if math.isfinite(decision.threshold):
-            self.train_stats["gate_loss_log"] = decision.threshold
-        epoch = self.hparams.epoch_counter.current
-        gated = epoch >= self.hparams.loss.gate_from
-        if gated and not decision.accepted:
-            warnings.append(f"Gate: {decision.reason}")
-        if distributed.rank() == 0:
-            self._write_decisions(epoch, decision)
+        if len(self.modalities) > 1:
+            summary = self.face_collapse.summarize()
+            self.train_stats.update({FACE + k: v for k, v in summary.items()})
+            warnings += [
+                f"Faces: {text}"
+                for text in self.face_collapse.warnings(summary)
+            ]
+            self.train_stats["unreadable_faces"] = self.unreadable_faces.finish(
+                self.steps_per_epoch * self.utterances_per_step
+            )
+        for modality in self.modalities:
+            warnings += self._fit_gate(modality)
         return warnings
 
-    def _write_decisions(self, epoch, decision):
+    def _fit_gate(self, modality):
+        """Fits a gate; returns the warning if its decision was refused."""
+        prefix, decisions = modality.prefix, modality.decisions
+        decision = modality.gate.fit(decisions.loss_logs())
+        silent = decisions.silent_classes()
+        self.train_stats[f"{prefix}silent_classes"] = silent / self.labels.count
+        if math.isfinite(decision.threshold):
+            self.train_stats[f"{prefix}gate_loss_log"] = decision.threshold
+        epoch = self.hparams.epoch_counter.current
+        if distributed.rank() == 0:
+            self._write_decisions(modality, epoch, decision)
+        gated = epoch >= self.hparams.loss.gate_from
+        if gated and not decision.accepted:
+            name = "Gate of faces" if prefix else "Gate"
+            return [f"{name}: {decision.reason}"]
+        return []
+
+    def _write_decisions(self, modality, epoch, decision):
         """Writes the gate of this epoch and all decisions, for reports."""
         folder = self.hparams.output_folder
-        threshold = decision.threshold
+        threshold, decisions = decision.threshold, modality.decisions
         record = {
             "epoch": epoch,
             **decision._asdict(),
             # JSON has no infinity: null is no gate
             "threshold": threshold if math.isfinite(threshold) else None,
-            "histogram": self.decisions.histogram(),
-            **self.decisions.shares(),
+            "histogram": decisions.histogram(),
+            **decisions.shares(),
         }
-        self.gate_log.write(record)
-        path = os.path.join(folder, "decisions.csv")
+        modality.gate_log.write(record)
+        path = os.path.join(folder, f"{modality.prefix}decisions.csv")
         with writing(path):
-            self.decisions.write_csv(path, self.labels.utterances.ids())
+            decisions.write_csv(path, self.labels.utterances.ids())
+
+
+def _embed(encoder, crop, present):
+    """Embeds the rows of a batch that there are; zeros for the others.
+
+    Blank images would change the statistics of BatchNorm, so they are left
+    out; two rows are always there, as BatchNorm and DDP need them.
+    """
+    if present.all():
+        return encoder([crop]).embedding[0]
+    kept = present.clone()
+    if kept.sum() < 2:
+        kept[:2] = True
+    rows = kept.nonzero()[:, 0].to(crop.device)
+    found = encoder([crop[rows]]).embedding[0]
+    blank = found.new_zeros(len(crop), found.shape[1])
+    return blank.index_copy(0, rows, found)

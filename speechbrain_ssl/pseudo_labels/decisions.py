@@ -66,7 +66,8 @@ class Decisions:
         # one message: float64 holds rows, labels and float32 losses
         packed = torch.stack([x.double() for x in (index, *decided)], dim=1)
         index, *columns = distributed.gather(packed).cpu().unbind(1)
-        self.seen[index.long()] = True
+        # a clip without a face has no loss there
+        self.seen[index.long()] = ~columns[0].isnan()
         for column, values in zip(self.table, columns):
             column[index.long()] = values.to(column.dtype)
 

@@ -165,6 +165,7 @@ def read_labels(
     embeddings: str | None = None,
     training: Utterances | None = None,
     allow_missing: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> Labels:
     """Reads ``pseudo_labels.csv`` and checks it.
 
@@ -184,6 +185,8 @@ def read_labels(
     allow_missing : bool
         Whether more utterances of ``training`` may have no label than when
         the labels were made.
+    extra : tuple of str
+        Other columns to read, such as ``face``.
 
     Returns
     -------
@@ -202,7 +205,7 @@ def read_labels(
     report = None
     if os.path.isfile(report_path):
         report = read_json(report_path)
-    utterances = read_annotation(csv_path, data_root, extra=(COLUMN,))
+    utterances = read_annotation(csv_path, data_root, extra=(*extra, COLUMN))
     if embeddings is not None:
         _check_embeddings(csv_path, report, report_path, embeddings)
     if training is not None:

@@ -277,13 +277,23 @@ class GatedLoss(torch.nn.Module):
         probability = (logit / self.temperature).softmax(-1)
         return probability, *probability.max(-1)
 
+    @torch.no_grad()
+    def loss_logs(
+        self, cosines: torch.Tensor, labels: torch.Tensor, epoch: float
+    ) -> torch.Tensor:
+        """Logarithms of the losses of the pseudo-labels, for gates [batch]."""
+        logit = self.aam(cosines, labels, epoch)
+        return cross_entropy_per_utterance(logit, labels)[1]
+
     def forward(
         self,
         cosines: torch.Tensor,
         labels: torch.Tensor,
-        clean_cosines: torch.Tensor,
+        clean_cosines: torch.Tensor | None,
         selected: torch.Tensor | Callable,
         epoch: float,
+        posterior: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, LabelDecisions, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -299,6 +309,12 @@ class GatedLoss(torch.nn.Module):
             the losses [batch].
         epoch : float
             Training time.
+        posterior : torch.Tensor
+            Probabilities that correct labels [batch, classes]; None: those of
+            the clean views.
+        present : torch.Tensor
+            bool, which rows there are: the others are neither learned nor
+            counted, and the logarithm of their loss is NaN [batch]. None: all.
 
         Returns
         -------
@@ -322,41 +338,48 @@ class GatedLoss(torch.nn.Module):
         loss_logs = loss_logs.detach()
         selected = selected(loss_logs) if callable(selected) else selected
         selected = selected | (epoch < self.gate_from)
+        here = torch.ones_like(selected) if present is None else present
+        selected = selected & here
         corrected, learned = torch.zeros_like(selected), labels
         confidence = torch.zeros_like(loss_logs)
         # a product, not a choice: NaN must show in it as in its gradient
         used = loss * selected
         if epoch >= self.correct_from:
-            if clean_cosines is None:
+            if posterior is None and clean_cosines is None:
                 raise ValueError(
                     f"Labels are corrected from epoch {self.correct_from} on: "
                     "clean_cosines are needed, got None. Sample clean views, "
                     "or set correct_from to .inf."
                 )
-            probability, confidence, new = self.predict(clean_cosines, epoch)
-            corrected = ~selected & (confidence > self.threshold)
+            if posterior is None:
+                posterior = self.predict(clean_cosines, epoch)[0]
+            confidence, new = posterior.max(-1)
+            corrected = ~selected & (confidence > self.threshold) & here
             learned = torch.where(corrected, new, labels)
             if self.margin_on == "learned":
                 logit = self.aam(cosines, new, epoch)
             again, _ = cross_entropy_per_utterance(logit, new)
             if self.target == "soft":
-                again = -(probability * logit.log_softmax(-1)).sum(-1)
+                again = -(posterior * logit.log_softmax(-1)).sum(-1)
             used = used + again * corrected
         with torch.no_grad():
             # divided by the processes' mean, DDP's mean is the global one
             count = distributed.mean((selected | corrected).sum().float())
             found = self.aam.nearest(cosines).argmax(-1) == labels
+            rows = here.sum().clamp(min=1)
             stats = {
-                "selected": selected.float().mean(),
-                "corrected": corrected.float().mean(),
-                "label_changed": (learned != labels).float().mean(),
-                "accuracy": found.float().mean(),
-                "label_loss": loss.detach().mean(),
-                "confidence": confidence.mean(),
+                "selected": selected.sum() / rows,
+                "corrected": corrected.sum() / rows,
+                "label_changed": (learned != labels).sum() / rows,
+                "accuracy": (found & here).sum() / rows,
+                "label_loss": (loss.detach() * here).sum() / rows,
+                "confidence": (confidence * here).sum() / rows,
                 "nothing_selected": (count == 0).float(),
             }
         if self.mean_over == "batch" and epoch >= self.correct_from:
-            count = count.masked_fill(count > 0, len(labels))
+            everyone = distributed.mean(here.sum().float())
+            count = torch.where(count > 0, everyone, count)
         loss = used.sum() / count.masked_fill(count == 0, 1)
+        loss_logs = loss_logs.masked_fill(~here, math.nan)
         decisions = LabelDecisions(loss_logs, selected, corrected, learned)
         return loss, decisions, stats

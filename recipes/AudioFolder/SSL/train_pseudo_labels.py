@@ -12,7 +12,13 @@ is read. The result lies in ``<output_folder>/model``: a folder that
 SpeechBrain's EncoderClassifier loads. ``gate.jsonl`` and the plots in ``gate``
 have the gate of each epoch, ``decisions.csv`` the last decision about each
 utterance. After a kill the same command goes on.
+
+``hparams/train_dlg_lc_av.yaml`` trains a second encoder on the faces of the
+same utterances, which the column ``face`` of the labels names. Its model lies
+in ``<output_folder>/face_model``, its gate in ``face_gate.jsonl``.
 """
+
+import functools
 
 from speechbrain_ssl.help import answer_help
 
@@ -95,6 +101,12 @@ def check_settings(hparams):
         continue_from=hparams.get("continue_from"),
         regularizer=hparams.get("regularizer"),
         class_sampler=hparams.get("class_sampler"),
+        face_encoder=hparams.get("face_encoder"),
+        face_classifier=hparams.get("face_classifier"),
+        face_gate=hparams.get("face_gate"),
+        face_sampler=hparams.get("face_sampler"),
+        face_init_from=hparams.get("face_init_from"),
+        selection=hparams.get("selection", "own"),
     )
     check_keys(hparams, allow_missing=one_of(True, False))
     experiment.check_recoverables(
@@ -103,6 +115,14 @@ def check_settings(hparams):
             "encoder": settings.encoder,
             "gate": settings.gate,
             "epoch_counter": training.epoch_counter,
+            **(
+                {
+                    "face_encoder": settings.face_encoder,
+                    "face_gate": settings.face_gate,
+                }
+                if settings.face_encoder is not None
+                else {}
+            ),
         },
     )
     check_sample_rate(
@@ -138,6 +158,7 @@ def find_labels(hparams):
         embeddings=embeddings,
         training=training,
         allow_missing=hparams["allow_missing"],
+        extra=("face",) if hparams.get("face_encoder") else (),
     )
     if hparams.get("continue_from"):
         check_same_labels(hparams["continue_from"], csv_path)
@@ -161,6 +182,14 @@ def main(argv):
         distributed.on_first(
             experiment.export_model, brain, training, run, "encoder"
         )
+        if settings.face_encoder is not None:
+            distributed.on_first(
+                functools.partial(experiment.export_model, prefix="face_"),
+                brain,
+                training,
+                run,
+                "face_encoder",
+            )
 
 
 if __name__ == "__main__":

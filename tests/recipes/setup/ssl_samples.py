@@ -107,6 +107,25 @@ def write_faces(folder):
         if path.stem != "2":
             pixels = rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / f"{path.stem}.png")
+    rows = [
+        {
+            "ID": f"s{s}/{n}.flac",
+            "duration": 1.5,
+            "wav": f"$data_root/s{s}/{n}.flac",
+            "start": 0,
+            "stop": 24000,
+            "face": "" if n == 2 else f"$data_root/s{s}/{n}.png",
+        }
+        for s in range(SPEAKERS)
+        for n in range(TAKES)
+    ]
+    write_annotation(folder / "av.csv", rows, extra=("face",))
+    utterances = read_annotation(
+        folder / "av.csv", folder / "av", extra=("face",)
+    )
+    ids = list(utterances.ids())
+    labels = [row % SPEAKERS for row in range(len(ids))]
+    write_labels(folder / "av_labels", utterances, ids, labels, "none")
 
 
 def write_voxceleb(folder, rng):

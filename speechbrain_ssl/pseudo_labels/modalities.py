@@ -1,0 +1,127 @@
+"""Voice and face of one clip: whose gates count, and what both predict.
+
+B. Han, Z. Chen and Y. Qian extend the dynamic loss-gate and label correction to
+audio-visual data (https://arxiv.org/abs/2304.05754), whose code is not public.
+The rules here are our choice.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+# both: each gate must select a clip; either: one of them; own: each modality
+# learns what its own gate selects
+SELECTIONS = ("both", "either", "own")
+
+
+def select(
+    gated: Sequence[torch.Tensor], present: Sequence[torch.Tensor], rule: str
+) -> list[torch.Tensor]:
+    """Combines the gates of modalities.
+
+    The gate of a modality that a clip lacks has no vote.
+
+    Arguments
+    ---------
+    gated : list of torch.Tensor
+        bool, what the gate of each modality selects [batch].
+    present : list of torch.Tensor
+        bool, which clips have it [batch].
+    rule : str
+        One of ``SELECTIONS``.
+
+    Returns
+    -------
+    list of torch.Tensor
+        bool, what each modality learns [batch].
+
+    Example
+    -------
+    >>> yes, no = torch.tensor([True]), torch.tensor([False])
+    >>> select([yes, no], [yes, yes], "both")
+    [tensor([False]), tensor([False])]
+    >>> select([yes, no], [yes, no], "both")
+    [tensor([True]), tensor([False])]
+    """
+    own = [gate & here for gate, here in zip(gated, present)]
+    if rule == "own":
+        return own
+    if rule == "either":
+        together = torch.stack(own).any(0)
+    else:
+        votes = [gate | ~here for gate, here in zip(gated, present)]
+        together = torch.stack(votes).all(0)
+    return [together & here for here in present]
+
+
+def fuse(
+    posteriors: Sequence[torch.Tensor], present: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Mean of the probabilities of the modalities that a clip has.
+
+    Arguments
+    ---------
+    posteriors : list of torch.Tensor
+        Sharpened probabilities of each modality [batch, classes].
+    present : list of torch.Tensor
+        bool, which clips have it; each clip has one or more [batch].
+
+    Returns
+    -------
+    torch.Tensor
+        Probabilities [batch, classes].
+
+    Example
+    -------
+    >>> both, p = torch.tensor([True]), torch.tensor([[1.0, 0.0]])
+    >>> fuse([p, 1 - p], [both, both]), fuse([p, 1 - p], [both, ~both])
+    (tensor([[0.5000, 0.5000]]), tensor([[1., 0.]]))
+    """
+    weight = torch.stack(list(present)).unsqueeze(-1).to(posteriors[0].dtype)
+    return (torch.stack(list(posteriors)) * weight).sum(0) / weight.sum(0)
+
+
+def without_speeds(posterior: torch.Tensor, count: int) -> torch.Tensor:
+    """Probabilities of classes at any speed.
+
+    Arguments
+    ---------
+    posterior : torch.Tensor
+        Of the classes at each speed [batch, speeds * count].
+    count : int
+        Number of classes.
+
+    Returns
+    -------
+    torch.Tensor
+        Sums over the speeds [batch, count].
+    """
+    return posterior.unflatten(1, (-1, count)).sum(1)
+
+
+def at_speed(
+    posterior: torch.Tensor, speed: torch.Tensor, speeds: int
+) -> torch.Tensor:
+    """Probabilities of classes at the speed of each utterance.
+
+    Arguments
+    ---------
+    posterior : torch.Tensor
+        Of the classes [batch, count].
+    speed : torch.Tensor
+        int64 index of the speed [batch].
+    speeds : int
+        Number of speeds.
+
+    Returns
+    -------
+    torch.Tensor
+        0 at other speeds [batch, speeds * count].
+
+    Example
+    -------
+    >>> at_speed(torch.tensor([[0.3, 0.7]]), torch.tensor([1]), 2)
+    tensor([[0.0000, 0.0000, 0.3000, 0.7000]])
+    """
+    chosen = torch.nn.functional.one_hot(speed, speeds).to(posterior.dtype)
+    return (chosen[:, :, None] * posterior[:, None]).flatten(1)
