@@ -12,10 +12,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain, StepResult
 from speechbrain_ssl.dataio.annotations import UtteranceDataset
 from speechbrain_ssl.nnet.branch import Branch, BranchOutput
-from speechbrain_ssl.pseudo_labels.extract import (
-    embed_utterances,
-    utterances_hash,
-)
+from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 
 
 class SSLBrain(SpeakerBrain):
@@ -51,7 +48,7 @@ class SSLBrain(SpeakerBrain):
     ) -> Any:
         """Makes the loader and keeps the utterances."""
         self.utterances = dataset.utterances
-        self.utterances_hash = utterances_hash(self.utterances)
+        self.utterances_hash = self.utterances.hash()
         return super().make_dataloader(dataset, stage, **kwargs)
 
     def on_fit_start(self) -> None:

@@ -6,25 +6,38 @@ last frame of the utterance at the file's sample rate. A column ``face`` is for
 audio-visual training (see ``speechbrain_ssl.dataio.faces``). Other columns are
 ignored unless they are requested by name, so that no speaker label reaches
 training by accident.
+
+The columns of a large CSV file are kept in a file beside it, ``CSV.columns``,
+which all ranks and loader workers of a machine map, so that they are in its
+memory once.
 """
 
 import csv
 import functools
+import io
 import itertools
+import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import DataPipeline
 
+from speechbrain_ssl.dataio import columns
 from speechbrain_ssl.dataio.audio import AudioError, absolute
 from speechbrain_ssl.files import write_whole
 
+logger = logging.getLogger(__name__)
+
 COLUMNS = ("ID", "duration", "wav", "start", "stop")
 ROOT = "$data_root"
+
+# CSV files of at least this size have a file of columns: some 100,000 rows.
+MAPPED_BYTES = 2**24
 
 # Rows per call of the parser: enough to amortize numpy's overhead, few enough
 # to keep their strings in the processor's cache (4096 take twice as long).
@@ -39,10 +52,11 @@ TRIES, REPLACEMENTS = 10, 1002
 
 
 class Utterances:
-    """The rows of an annotation, as columns in shared memory.
+    """The rows of an annotation, as columns that processes share.
 
     Loader workers map the same memory, whether they are forked or spawned;
-    a dict per row would be copied into each worker.
+    a dict per row would be copied into each worker. Columns of a file are
+    mapped by all ranks of a machine too.
 
     Arguments
     ---------
@@ -87,6 +101,54 @@ class Utterances:
         self.stop = _share(stop)
         self.data_root = data_root and absolute(os.fspath(data_root))
         self.extra = tuple(extra)
+        self.mapped: columns.Mapped | None = None
+
+    @classmethod
+    def of_file(
+        cls,
+        mapped: columns.Mapped,
+        data_root: str | os.PathLike | None = None,
+    ) -> "Utterances":
+        """Utterances whose columns are mapped from a file.
+
+        Arguments
+        ---------
+        mapped : Mapped
+            From ``columns.open_columns``.
+        data_root : str
+            Folder that replaces ``$data_root``.
+
+        Returns
+        -------
+        Utterances
+            They take memory once for all processes of the machine.
+        """
+        self = cls.__new__(cls)
+        vars(self).update(mapped.columns)
+        self.data_root = data_root and absolute(os.fspath(data_root))
+        self.extra = tuple(mapped.header["key"]["extra"])
+        self.mapped = mapped
+        return self
+
+    def __reduce__(self):
+        """A spawned worker maps the file again."""
+        if self.mapped is None:
+            return super().__reduce__()
+        path, header, _ = self.mapped
+        return _map_again, (path, header["key"], self.data_root)
+
+    def hash(self) -> str:
+        """Tells the rows from all others, wherever their audio lies.
+
+        Returns
+        -------
+        str
+            SHA-256 of IDs, paths below ``$data_root``, extra columns, starts
+            and stops.
+        """
+        if self.mapped is not None:
+            return self.mapped.header["hash"]
+        return columns.hash_columns(vars(self))
 
     def __len__(self):
         return len(self.durations)
@@ -197,32 +259,111 @@ def read_annotation(
         If a column is missing, a value is wrong, an ID is repeated or the
         file has no row. The message names the file, the line and the value.
     """
+    extra = tuple(extra)
+    if os.path.getsize(csv_path) < MAPPED_BYTES:
+        return _in_memory(csv_path, data_root, extra)
+    # the first process parses, the others wait and map what it has written
+    with columns.only_one(csv_path):
+        path = columns.place_of(csv_path, extra)
+        key = columns.key_of(csv_path, extra)
+        mapped = columns.open_columns(path, key)
+        if mapped is None:
+            try:
+                _write_columns(path, key, csv_path, data_root, extra)
+            except OSError as error:
+                logger.warning(
+                    "%s cannot be written (%s): each process keeps its own "
+                    "copy of the annotation.",
+                    path,
+                    error.strerror or error,
+                )
+                return _in_memory(csv_path, data_root, extra)
+            mapped = columns.open_columns(path, key)
+    if mapped is None or (mapped.header["rooted"] and data_root is None):
+        return _in_memory(csv_path, data_root, extra)
+    return Utterances.of_file(mapped, data_root)
+
+
+def _in_memory(csv_path, data_root, extra):
+    """Reads an annotation into shared memory."""
+    found, _ = _read_columns(csv_path, data_root, extra, io.BytesIO)
+    tensors = {
+        name: torch.frombuffer(
+            file.getbuffer(), dtype=getattr(torch, columns.DTYPES[name])
+        )
+        for name, file in found.items()
+    }
+    return Utterances(**tensors, data_root=data_root, extra=extra)
+
+
+def _write_columns(path, key, csv_path, data_root, extra):
+    """Reads an annotation into a file of columns, with little memory."""
+    folder = os.path.dirname(path) or "."
+    found, rooted = _read_columns(
+        csv_path,
+        data_root,
+        extra,
+        lambda: tempfile.TemporaryFile(dir=folder),
+    )
+    columns.write_columns(path, key, rooted, found)
+    for file in found.values():
+        file.close()
+
+
+def _map_again(path, key, data_root):
+    """Utterances in a worker that was not forked."""
+    mapped = columns.open_columns(path, key)
+    if mapped is None:
+        raise ValueError(
+            f"{path} has changed while its utterances were in use. Start the "
+            "command again."
+        )
+    return Utterances.of_file(mapped, data_root)
+
+
+def _read_columns(csv_path, data_root, extra, new_file):
+    """Parses an annotation into a file for each column.
+
+    Returns
+    -------
+    columns : dict of str to IO
+        Files from ``new_file``.
+    rooted : bool
+        Whether a path may start with ``$data_root``.
+    """
     rows = numbered_rows(csv_path)
     header = _read_header(rows, csv_path, extra)
-    # one growing buffer per column does not fragment the heap
-    buffers = [bytearray() for _ in range(6)]
+    names = ("text", "lengths", "hashes", "durations", "start", "stop")
+    # one growing file per column does not fragment the heap
+    files: dict[str, IO] = {name: new_file() for name in names}
+    root, rooted = f"{ROOT}/".encode(), False
     while chunk := list(itertools.islice(rows, _CHUNK)):
         parsed = _parse_chunk(chunk, header, extra, data_root, csv_path)
-        for buffer, column in zip(buffers, parsed):
-            buffer += column.tobytes()
-    text, lengths, hashes, durations, start, stop = buffers
-    if not text:
+        for file, column in zip(files.values(), parsed):
+            file.write(column)
+        rooted = rooted or root in parsed[0].tobytes()
+    if not files["text"].tell():
         raise ValueError(
             f"{csv_path} has a header but no rows. Prepare the data again."
         )
-    _check_unique(np.frombuffer(hashes, np.int64), csv_path)
-    lengths = torch.frombuffer(lengths, dtype=torch.int64)
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    torch.cumsum(lengths, 0, out=offsets[1:])
-    return Utterances(
-        torch.frombuffer(text, dtype=torch.uint8),
-        offsets,
-        torch.frombuffer(durations, dtype=torch.float32),
-        torch.frombuffer(start, dtype=torch.int64),
-        torch.frombuffer(stop, dtype=torch.int64),
-        data_root,
-        extra,
-    )
+    _check_unique(_array(files.pop("hashes")), csv_path)
+    offsets = new_file()
+    offsets.write(np.zeros(1, np.int64))
+    offsets.write(np.cumsum(_array(files.pop("lengths"))))
+    return {
+        name: offsets if name == "offsets" else files[name]
+        for name in columns.DTYPES
+    }, rooted
+
+
+def _array(file):
+    """Whole content of a file as int64 numbers, which may be changed."""
+    size = file.tell()
+    file.seek(0)
+    array = np.empty(size // 8, np.int64)
+    file.readinto(array)
+    file.close()
+    return array
 
 
 def write_annotation(

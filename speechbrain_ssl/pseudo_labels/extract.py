@@ -263,7 +263,7 @@ def extract(
     folder = os.path.abspath(folder)
     settings = {
         "encoder": encoder,
-        "utterances": utterances_hash(utterances),
+        "utterances": utterances.hash(),
         "sample_rate": sample_rate,
         "max_seconds": max_seconds,
         "dtype": dtype,
@@ -370,25 +370,6 @@ def encoder_hash(model_folder: str | os.PathLike) -> str:
     model_folder = hub.local_folder(model_folder)
     names = ("embedding_model.ckpt", "hyperparams.yaml")
     return hash_of(*(os.path.join(model_folder, name) for name in names))
-
-
-def utterances_hash(utterances: Utterances) -> str:
-    """Tells an annotation from all others, wherever its audio lies.
-
-    Arguments
-    ---------
-    utterances : Utterances
-        The rows, read without extra columns.
-
-    Returns
-    -------
-    str
-        SHA-256 of IDs, paths below ``$data_root``, starts and stops.
-    """
-    columns = ("text", "offsets", "start", "stop")
-    return hash_of(
-        *(getattr(utterances, name).numpy().tobytes() for name in columns)
-    )
 
 
 def _stretch(utterances, row, max_seconds):

@@ -1,0 +1,211 @@
+"""Columns of a large annotation in one file, which all processes map.
+
+The file lies beside the CSV file and is made from it when that is read for
+the first time, or has changed. Pages of a mapped file are in the memory of a
+machine once, whatever number of ranks and loader workers read them. Layout: a
+line of JSON, padded with spaces, that says where each column is; the columns.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from speechbrain_ssl.files import write_whole
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+DTYPES = {
+    "text": "uint8",
+    "offsets": "int64",
+    "durations": "float32",
+    "start": "int64",
+    "stop": "int64",
+}
+# what tells utterances from others; durations follow from start and stop
+HASHED = ("text", "offsets", "start", "stop")
+HEADER = 4096  # bytes of the first line
+ALIGNED = 64
+
+
+class Mapped(NamedTuple):
+    """Columns that are mapped from a file.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    header : dict
+        Its first line: ``key``, ``hash`` (SHA-256 of ``HASHED``) and the
+        first byte and length of each column.
+    columns : dict of str to torch.Tensor
+        Copies of pages that a process changes are its own.
+    """
+
+    path: str
+    header: dict[str, Any]
+    columns: dict[str, torch.Tensor]
+
+
+def key_of(csv_path: str | os.PathLike, extra: tuple[str, ...]) -> dict:
+    """What a file of columns was made from: the CSV file as it is now.
+
+    Arguments
+    ---------
+    csv_path : str
+        The CSV file.
+    extra : tuple of str
+        Names of the extra columns that were read.
+
+    Returns
+    -------
+    dict
+        As JSON can hold it.
+    """
+    status = os.stat(csv_path)
+    return {
+        "version": VERSION,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "extra": list(extra),
+    }
+
+
+def place_of(csv_path: str | os.PathLike, extra: tuple[str, ...]) -> str:
+    """The file for the columns of a CSV file.
+
+    Arguments
+    ---------
+    csv_path : str
+        The CSV file.
+    extra : tuple of str
+        Names of the extra columns.
+
+    Returns
+    -------
+    str
+        ``CSV.columns``; with extra columns another file.
+    """
+    mark = hashlib.sha256("\n".join(extra).encode()).hexdigest()[:8]
+    return f"{os.fspath(csv_path)}.{mark + '.' if extra else ''}columns"
+
+
+@contextlib.contextmanager
+def only_one(csv_path: str | os.PathLike) -> Iterator[None]:
+    """Lets one process of a machine at a time work on a CSV file.
+
+    Arguments
+    ---------
+    csv_path : str
+        The CSV file, which is locked until the block ends.
+    """
+    with open(csv_path, "rb") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def open_columns(path: str, key: Mapping) -> Mapped | None:
+    """Maps columns.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    key : Mapping
+        From ``key_of``.
+
+    Returns
+    -------
+    Mapped
+        None if there is no such file, or it was made from something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.readline(HEADER))
+        if header["key"] != key or os.path.getsize(path) != header["bytes"]:
+            return None
+        columns = {
+            name: torch.from_numpy(
+                # copy on write: read access is enough, and torch warns of
+                # arrays that cannot be written
+                np.memmap(path, DTYPES[name], "c", first, (count,))
+            )
+            for name, (first, count) in header["columns"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Mapped(path, header, columns)
+
+
+def write_columns(
+    path: str, key: Mapping, rooted: bool, columns: Mapping[str, IO]
+) -> None:
+    """Writes columns, whole or not at all.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    key : Mapping
+        From ``key_of``.
+    rooted : bool
+        Whether a path starts with ``$data_root``.
+    columns : dict of str to IO
+        An open file with the values of each column.
+    """
+    header: dict[str, Any] = {"key": key, "rooted": rooted, "columns": {}}
+    place = HEADER
+    for name, file in columns.items():
+        size = file.seek(0, os.SEEK_END)
+        item = np.dtype(DTYPES[name]).itemsize
+        header["columns"][name] = [place, size // item]
+        place += -(-size // ALIGNED) * ALIGNED
+    header["bytes"] = place
+    header["hash"] = _hash([columns[name] for name in HASHED])
+    with write_whole(path, "wb") as out:
+        out.write(json.dumps(header).ljust(HEADER - 1).encode() + b"\n")
+        for name, file in columns.items():
+            out.seek(header["columns"][name][0])
+            file.seek(0)
+            shutil.copyfileobj(file, out, 1 << 20)
+        out.truncate(place)
+    logger.info("%s: %.0f MB of columns for all processes", path, place / 1e6)
+
+
+def _hash(files):
+    """SHA-256 of files, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        file.seek(0)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_columns(columns: Mapping[str, torch.Tensor]) -> str:
+    """The hash that ``write_columns`` writes, of columns in memory.
+
+    Arguments
+    ---------
+    columns : dict of str to torch.Tensor
+        The columns.
+
+    Returns
+    -------
+    str
+        SHA-256, 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in HASHED:
+        digest.update(columns[name].numpy().data)
+    return digest.hexdigest()
