@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_ssl.dataio import parallel
 from speechbrain_ssl.dataio.annotations import read_annotation
 
 SCRIPT = (
@@ -230,7 +231,10 @@ def outputs(tmp_path):
     }
 
 
-def test_outputs_do_not_depend_on_the_number_of_workers(folder, run, tmp_path):
+def test_outputs_do_not_depend_on_the_number_of_workers(
+    folder, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(parallel, "CHUNK", 7)
     for number in range(40):
         write(folder, f"{number % 7}/{number}.wav", noise(0.9 + number / 100))
     run(num_workers=1)
@@ -239,7 +243,7 @@ def test_outputs_do_not_depend_on_the_number_of_workers(folder, run, tmp_path):
         path.unlink()
     run(num_workers=5)
     assert outputs(tmp_path) == one
-    assert sorted(one) == ["skipped.csv", "train.csv", "train.csv.cache.json"]
+    assert sorted(one) == ["skipped.csv", "train.csv", "train.csv.cache.jsonl"]
 
 
 def test_second_run_looks_only_at_new_and_changed_files(
@@ -272,9 +276,54 @@ def test_damaged_cache_is_ignored(folder, run, tmp_path, content):
     write(folder, "a.wav")
     run()
     first = outputs(tmp_path)
-    (tmp_path / "out/train.csv.cache.json").write_text(content)
+    (tmp_path / "out/train.csv.cache.jsonl").write_text(content)
     run()
     assert outputs(tmp_path) == first
+
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_run_is_continued(folder, run, tmp_path, monkeypatch):
+    for number in range(20):
+        write(folder, f"{number:02d}.wav")
+    monkeypatch.setattr(parallel, "CHUNK", 4)
+    opened, looked = prepare.audio.open, []
+
+    def note(path):
+        looked.append(os.path.basename(path))
+        if len(looked) > 9 and os.getpid() == child:
+            die()
+        return opened(path)
+
+    monkeypatch.setattr(prepare.audio, "open", note)
+    child = os.fork()
+    if child == 0:  # dies in the third chunk
+        child = os.getpid()
+        run(num_workers=1)
+        os._exit(1)
+    os.waitpid(child, 0)
+    path = tmp_path / "out/train.csv.cache.jsonl"
+    assert len(path.read_text().splitlines()) == 1 + 8
+    with open(path, "a") as file:
+        file.write('["08.wav", 48044')
+    looked.clear()
+    assert len(run(num_workers=1)[0]) == 20
+    assert sorted(looked) == [f"{number:02d}.wav" for number in range(8, 20)]
+    looked.clear()
+    assert len(run()[0]) == 20 and looked == []
+
+
+def test_a_process_that_is_killed_ends_the_preparation(
+    folder, run, monkeypatch
+):
+    for number in range(20):
+        write(folder, f"{number:02d}.wav")
+    monkeypatch.setattr(parallel, "CHUNK", 4)
+    monkeypatch.setattr(prepare.audio, "open", die)
+    with pytest.raises(OSError, match="was killed.*goes on with the rest"):
+        run(num_workers=2)
 
 
 def test_killed_run_leaves_the_old_annotation(folder, run, tmp_path):
@@ -295,7 +344,8 @@ def test_killed_run_leaves_the_old_annotation(folder, run, tmp_path):
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     after = outputs(tmp_path)
-    assert {name: after[name] for name in before} == before
+    for name in ("train.csv", "skipped.csv"):
+        assert after[name] == before[name]
     assert list(run()[0]) == ["a.wav", "b.wav"]
 
 

@@ -2,21 +2,21 @@
 
 The training scripts call ``prepare_audio_folder``. It can also be run by
 itself: ``python audio_folder_prepare.py DATA_FOLDER OUT.csv``. A second run is
-fast, because it examines only new and changed files.
+fast, because it examines only new and changed files; one after a kill examines
+only the rest.
 """
 
 import argparse
-import functools
 import json
 import logging
 import os
-from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
 from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.dataio.annotations import portable, write_annotation
-from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.dataio.parallel import map_chunks
+from speechbrain_ssl.files import read_jsonl, write_whole
 from tqdm import tqdm
 
 from speechbrain.utils.logger import get_logger
@@ -70,7 +70,8 @@ def prepare_audio_folder(
     subfolders or tar files (see ``audio.find``). IDs are paths relative to the
     folder, or the names of members of tar files (see ``audio.names``). The
     number of workers does not change the output. Lengths and sample rates of
-    usable files are cached in ``<save_csv>.cache.json``.
+    usable files are noted in ``<save_csv>.cache.jsonl`` as soon as they are
+    known.
 
     Arguments
     ---------
@@ -87,8 +88,8 @@ def prepare_audio_folder(
         Files with a lower peak level (dB relative to full scale, without DC
         offset) are left out.
     num_workers : int
-        Number of threads. None: four per processor, because they mostly wait
-        for disks.
+        Number of processes, each with four threads that wait for disks. None:
+        one per processor.
     find : callable
         Replacement of ``audio.find``, for corpora with a known layout.
     row : callable
@@ -127,35 +128,44 @@ def prepare_audio_folder(
         "min_seconds": min_seconds,
         "silence_db": silence_db,
     }
-    cache_file = f"{save_csv}.cache.json"
+    cache_file = f"{save_csv}.cache.jsonl"
     cache = read_cache(cache_file, settings)
     paths, left_out = (find or audio.find)(data_folder)
     if find_faces is not None:
         paths, videos = without_videos(paths)
         left_out = {**left_out, **videos}
-    look = functools.partial(
-        examine, data_folder, cache, min_seconds, silence_db
-    )
-    with ThreadPool(num_workers or 4 * os.cpu_count()) as pool:
-        files = tqdm(
-            pool.imap(look, paths, chunksize=16),
-            desc="Examining audio files",
-            total=len(paths),
-            unit=" files",
+    if not cache or _is_torn(cache_file):
+        known = {name: File(*rest) for name, rest in cache.items()}
+        write_cache(cache_file, settings, known)
+    usable = {}
+    with (
+        open(cache_file, "a", encoding="utf-8") as notes,
+        tqdm(
+            desc="Examining audio files", total=len(paths), unit=" files"
+        ) as bar,
+    ):
+        names = (os.path.relpath(path, data_folder) for path in paths)
+        items = (
+            (path, name, cache.get(name)) for path, name in zip(paths, names)
         )
-        files = dict(zip(paths, files))
-    usable = {
-        os.path.relpath(path, data_folder): file
-        for path, file in files.items()
-        if not file.problem
-    }
-    left_out = {
-        **left_out,
-        **{path: file.problem for path, file in files.items() if file.problem},
-    }
+
+        def look(item):  # a plain tuple: processes may not know File by name
+            return tuple(examine(min_seconds, silence_db, item))
+
+        for chunk in map_chunks(look, items, num_workers):
+            for (path, name, known), found in chunk:
+                file = File(*found)
+                if file.problem:
+                    left_out[path] = file.problem
+                    continue
+                usable[name] = file
+                if known != list(file[:4]):
+                    notes.write(_note(name, file))
+            notes.flush()
+            bar.update(len(chunk))
     seen, damaged = None, {}
     if find_faces is not None:
-        usable_paths = [path for path in paths if not files[path].problem]
+        usable_paths = [os.path.join(data_folder, name) for name in usable]
         seen, damaged = check_faces(find_faces(usable_paths), num_workers)
     audio.write_left_out(skipped_csv, {**left_out, **damaged}, data_folder)
     if not usable:
@@ -226,7 +236,7 @@ def check_faces(found, num_workers=None):
     found : dict of str to str
         Path of an audio file -> its face.
     num_workers : int
-        Number of threads; None: four per processor.
+        Number of processes; None: one per processor.
 
     Returns
     -------
@@ -235,14 +245,13 @@ def check_faces(found, num_workers=None):
     damaged : dict of str to str
         Path of each other face -> reason.
     """
-    with ThreadPool(num_workers or 4 * os.cpu_count()) as pool:
-        problems = tqdm(
-            pool.imap(faces.problem_of, found.values(), chunksize=16),
-            desc="Examining faces",
-            total=len(found),
-            unit=" faces",
-        )
-        problems = dict(zip(found, problems))
+    problems = {}
+    with tqdm(desc="Examining faces", total=len(found), unit=" faces") as bar:
+        for chunk in map_chunks(
+            lambda item: faces.problem_of(item[1]), found.items(), num_workers
+        ):
+            problems.update((path, problem) for (path, _), problem in chunk)
+            bar.update(len(chunk))
     readable = {path: found[path] for path in found if not problems[path]}
     damaged = {
         found[path]: f"damaged face: {problem}"
@@ -252,25 +261,22 @@ def check_faces(found, num_workers=None):
     return readable, damaged
 
 
-def examine(data_folder, cache, min_seconds, silence_db, path):
+def examine(min_seconds, silence_db, item):
     """Returns the ``File`` of a path, and reads as little as possible.
 
     Arguments
     ---------
-    data_folder : str
-        The folder.
-    cache : dict
-        Usable files of an earlier run, from ``read_cache``.
     min_seconds : float
         Smallest duration.
     silence_db : float
         Smallest peak level.
-    path : str
-        The file.
+    item : tuple
+        The path, its name relative to the data folder, and size, mtime,
+        frames and sample rate of an earlier run or None.
     """
+    path, _, known = item
     try:
         size, mtime = audio.stamp(path)
-        known = cache.get(os.path.relpath(path, data_folder))
         if known and known[:2] == [size, mtime]:
             return File(*known)
         if size == 0:
@@ -311,19 +317,29 @@ def read_cache(cache_file, settings):
     dict
         Relative path -> size, mtime, frames and sample rate.
     """
-    try:
-        with open(cache_file, encoding="utf-8") as file:
-            cache = json.load(file)
-        return cache["files"] if cache["settings"] == settings else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    lines = read_jsonl(cache_file)
+    if not lines or lines[0] != settings:
         return {}
+    return {name: rest for name, *rest in lines[1:]}
+
+
+def _is_torn(cache_file):
+    """Whether a killed run has left half a line."""
+    with open(cache_file, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def write_cache(cache_file, settings, usable):
     """Writes the cache; ``usable`` is a dict of relative path -> ``File``."""
-    files = {path: file[:4] for path, file in usable.items()}
     with write_whole(cache_file) as out:
-        json.dump({"settings": settings, "files": files}, out, indent=0)
+        out.write(json.dumps(settings) + "\n")
+        out.writelines(map(_note, usable, usable.values()))
+
+
+def _note(name, file):
+    """Line of the cache about a usable file."""
+    return json.dumps([name, *file[:4]]) + "\n"
 
 
 def _problem(file, min_seconds, silence_db):
