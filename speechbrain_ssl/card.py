@@ -281,15 +281,15 @@ def set_label_free_threshold(
     if found is not None and not found.get("label_free"):
         return False
     names = ("threshold", "false_acceptance", "false_acceptance_low")
-    found: dict[str, Any] = {
+    made: dict[str, Any] = {
         **{name: float(figures[name]) for name in names},
         "label_free": True,
         "audio": audio,
     }
-    write_json(os.path.join(folder, THRESHOLD_NAME), found)
+    write_json(os.path.join(folder, THRESHOLD_NAME), made)
     section = LABEL_FREE.format(
-        threshold=found["threshold"],
-        percent=100 * found["false_acceptance"],
+        threshold=made["threshold"],
+        percent=100 * made["false_acceptance"],
         audio=_cell(audio),
         utterances=figures["utterances"],
         seconds=figures["seconds"],

@@ -735,7 +735,7 @@ class _Attempt:
         if self.error is not None:
             mine = {
                 "message": f"{type(self.error).__name__}: {self.error}",
-                "disk": _is_disk_error(self.error),
+                "disk": is_disk_error(self.error),
             }
         errors = [
             error
@@ -752,7 +752,8 @@ class _Attempt:
             raise self.error or RuntimeError(error["message"])
 
 
-def _is_disk_error(error):
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a file could not be written, by Python or by torch.save."""
     if isinstance(error, OSError):
         return True
     return isinstance(error, RuntimeError) and any(

@@ -29,6 +29,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ssl import safe_yaml
 from speechbrain_ssl.card import write_card
+from speechbrain_ssl.checkpoints import is_disk_error
 from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import (
     ENCODER_KEYS,
@@ -217,6 +218,15 @@ def export(
         if os.path.isdir(folder):
             os.rename(folder, old)
         os.rename(staging, folder)
+    except RuntimeError as error:
+        if not is_disk_error(error):
+            raise
+        free = shutil.disk_usage(parent).free / 2**20
+        raise OSError(
+            f"The model cannot be written to {folder}: "
+            f"{' '.join(str(error).split())}. {free:.0f} MiB are free there. "
+            "Free some space (or your quota), then repeat the command."
+        ) from error
     finally:
         for leftover in (staging, old):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -45,7 +45,7 @@ def command_parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
     )
 
 
-def answer_help(description: str) -> None:
+def answer_help(description: str, reads_yaml: bool = True) -> None:
     """Prints the help of a script and ends it, if ``--help`` was given.
 
     Call it before the slow imports.
@@ -54,12 +54,16 @@ def answer_help(description: str) -> None:
     ---------
     description : str
         Docstring of the script.
+    reads_yaml : bool
+        Whether the script has the options of a YAML file; else the docstring
+        is the help.
     """
     argv = sys.argv[1:]
     if not {"-h", "--help"} & set(argv):
         return
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --help | head
-    print(help_text(description, sys.argv[0], argv))
+    text = description.strip()
+    print(help_text(text, sys.argv[0], argv) if reads_yaml else text)
     sys.exit(0)
 
 

@@ -1,6 +1,7 @@
 """An exported folder is the trained encoder, to stock SpeechBrain too."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,23 @@ def test_embeddings_equal_those_of_the_trained_encoder(exported):
     found = load_encoder(folder).encode_batch(wavs)
     expected = branch.eval().embed(wavs)
     assert torch.allclose(found.squeeze(1), expected, atol=1e-5)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_earlier_model(exported):
+    branch, folder = exported
+    before = {name: os.stat(f"{folder}/{name}") for name in os.listdir(folder)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(OSError, match="MiB are free there") as caught:
+            export(branch, RUN, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert folder in str(caught.value) and "\n" not in str(caught.value)
+    assert before == {
+        name: os.stat(f"{folder}/{name}") for name in os.listdir(folder)
+    }
+    assert os.listdir(os.path.dirname(folder)) == [os.path.basename(folder)]
 
 
 def test_training_mode_is_left_as_it_was(exported):

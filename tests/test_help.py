@@ -80,6 +80,7 @@ def test_answer_needs_no_torch():
         ("make_pseudo_labels", "pseudo_labels"),
         ("run_rounds", "rounds"),
         ("verify", "verify"),
+        ("demo", "train_simclr"),
     ],
 )
 def test_script_answers_before_torch_is_imported(script, file):
@@ -97,5 +98,5 @@ def test_script_answers_before_torch_is_imported(script, file):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert f"usage: python {script}.py" in done.stdout
+    assert f"python {script}.py" in done.stdout
     assert "--output_folder" in done.stdout

@@ -19,12 +19,14 @@ REQUIRED = {
     "speechbrain": "speechbrain",
     "hyperpyyaml": "hyperpyyaml",
     "numpy": "numpy",
+    "scipy": "scipy",
     "scikit-learn": "sklearn",
     "faiss-cpu": "faiss",
     "soundfile": "soundfile",
     "fsspec": "fsspec",
     "sentencepiece": "sentencepiece",
     "tqdm": "tqdm",
+    "jinja2": "jinja2",
 }
 # package: (module, the extra that brings it, what needs it)
 OPTIONAL = {

@@ -690,7 +690,7 @@ def numbered_rows(
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{csv_path} is not a UTF-8 CSV file after line "
-                f"{reader.line_num}: {error}"
+                f"{reader.line_num}: {error}. Save it as CSV in UTF-8."
             ) from error
 
 

@@ -107,6 +107,9 @@ def read_trials(path: str, need_labels: bool = False) -> Trials:
         targets = _targets(path, named["label"])
     pairs = enrol * len(files) + test
     _check_duplicates(path, pairs, targets, line_numbers)
+    if targets is not None:
+        low, high = np.minimum(enrol, test), np.maximum(enrol, test)
+        _check_orders(path, low * len(files) + high, targets, line_numbers)
     return Trials(files, enrol, test, targets, layout)
 
 
@@ -345,6 +348,12 @@ def _read_fields(path):
             f"{path} holds no trials. Expected lines `{LABEL_FIRST}`, "
             f"`{LABEL_LAST}` or `{NO_LABEL}`."
         )
+    for number, line, _ in lines:
+        if line.startswith("# "):
+            raise ValueError(
+                f"{path}, line {number}: trial lists have no comments, found "
+                f"{line!r}. Delete the line."
+            )
     line_numbers, lines, separators = zip(*lines)
     separator, lines = separators[0], list(lines)
     width = len(_split(lines[0], separator))
@@ -458,6 +467,23 @@ def _check_duplicates(path, pairs, targets, line_numbers):
         place,
         len(same),
     )
+
+
+def _check_orders(path, pairs, targets, line_numbers):
+    """Warns of pairs of names that are targets in one order only."""
+    order = np.lexsort([targets, pairs])
+    same = np.diff(pairs[order]) == 0
+    torn = np.flatnonzero(same & (np.diff(targets[order].astype(int)) != 0))
+    if len(torn):
+        lines = sorted(line_numbers[order[torn[0] + n]] for n in (0, 1))
+        logger.warning(
+            "%s: lines %d and %d are one pair of names in both orders, with "
+            "different labels; there are %d such pairs. Correct one line of "
+            "each.",
+            path,
+            *lines,
+            len(torn),
+        )
 
 
 def _files_of(name, models, above=()):

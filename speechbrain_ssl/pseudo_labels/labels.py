@@ -342,6 +342,11 @@ def _read_speakers(csv_path):
     speakers, lines, nameless = {}, {}, 0
     rows = numbered_rows(csv_path)
     columns, _ = next(rows, ([], 0))
+    if not columns:
+        raise ValueError(
+            f"{csv_path} is empty. Expected a line ID,spk_id, and a line for "
+            "each utterance."
+        )
     named = [name for name in SPEAKER_COLUMNS if name in columns]
     double = [c for c in ("ID", *named) if columns.count(c) > 1]
     if double:

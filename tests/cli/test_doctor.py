@@ -1,5 +1,7 @@
 """What doctor says of an environment."""
 
+import pathlib
+import re
 import sys
 
 import pytest
@@ -13,6 +15,14 @@ def test_a_healthy_environment_is_described():
     assert healthy
     assert f"torch {torch.__version__}".split("+")[0] in "\n".join(lines)
     assert any("GiB free" in line for line in lines)
+
+
+def test_all_packages_that_are_always_needed_are_looked_at():
+    path = pathlib.Path(__file__).parents[2] / "pyproject.toml"
+    text = path.read_text().partition("\ndependencies = [")[2]
+    text = text.partition("\n]")[0]
+    needed = re.findall(r'^    "([\w-]+)', text, re.M)
+    assert set(doctor.REQUIRED) == set(needed)
 
 
 def test_a_missing_package_is_named_and_the_status_says_so(monkeypatch, capsys):

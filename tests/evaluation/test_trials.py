@@ -262,6 +262,20 @@ def test_missing_files_are_counted_and_the_first_line_named(corpus, tmp_path):
         trial_paths(trials, corpus)
 
 
+def test_a_pair_with_both_labels_in_two_orders_is_warned_of(tmp_path, caplog):
+    path = write_list(tmp_path, "1 a b\n0 a c\n0 b a\n0 c a\n1 d e\n0 e d\n")
+    assert len(read_trials(path).targets) == 6
+    (message,) = caplog.messages
+    assert "lines 1 and 3 are one pair" in message
+    assert "there are 2 such pairs" in message
+
+
+def test_a_comment_is_named_with_its_line(tmp_path):
+    path = write_list(tmp_path, "# label enrol test\n1 a b\n0 a c\n")
+    with pytest.raises(ValueError, match="line 1: trial lists have no comm"):
+        read_trials(path)
+
+
 def test_a_trial_given_twice_counts_twice_with_a_warning(tmp_path, caplog):
     path = write_list(tmp_path, "1 a b\n0 a c\n0 a c\n1 a b\n")
     trials = read_trials(path)

@@ -9,6 +9,16 @@ come ``--rounds`` of pseudo-labels from that encoder and training on them, of as
 many epochs each, in the folder ``rounds``. Further arguments go to the hparams
 file; those about data, augmentation and encoder go to both stages. Run again with
 the same arguments it continues where it was stopped.
+
+Arguments::
+
+    --output_folder results/demo
+    --data_folder FOLDER    audio; else it synthesises voices
+    --trials FILE [FILE]    lists to report error rates on
+    --method simclr         hparams/train_METHOD.yaml
+    --minutes 5             of the first training
+    --rounds 1              of pseudo-labels
+    --seed 1
 """
 
 import json
@@ -19,6 +29,11 @@ import runpy
 import shlex
 import tempfile
 
+from speechbrain_ssl.help import answer_help, command_parser
+
+if __name__ == "__main__":
+    answer_help(__doc__, reads_yaml=False)  # before the slow imports
+
 import torch
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl.brains import experiment
@@ -26,7 +41,6 @@ from speechbrain_ssl.card import suggest_threshold
 from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, same_or_refuse, write_json
-from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.report.page import write_report
@@ -55,7 +69,7 @@ def parse_arguments(argv):
     """Reads the command line; returns arguments and further overrides."""
     parser = command_parser(__doc__)
     parser.add_argument("--output_folder", default="results/demo")
-    parser.add_argument("--data_folder", help="default: synthesised voices")
+    parser.add_argument("--data_folder")
     parser.add_argument("--trials", nargs="+", default=[])
     parser.add_argument("--method", default="simclr")
     parser.add_argument("--minutes", type=float, default=5.0)
