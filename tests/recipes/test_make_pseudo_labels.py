@@ -25,14 +25,14 @@ def run(sandbox, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def run(out, *flags, model="model"):
+    def run(out, *flags, model="model", data="audio"):
         folder = f"--model_folder={sandbox}/{model}"
         named = [folder] if model else []
         return module.main(
             [
                 str(RECIPE / "hparams/pseudo_labels.yaml"),
                 *named,
-                f"--data_folder={sandbox}/audio",
+                f"--data_folder={sandbox}/{data}",
                 f"--output_folder={out}",
                 "--noprogressbar",
                 "--device=cpu",
@@ -225,3 +225,32 @@ def test_a_wrong_setting_is_named_first(run, tmp_path, flag, message, error):
     with pytest.raises(error, match=message):
         run(tmp_path / "out", flag)
     assert not (tmp_path / "out" / "embeddings").exists()
+
+
+def test_faces_join_the_voices(run, sandbox, tmp_path, capsys):
+    av, faces = {"data": "av"}, ["--clusterer={n_clusters: 3}"]
+    faces += [f"--face_model_folder={sandbox}/face_model", "--listen=2"]
+    out = tmp_path / "joint"
+    report = run(out, *faces, **av)
+    found = load(out / "joint_embeddings")
+    assert found.meta["made"]["with_face"] == 8 and len(found.ids) == 12
+    assert report["labels"]["embeddings"] == found.meta["made"]["embeddings"]
+    assert report["quality_of_faces"]["utterances"] == 8
+    assert "faces of 8 utterances" in capsys.readouterr().out
+    labels = read_labels(
+        out / "pseudo_labels.csv", f"{sandbox}/av", extra=("face",)
+    )
+    rows = [labels.utterances.row(n)["face"] for n in range(12)]
+    assert rows[0] == f"{sandbox}/av/s0/0.png" and rows.count("") == 4
+    # corrections keep the column
+    (out / "edits.csv").write_text("action,cluster,value\ndrop,,s0/0.flac\n")
+    edits = f"--edits={out}/edits.csv"
+    run(tmp_path / "edited", edits, model=None, **av)
+    header = (tmp_path / "edited/pseudo_labels.csv").read_text().split()[0]
+    assert header.endswith("face,spk_id")
+    report = run(tmp_path / "agreed", *faces, "--agreement=True", **av)
+    assert report["agreement"]["utterances"] == 8
+    with pytest.raises(ValueError, match="face encoder"):
+        run(tmp_path / "wrong", model="face_model")
+    with pytest.raises(ValueError, match="face_model_folder"):
+        run(tmp_path / "none", "--agreement=True")

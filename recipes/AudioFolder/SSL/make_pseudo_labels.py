@@ -25,6 +25,9 @@ same command with two more options corrects these labels::
         --edits results/pseudo_labels/edits.csv \
         --output_folder results/corrected_labels
 
+With ``--face_model_folder`` the embeddings of the faces, which the column
+``face`` of the training CSV names, are joined with those of the voices.
+
 True speakers, if given as ``truth``, are read at the very end and only for the
 report.
 """
@@ -45,9 +48,11 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import check_keys, number, one_of, optional, whole
 from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.clustering.clusterers import tidy
+from speechbrain_ssl.dataio import faces
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.loading import load_encoder
+from speechbrain_ssl.loading import face_size_of, load_encoder
 from speechbrain_ssl.options import load_experiment
+from speechbrain_ssl.pseudo_labels import joint
 from speechbrain_ssl.pseudo_labels.edits import apply_edits, read_edits
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract, load
 from speechbrain_ssl.pseudo_labels.labels import (
@@ -65,6 +70,9 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 logger = logging.getLogger(__name__)
+
+# folder of the embeddings of voices and faces together
+JOINT = "joint_embeddings"
 
 
 def check_settings(hparams):
@@ -106,7 +114,14 @@ def check_settings(hparams):
         max_size=optional(number(above=0)),
         ask_stability=one_of(True, False),
         listen=whole(0),
+        face_weight=number(0, 1),
+        agreement=one_of(True, False),
     )
+    if hparams["agreement"] and hparams["face_model_folder"] is None:
+        raise ValueError(
+            "agreement is that of clusters of voices and faces: name a "
+            "face_model_folder, or set agreement to False."
+        )
     if hparams["edits"] is None:
         return
     read_edits(hparams["edits"])
@@ -171,9 +186,31 @@ def find_utterances(hparams):
                 "data_folder": hparams["data_folder"],
                 "save_csv": annotation,
                 "min_seconds": hparams["min_seconds"],
+                "find_faces": hparams["face_model_folder"] and faces.find_faces,
             },
         )
     return read_annotation(annotation, data_root=hparams["data_folder"])
+
+
+def with_faces(hparams):
+    """The training set with its column ``face``.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Returns
+    -------
+    Utterances
+        All of them.
+    """
+    annotation = hparams["train_annotation"]
+    if annotation is None:
+        annotation = os.path.join(hparams["output_folder"], "train.csv")
+    return read_annotation(
+        annotation, hparams["data_folder"], extra=(faces.COLUMN,)
+    )
 
 
 def embed(hparams, run_opts, utterances):
@@ -203,14 +240,51 @@ def embed(hparams, run_opts, utterances):
                 "the embeddings of this training set."
             )
         return found
+    return run_extraction(
+        hparams,
+        run_opts,
+        utterances,
+        hparams["model_folder"],
+        find_embeddings_folder(hparams),
+    )
+
+
+def run_extraction(hparams, run_opts, utterances, model_folder, folder):
+    """Extracts this job's part of the embeddings of voices or faces.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    run_opts : dict
+        SpeechBrain's run options.
+    utterances : Utterances
+        The training set; of a face encoder, with the column ``face``.
+    model_folder : str
+        The encoder.
+    folder : str
+        Where the embeddings go.
+
+    Returns
+    -------
+    Embeddings
+        None if other parts are missing.
+    """
     device = run_opts["device"] or infer_device()
-    model = load_encoder(hparams["model_folder"], device, hparams["trust"])
+    model = load_encoder(model_folder, device, hparams["trust"])
+    face_size = face_size_of(model)
+    if (face_size is None) == (faces.COLUMN in utterances.extra):
+        kind = "voice" if face_size is None else "face"
+        raise ValueError(
+            f"{model_folder} is a {kind} encoder. Give voice encoders as "
+            "model_folder, face encoders as face_model_folder."
+        )
     return extract(
         model.encode_batch,
         utterances,
-        find_embeddings_folder(hparams),
+        folder,
         sample_rate=model.audio_normalizer.sample_rate,
-        encoder=encoder_hash(hparams["model_folder"]),
+        encoder=encoder_hash(model_folder),
         max_seconds=hparams["max_seconds"],
         dtype=hparams["embeddings_dtype"],
         chunk_size=hparams["chunk_size"],
@@ -219,7 +293,42 @@ def embed(hparams, run_opts, utterances):
         progress=not run_opts["noprogressbar"],
         part_idx=hparams["part_idx"],
         num_parts=hparams["num_parts"],
+        face_size=face_size,
     )
+
+
+def embed_faces(hparams, run_opts, voice):
+    """Extracts embeddings of faces, and joins them with those of voices.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    run_opts : dict
+        SpeechBrain's run options.
+    voice : Embeddings
+        Of the voices; None if parts of them are missing.
+
+    Returns
+    -------
+    Embeddings
+        Joint ones; None if other parts are missing.
+    """
+    root = hparams["output_folder"]
+    face = run_extraction(
+        hparams,
+        run_opts,
+        with_faces(hparams).having(faces.COLUMN),
+        hparams["face_model_folder"],
+        os.path.join(root, "face_embeddings"),
+    )
+    if voice is None or face is None:
+        return None
+    folder = os.path.join(root, JOINT)
+    distributed.on_first(
+        joint.join, voice, face, folder, hparams["face_weight"]
+    )
+    return load(folder)
 
 
 def cluster(hparams, embeddings):
@@ -244,10 +353,18 @@ def cluster(hparams, embeddings):
         points = np.array(points, dtype=np.float32)
         norms = np.linalg.norm(points, axis=1, keepdims=True)
         points /= np.maximum(norms, 1e-12)
-    raw = clusterer.fit_predict(points)
+    agreed = {}
+    if hparams["agreement"]:
+        raw, clusters = joint.agree(
+            joint.parts_of(embeddings), len(points), clusterer.fit_predict
+        )
+        agreed = {"agreement": quality.agreement(*clusters.values())}
+    else:
+        raw = clusterer.fit_predict(points)
     labels, tidied = tidy(raw, hparams["min_size"], hparams["max_size"])
     report = measure(hparams, embeddings, labels)
-    if hparams["ask_stability"]:
+    report.update(agreed)
+    if hparams["ask_stability"] and not agreed:
         report["quality"]["stability"] = quality.stability(
             clusterer, points, raw
         )
@@ -295,6 +412,7 @@ def correct(hparams):
         csv_path,
         data_root=hparams["data_folder"],
         embeddings=embeddings.meta["made"]["embeddings"],
+        extra=(faces.COLUMN,) if joint.parts_of(embeddings) else (),
     )
     classes = labels_of(before, embeddings.ids)
     if (classes >= 0).sum() < len(before.utterances):
@@ -342,6 +460,10 @@ def measure(hparams, embeddings, labels):
             labels, labels_of(before, embeddings.ids)
         )
     report = {"quality": found}
+    for name, (rows, points) in joint.parts_of(embeddings).items():
+        own = labels[rows]  # some clusters have no face
+        own[own >= 0] = np.unique(own[own >= 0], return_inverse=True)[1]
+        report[f"quality_of_{name}s"] = quality.describe(points, own)
     if hparams["truth"] is not None:
         truth = read_truth(hparams["truth"], embeddings.ids)
         report["oracle"] = quality.oracle(labels, truth)
@@ -393,6 +515,18 @@ def describe(report):
                 f"agreement with {name}: ARI {agreed['ARI']:.3f} over "
                 f"{agreed['utterances']} utterances"
             )
+    for name in ("voice", "face"):
+        if part := report.get(f"quality_of_{name}s"):
+            cosine = part["intra_cluster_cosine"]["mean"]
+            lines.append(
+                f"{name}s of {part['utterances']} utterances"
+                + (f": intra-cluster cosine {cosine:.3f}" if cosine else "")
+            )
+    if "agreement" in report and report["agreement"]["ARI"] is not None:
+        lines.append(
+            "agreement of clusters of voices and of faces: ARI "
+            f"{report['agreement']['ARI']:.3f}"
+        )
     if "oracle" in report:
         known = report["oracle"]
         lines.append(
@@ -430,7 +564,11 @@ def write(hparams, utterances, embeddings, labels, report, count=None):
     page = os.path.join(folder, PAGE_NAME)
     with contextlib.suppress(FileNotFoundError):
         os.remove(page)  # it would speak of other labels
-    place = os.path.relpath(find_embeddings_folder(hparams), folder)
+    place = find_embeddings_folder(hparams)
+    if hparams["face_model_folder"] is not None:
+        place = os.path.join(folder, JOINT)
+        utterances = with_faces(hparams)
+    place = os.path.relpath(place, folder)
     report = write_labels(
         folder,
         utterances,
@@ -468,6 +606,8 @@ def main(argv):
         return write(hparams, before.utterances, *corrected, count)
     utterances = find_utterances(hparams)
     embeddings = embed(hparams, run_opts, utterances)
+    if hparams["face_model_folder"] is not None:
+        embeddings = embed_faces(hparams, run_opts, embeddings)
     if embeddings is None:
         print(
             f"Part {hparams['part_idx']} of {hparams['num_parts']} is done. "

@@ -21,6 +21,7 @@ from speechbrain.processing.features import InputNormalization
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.nnet.branch import Branch
+from speechbrain_ssl.nnet.face import FaceResNet, PixelNorm, Pixels
 from speechbrain_ssl.pseudo_labels.labels import note_labels, write_labels
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -35,6 +36,11 @@ embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
     input_size: 40
     channels: [8, 8, 8, 8, 24]
     lin_neurons: 6
+"""
+FACE_ENCODER = """\
+compute_features: !new:speechbrain_ssl.nnet.face.Pixels {size: 32}
+mean_var_norm: !new:speechbrain_ssl.nnet.face.PixelNorm {}
+embedding_model: !new:speechbrain_ssl.nnet.face.FaceResNet {emb_dim: 6, depth: 10}
 """
 # the runs that train_lmft.yaml continues from: hparams file, and the sizes
 # of its modules, which are also in the rows of train_lmft.yaml
@@ -79,6 +85,8 @@ def make_samples(folder: pathlib.Path) -> None:
     norm = InputNormalization(norm_type="sentence", std_norm=False)
     branch = Branch(Fbank(), norm, encoder)
     export(branch, ENCODER, str(folder / "model"))
+    face = Branch(Pixels(32), PixelNorm(), FaceResNet(6, depth=10))
+    export(face, FACE_ENCODER, str(folder / "face_model"))
 
 
 def write_audio(folder, rng):

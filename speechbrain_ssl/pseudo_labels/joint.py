@@ -1,0 +1,175 @@
+"""Embeddings of voices and faces as one matrix, to be clustered together."""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from speechbrain_ssl.files import hash_of, write_json, write_whole
+from speechbrain_ssl.pseudo_labels.extract import Embeddings, load
+
+
+def join(
+    voice: Embeddings, face: Embeddings, folder: str, weight: float
+) -> Embeddings:
+    """Writes joint embeddings as a folder of embeddings.
+
+    A row is the unit embedding of the voice times the root of ``1 - weight``,
+    followed by that of the face times the root of ``weight``: it has length 1,
+    and the cosine of two rows is the weighted mean of the cosines of voices and
+    of faces. Without a face the row is the voice alone, at full length.
+
+    Arguments
+    ---------
+    voice : Embeddings
+        Of the utterances.
+    face : Embeddings
+        Of their faces; utterances may be missing.
+    folder : str
+        Where to write.
+    weight : float
+        Share of the faces, from 0 to 1.
+
+    Returns
+    -------
+    Embeddings
+        Of the utterances of ``voice``. Its meta has "voice_dim" below "made".
+
+    Raises
+    ------
+    ValueError
+        If no utterance has both.
+
+    Example
+    -------
+    >>> tmp = str(getfixture("tmp_path"))
+    >>> meta = {"settings": {"encoder": "x"}, "made": {}}
+    >>> voice = Embeddings(["a", "b"], np.array([[3.0], [1.0]]), {}, meta)
+    >>> face = Embeddings(["a"], np.array([[0.0, 2.0]]), {}, meta)
+    >>> join(voice, face, tmp, 0.5).matrix.round(2).tolist()
+    [[0.7099999785423279, 0.0, 0.7099999785423279], [1.0, 0.0, 0.0]]
+    """
+    places = {name: row for row, name in enumerate(face.ids)}
+    rows = np.array([places.get(name, -1) for name in voice.ids])
+    has_face = rows >= 0
+    if not has_face.any():
+        raise ValueError(
+            "No utterance has embeddings of both voice and face. Extract them "
+            "for the same training CSV."
+        )
+    voices, dim = _unit(voice.matrix), voice.matrix.shape[1]
+    matrix = np.zeros((len(rows), dim + face.matrix.shape[1]), np.float32)
+    share = np.where(has_face, weight, 0.0)[:, None]
+    matrix[:, :dim] = np.sqrt(1 - share) * voices
+    chosen = _unit(face.matrix)[rows[has_face]]
+    matrix[has_face, dim:] = np.sqrt(weight) * chosen
+    path = os.path.join(folder, "embeddings.npy")
+    with write_whole(path, "wb") as file:
+        np.save(file, matrix)
+    with write_whole(os.path.join(folder, "ids.json")) as file:
+        json.dump(list(voice.ids), file, indent=0, ensure_ascii=False)
+    with write_whole(os.path.join(folder, "failed.csv")) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("ID", "reason"), *voice.failed.items()])
+    encoders = [e.meta["settings"]["encoder"] for e in (voice, face)]
+    settings = {
+        **voice.meta["settings"],
+        "encoder": hash_of("+".join(encoders).encode()),
+        "face_weight": weight,
+    }
+    made = {
+        **voice.meta["made"],
+        "rows": len(matrix),
+        "emb_dim": matrix.shape[1],
+        "voice_dim": dim,
+        "with_face": int(has_face.sum()),
+        "embeddings": hash_of(path),
+    }
+    meta = {"settings": settings, "made": made}
+    write_json(os.path.join(folder, "meta.json"), meta)
+    return load(folder)
+
+
+def parts_of(
+    embeddings: Embeddings,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Voices and faces of joint embeddings.
+
+    Arguments
+    ---------
+    embeddings : Embeddings
+        Of ``join``, or others.
+
+    Returns
+    -------
+    dict of str to tuple of np.ndarray
+        ``voice`` and ``face``: rows that have it, and their embeddings [rows,
+        emb_dim]. Empty if the embeddings are of one modality.
+    """
+    dim = embeddings.meta["made"].get("voice_dim")
+    if dim is None:
+        return {}
+    found = {}
+    for name, part in (("voice", slice(None, dim)), ("face", slice(dim, None))):
+        points = np.asarray(embeddings.matrix[:, part], np.float32)
+        rows = np.flatnonzero(np.abs(points).sum(1) > 0)
+        found[name] = rows, points[rows]
+    return found
+
+
+def agree(
+    parts: dict[str, tuple[np.ndarray, np.ndarray]],
+    count: int,
+    cluster: Callable,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Classes of utterances on which clusters of voices and of faces agree.
+
+    Utterances of one class share both clusters. One without a face goes to
+    the class that is most frequent in the cluster of its voice.
+
+    Arguments
+    ---------
+    parts : dict of str to tuple of np.ndarray
+        From ``parts_of``.
+    count : int
+        Number of utterances.
+    cluster : Callable
+        Unit embeddings [rows, emb_dim] to clusters, -1 for none [rows].
+
+    Returns
+    -------
+    classes : np.ndarray
+        int64, -1 for none [count].
+    clusters : dict of str to np.ndarray
+        Of each modality, -1 for none [count].
+    """
+    clusters = {}
+    for name, (rows, points) in parts.items():
+        clusters[name] = np.full(count, -1, np.int64)
+        clusters[name][rows] = cluster(_unit(points))
+    voice, face = clusters["voice"], clusters["face"].copy()
+    has_face = np.zeros(count, bool)
+    has_face[parts["face"][0]] = True
+    for row in np.flatnonzero(~has_face & (voice >= 0)):
+        others = face[(voice == voice[row]) & has_face]
+        others = others[others >= 0]
+        if len(others):
+            face[row] = np.bincount(others).argmax()
+        else:  # a cluster of voices without any face is a class too
+            face[row] = clusters["face"].max() + 1
+    both = (voice >= 0) & (face >= 0)
+    classes = np.full(count, -1, np.int64)
+    pairs = np.stack([voice[both], face[both]], axis=1)
+    if len(pairs):
+        numbers = np.unique(pairs, axis=0, return_inverse=True)[1]
+        classes[both] = numbers.reshape(-1)
+    return classes, clusters
+
+
+def _unit(matrix):
+    """Rows of length 1, float32."""
+    points = np.array(matrix, np.float32)
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    return points / np.maximum(norms, 1e-12)
