@@ -111,15 +111,16 @@ same = float(score) >= {threshold:.4f}
 LABEL_FREE = """\
 ## Threshold
 
-A cosine of {threshold:.4f} accepts {percent:.3g} % of the pairs of different
+A cosine of {threshold:.4f} accepts {percent:.3g} % of the pairs of similar
 utterances of {audio}. **It was found without labels**: {utterances} utterances
-that training did not use, {seconds:.2g} s of each, every side in a channel of
-its own.
+that training did not use, two parts of {seconds:.2g} s of each. If two
+recordings have different channels (device, room, noise), their cosines are
+lower; {augmented:.4f} accepts {percent:.3g} % of such pairs.
 Error model: if all of these pairs are of two speakers, {percent:.3g} % is the
-rate of false acceptances. If some are of one speaker, the rate is lower: at a
-share s of such pairs, it is between ({percent:.3g} % - s) / (1 - s) and
-{percent:.3g} % / (1 - s). The rate of false rejections is unknown. Other audio
-may need another threshold; a labelled list measures it:
+rate of false acceptances. If a share s of them is of one speaker, the rate is
+between ({percent:.3g} % - s) / (1 - s) and {percent:.3g} % / (1 - s). The rate
+of false rejections is unknown. Other audio may need another threshold; a
+labelled list measures it:
 `speechbrain-ssl verify --model_folder FOLDER --trials LIST`.
 
 ```python
@@ -280,7 +281,10 @@ def set_label_free_threshold(
     found = read_threshold(folder)
     if found is not None and not found.get("label_free"):
         return False
-    names = ("threshold", "false_acceptance", "false_acceptance_low")
+    names = [
+        *("threshold", "threshold_augmented"),
+        *("false_acceptance", "false_acceptance_low"),
+    ]
     made: dict[str, Any] = {
         **{name: float(figures[name]) for name in names},
         "label_free": True,
@@ -289,6 +293,7 @@ def set_label_free_threshold(
     write_json(os.path.join(folder, THRESHOLD_NAME), made)
     section = LABEL_FREE.format(
         threshold=made["threshold"],
+        augmented=made["threshold_augmented"],
         percent=100 * made["false_acceptance"],
         audio=_cell(audio),
         utterances=figures["utterances"],

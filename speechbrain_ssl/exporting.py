@@ -333,6 +333,8 @@ def _facts_of_run(run_folder, tree):
     labels = "none in training or selection"
     if tree.get("speakers"):
         labels = "those of a file of speakers were trained on"
+    elif tree.get("select_by") == "selfcheck":
+        labels += "; the self-check without labels chose the checkpoint"
     elif tree.get("select_by"):
         labels = "those of a trial list chose the checkpoint"
     return {**facts, "speaker labels": labels}

@@ -19,6 +19,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.brains.unreadable import UnreadableUtterances
 from speechbrain_ssl.dataio.annotations import UtteranceDataset
+from speechbrain_ssl.evaluation.selfcheck import stats_of
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, write_whole
 from speechbrain_ssl.nnet.parameters import (
@@ -43,6 +44,7 @@ SUMMARY = {
     "accuracy": "accuracy {:.3f}",
     "selected": "{:.0%} selected",
     "EER": "EER {:.2f} %",
+    "selfcheck": "self-check {:.3f}",
     "effective_rank": "effective rank {:.1f}",
     "lr": "learning rate {:.2g}",
     "views_per_second": "{:.0f} views/s",
@@ -102,9 +104,11 @@ class SpeakerBrain(sb.Brain):
     decayed, clipped and summed over processes, see ``parameters_with``; may be
     left out), ``frozen_epochs`` (list of [module, epoch at which it starts to
     move]), ``clip_each_tensor``, ``checkpoints_to_keep``,
-    ``select_by`` (None, or the statistic of a labelled list that chooses the
-    checkpoint to keep), ``dev_trials`` and ``dev_every`` (a labelled list to
-    report error rates on every so many epochs; null for none),
+    ``select_by`` (None, or the statistic that chooses the checkpoint to
+    keep), ``dev_trials`` and ``dev_every`` (a labelled list to
+    report error rates on every so many epochs; null for none), ``selfcheck``
+    and ``selfcheck_every`` (a SelfCheck without labels, and the epochs between
+    its figures; may be left out),
     ``train_loggers``.
     """
 
@@ -588,7 +592,7 @@ class SpeakerBrain(sb.Brain):
         return warnings
 
     def verify_epoch(self, epoch: int) -> dict[str, float]:
-        """Computes the error rates of ``dev_trials``, if there are any.
+        """Computes the error rates of ``dev_trials`` and the self-check.
 
         Arguments
         ---------
@@ -600,28 +604,56 @@ class SpeakerBrain(sb.Brain):
         dict of str to float
             For log and checkpoint; empty if there is nothing to verify.
         """
-        due = epoch % self.hparams.dev_every == 0
-        if not self.hparams.dev_trials or not due:
-            return {}
+        found = {}
         if not sb.utils.distributed.if_main_process():
-            return {}
+            return found
+        trials = self.hparams.dev_trials
+        if trials and epoch % self.hparams.dev_every == 0:
+            with self._evaluating() as branch:
+                rates = verify(
+                    branch.embed,
+                    trials,
+                    sample_rate=self.hparams.view_sampler.sample_rate,
+                    device=self.device,
+                    strict=False,
+                    face_size=self.hparams.view_sampler.face_size,
+                )["raw"]
+            if rates["EER"] is not None:  # None: too many files have failed
+                names = ("EER", "minDCF_0.01")
+                found.update({name: rates[name] for name in names})
+        every = vars(self.hparams).get("selfcheck_every", 1)
+        last = self.hparams.epoch_counter.limit
+        if epoch % every == 0 or epoch == last:
+            figures = self.self_check()
+            if figures is not None:
+                found.update(stats_of(figures))
+        return found
+
+    def self_check(self) -> dict | None:
+        """Measures the evaluated branch without labels.
+
+        Returns
+        -------
+        dict
+            From ``selfcheck``; None if there is no self-check.
+        """
+        check = vars(self.hparams).get("selfcheck")
+        if check is None:
+            return None
+        with self._evaluating() as branch:
+            return check(branch.embed, self.device)
+
+    @contextlib.contextmanager
+    def _evaluating(self):
+        """The evaluated branch, in evaluation mode for a while."""
         branch = self.evaluated
         was_training = branch.training
         branch.eval()
-        with self.evaluation_ctx:
-            summary = verify(
-                branch.embed,
-                self.hparams.dev_trials,
-                sample_rate=self.hparams.view_sampler.sample_rate,
-                device=self.device,
-                strict=False,
-                face_size=self.hparams.view_sampler.face_size,
-            )
-        branch.train(was_training)
-        rates = summary["raw"]
-        if rates["EER"] is None:  # too many files cannot be embedded
-            return {}
-        return {name: rates[name] for name in ("EER", "minDCF_0.01")}
+        try:
+            with self.evaluation_ctx:
+                yield branch
+        finally:
+            branch.train(was_training)
 
     def _keep(self, epoch, valid_stats):
         """Saves a checkpoint; keeps the newest, or the best by ``select_by``."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
 from speechbrain.utils.data_pipeline import GeneratorDynamicItem
@@ -27,7 +28,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain
 from speechbrain_ssl.brains.pseudo_label import FACE, PseudoLabelBrain
 from speechbrain_ssl.brains.ssl import SSLBrain
-from speechbrain_ssl.card import suggest_threshold
+from speechbrain_ssl.card import set_label_free_threshold, suggest_threshold
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
 from speechbrain_ssl.checks import (
     Rule,
@@ -46,7 +47,9 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
 )
 from speechbrain_ssl.dataio.faces import FaceSampler
+from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.dataio.views import ViewSampler
+from speechbrain_ssl.evaluation.selfcheck import SelfCheck, held_out
 from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.exporting import check_export, export
@@ -73,7 +76,11 @@ from speechbrain_ssl.options import (
     run_option_types,
     settings_of,
 )
-from speechbrain_ssl.pseudo_labels.labels import Labels, write_labels
+from speechbrain_ssl.pseudo_labels.labels import (
+    Labels,
+    keep_labels,
+    write_labels,
+)
 from speechbrain_ssl.pseudo_labels.modalities import SELECTIONS
 from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.script import defer_signals, outlive_signal
@@ -96,6 +103,8 @@ MAY_CHANGE = (
     "dev_trials",
     "dev_every",
     "select_by",
+    "selfcheck_folder",
+    "selfcheck_every",
     "checkpoints_to_keep",
     "average_last",
     "write_corrected",
@@ -106,6 +115,12 @@ MAY_CHANGE = (
 FIXED_OPTIONS = ("max_grad_norm", "grad_accumulation_factor")
 # Steps of a new process that are slower than later ones.
 SETTLING_STEPS = 4
+# value of select_by that needs no labels, and the statistic it stands for
+SELFCHECK = "selfcheck"
+SELFCHECKED = (
+    "cross-entropy {cross_entropy:.3f} bits, EER {EER:.1f} % (same utterance "
+    "against others, without labels; {utterances} held-out utterances)"
+)
 UNLABELLED = "Trained by speechbrain_ssl without speaker labels."
 
 
@@ -138,7 +153,9 @@ def _pairs(rule, text):
     frozen_epochs=_pairs(number(0), "a list of [module, epoch]"),
     clip_each_tensor=one_of(True, False),
     dev_every=whole(1),
-    select_by=one_of(None, "EER", "minDCF_0.01"),
+    select_by=one_of(None, "EER", "minDCF_0.01", SELFCHECK),
+    selfcheck_share=number(0, below=1),
+    selfcheck_every=whole(1),
     checkpoints_to_keep=whole(1),
     average_last=whole(1),
     train_loggers=Rule(lambda value: isinstance(value, list), "a list"),
@@ -179,7 +196,8 @@ class Training:
     dev_every : int
         Epochs between its reports.
     select_by : str
-        Figure of that list that chooses the checkpoint; None: the last one.
+        Figure of that list, or "selfcheck", that chooses the checkpoint;
+        None: the last one.
     checkpoints_to_keep : int
         At most.
     average_last : int
@@ -197,6 +215,12 @@ class Training:
     sequential_rows : int
         Rows that are read one after another, see ``EpochSampler``; None: any
         order.
+    selfcheck_share : float
+        Share of the training set that is held out for the self-check.
+    selfcheck_folder : str
+        Other unlabelled audio for it, as ``find_utterances`` takes it.
+    selfcheck_every : int
+        Epochs between self-checks.
 
     Raises
     ------
@@ -228,18 +252,36 @@ class Training:
     decay_vectors: bool = False
     parameter_options: Sequence = ()
     sequential_rows: int | None = None
+    selfcheck_share: float = 0.0
+    selfcheck_folder: str | None = None
+    selfcheck_every: int = 5
 
     def __post_init__(self):
+        by_labels = self.select_by not in (None, SELFCHECK)
+        has_check = self.selfcheck_share or self.selfcheck_folder
+        name = "dev_every" if by_labels else "selfcheck_every"
+        every = getattr(self, name)
         check_rules(
             (
-                self.dev_trials or not self.select_by,
-                "select_by chooses checkpoints by a labelled list: name it as "
-                "dev_trials, or set select_by to null",
+                self.dev_trials or not by_labels,
+                f"select_by: {self.select_by} chooses checkpoints by a "
+                "labelled list: name it as dev_trials, or set select_by to "
+                "null, or to selfcheck, which needs no labels",
             ),
             (
-                not self.select_by or self.dev_every <= self.number_of_epochs,
-                f"dev_every is {self.dev_every}; with select_by it must not be "
-                f"more than number_of_epochs ({self.number_of_epochs})",
+                self.select_by != SELFCHECK or has_check,
+                "select_by: selfcheck needs audio that is not trained on: set "
+                "selfcheck_share, such as 0.05, or selfcheck_folder",
+            ),
+            (
+                not (self.selfcheck_share and self.selfcheck_folder),
+                "selfcheck_share and selfcheck_folder both say which audio the "
+                "self-check takes: set one of them",
+            ),
+            (
+                not self.select_by or every <= self.number_of_epochs,
+                f"{name} is {every}; with select_by it must not be more than "
+                f"number_of_epochs ({self.number_of_epochs})",
             ),
             (
                 self.average_last <= self.checkpoints_to_keep,
@@ -505,6 +547,66 @@ def training_set(
     return kept
 
 
+def make_selfcheck(
+    utterances: Utterances,
+    training: Training,
+    view_sampler: ViewSampler | FaceSampler,
+) -> tuple[np.ndarray, SelfCheck | None]:
+    """Prepares the self-check without labels, if there is one.
+
+    Arguments
+    ---------
+    utterances : Utterances
+        The training set.
+    training : Training
+        Settings.
+    view_sampler : ViewSampler | FaceSampler
+        Says the sample rate.
+
+    Returns
+    -------
+    kept : np.ndarray
+        bool, whether an utterance is trained on [utterances].
+    check : SelfCheck
+        Of the first process; None in others, or without a self-check.
+
+    Raises
+    ------
+    ValueError
+        If there is too little audio, or training has no audio.
+    """
+    kept = np.ones(len(utterances), dtype=bool)
+    folder, share = training.selfcheck_folder, training.selfcheck_share
+    if not (folder or share):
+        return kept, None
+    if view_sampler.face_size is not None:
+        raise OptionsError(
+            "The self-check is for encoders of audio alone: set "
+            "selfcheck_share to 0, selfcheck_folder and select_by to null"
+        )
+    if not folder:
+        kept = ~held_out(utterances, share)
+
+    def prepare():
+        if folder:
+            save = os.path.join(training.output_folder, "save", "selfcheck")
+            listed = find_utterances(folder, save)
+        else:
+            listed = utterances.take(~kept)
+        check = SelfCheck(listed, view_sampler.sample_rate)
+        logger.info(
+            "Self-check without labels: %d utterances, two parts of %.2g s; "
+            "%d of %d utterances are held out of training.",
+            len(check.ids),
+            check.seconds,
+            len(kept) - kept.sum(),
+            len(kept),
+        )
+        return check
+
+    return kept, distributed.on_first(prepare)
+
+
 def views_of(
     utterances: Utterances,
     view_sampler: ViewSampler | FaceSampler,
@@ -759,8 +861,8 @@ def choose_checkpoint(training: Training) -> None:
     if chosen is None or name not in chosen.meta:
         raise ValueError(
             f"No checkpoint in {training.checkpointer.checkpoints_dir} has "
-            f"the {name} of select_by: dev_trials were never verified. Train "
-            "on with a smaller dev_every, or set select_by to null."
+            f"the {name} of select_by: it was never measured. Train on with a "
+            "smaller dev_every or selfcheck_every, or set select_by to null."
         )
 
 
@@ -802,14 +904,22 @@ def export_model(
         brain.module(name).load_state_dict(
             average_of_last(training.checkpointer, name, training.average_last)
         )
+    found = None if prefix else brain.self_check()
+    checked = (
+        {} if found is None else {"self-check": SELFCHECKED.format(**found)}
+    )
     model = export(
         brain.module(name) if prefix else brain.evaluated,
         run.hparams_text,
         os.path.join(run.folder, f"{prefix}model"),
         notes=notes,
-        facts={**describe(brain, training), **(facts or {})},
+        facts={**describe(brain, training), **checked, **(facts or {})},
         prefix=prefix,
     )
+    if found is not None:
+        set_label_free_threshold(
+            model, found, training.selfcheck_folder or "held-out audio"
+        )
     if training.dev_trials:
         encoder = load_encoder(model, brain.device)
         summary = verify(
@@ -850,7 +960,9 @@ def describe(brain: SpeakerBrain, training: Training) -> dict[str, str]:
     utterances = _utterances_of(brain)
     hours = utterances.durations.double().sum().item() / 3600
     label_use = "none in training or selection"
-    if training.select_by:
+    if training.select_by == SELFCHECK:
+        label_use += "; the self-check without labels chose the checkpoint"
+    elif training.select_by:
         name = os.path.basename(training.dev_trials or "")
         label_use = f"those of {name} chose the checkpoint"
     facts = {
@@ -1040,6 +1152,11 @@ def train_on_labels(
     PseudoLabelBrain
         After training. Its gates are drawn, and corrected labels written.
     """
+    kept, check = make_selfcheck(
+        labels.utterances, training, settings.view_sampler
+    )
+    if not kept.all():
+        labels = keep_labels(labels, kept)
     speeds = len(settings.view_sampler.speeds)
     classifier = settings.classifier(classes=labels.count * speeds)
     training.checkpointer.add_recoverable("classifier", classifier)
@@ -1068,6 +1185,7 @@ def train_on_labels(
             **hparams,
             "centroid_start": centroid_start,
             f"{FACE}centroid_start": bool(settings.face_init_from),
+            "selfcheck": check,
         },
         run_opts=run_opts,
         checkpointer=training.checkpointer,

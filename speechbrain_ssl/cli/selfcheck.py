@@ -22,7 +22,7 @@ from typing import Any
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl.card import set_label_free_threshold
-from speechbrain_ssl.cli.embed import find_utterances
+from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.evaluation.selfcheck import SelfCheck
 from speechbrain_ssl.files import write_json
 from speechbrain_ssl.help import command_parser
@@ -35,6 +35,7 @@ COLUMNS = {
     "effective_rank": "{:.1f}",
     "agreement": "{:.3f}",
     "threshold": "{:.4f}",
+    "threshold_augmented": "{:.4f}",
 }
 
 
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         "--false_acceptance",
         type=float,
         default=0.01,
-        help="promised rate of the threshold",
+        help="promised rate of the thresholds",
     )
     parser.add_argument(
         "--same_speaker",

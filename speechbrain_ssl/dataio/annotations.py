@@ -202,6 +202,24 @@ class Utterances:
             raise ValueError(
                 f"None of the {len(self)} utterances has a {column}."
             )
+        return self.take(kept)
+
+    def take(self, kept: np.ndarray | torch.Tensor) -> "Utterances":
+        """Returns some of the rows.
+
+        Arguments
+        ---------
+        kept : np.ndarray
+            bool, whether a row is returned [rows].
+
+        Returns
+        -------
+        Utterances
+            These rows, in their order.
+        """
+        kept = torch.as_tensor(kept)
+        width = 2 + len(self.extra)
+        lengths = self.offsets.diff().view(-1, width)
         bytes_kept = kept.repeat_interleave(lengths.sum(1))
         offsets = torch.zeros(int(kept.sum()) * width + 1, dtype=torch.int64)
         torch.cumsum(lengths[kept].flatten(), 0, out=offsets[1:])

@@ -17,13 +17,16 @@ recordings of one session are among them. The next ones, up to the share
 ``FARTHEST``, are used: they have a similar channel or voice and are harder than
 random ones.
 
-**Error model of the threshold.** A threshold accepts a share p of the random
-pairs of utterances. An unknown share s of these pairs is of one speaker; of
-these, the share h is accepted. The rate f of false acceptances follows from
+**Error model of the thresholds.** A threshold accepts a share p of the
+non-target pairs. An unknown share s of these pairs is of one speaker; of these,
+the share h is accepted. The rate f of false acceptances follows from
 p = (1 - s) f + s h with h from 0 to 1, so f is between (p - s) / (1 - s) and
 p / (1 - s). The threshold is that with p equal to the promised rate. The
 promise holds if all pairs are of two speakers (s = 0); otherwise the true rate
-is lower, and ``false_acceptance_low`` is its lower limit at the given s.
+is lower, and ``false_acceptance_low`` is its lower limit at the given s. Two
+conditions have thresholds of their own: ``threshold`` is for recordings as they
+are, ``threshold_augmented`` for two recordings of different channels, whose
+cosines are lower. The first one is the higher and safer one.
 """
 
 import hashlib
@@ -91,10 +94,10 @@ class SelfCheck:
     noise_folder, rir_folder : str
         Recordings for the augmentation; None: generated noise and RIRs.
     false_acceptance : float
-        Promised rate of the threshold.
+        Promised rate of the thresholds.
     same_speaker : float
-        Largest share of the pairs of utterances that may be of one speaker,
-        for the lower limit of that rate.
+        Largest share of the non-target pairs that may be of one speaker, for
+        the lower limit of that rate.
     seed : int
         Seed of the choice of utterances and parts and of the augmentation.
 
@@ -215,7 +218,6 @@ class SelfCheck:
                 clean,
                 augmented,
                 self.hard,
-                self.sources[:, None] != self.sources,
                 self.false_acceptance,
                 self.same_speaker,
             ),
@@ -279,7 +281,6 @@ def measure(
     clean: np.ndarray,
     augmented: Sequence[np.ndarray],
     hard: np.ndarray,
-    others: np.ndarray,
     false_acceptance: float = 0.01,
     same_speaker: float = 0.0,
 ) -> dict:
@@ -295,13 +296,10 @@ def measure(
     hard : np.ndarray
         bool, whether the first part of a row and the second part of a column
         are a non-target trial [utterances, utterances].
-    others : np.ndarray
-        bool, whether the utterances are a random pair, for the threshold
-        [utterances, utterances].
     false_acceptance : float
-        Promised rate of the threshold.
+        Promised rate of the thresholds.
     same_speaker : float
-        Largest share of random pairs that may be of one speaker.
+        Largest share of non-target pairs that may be of one speaker.
 
     Returns
     -------
@@ -309,7 +307,8 @@ def measure(
         "cross_entropy" in bits (after an affine map of the cosines, fitted on
         these trials), "EER" with its 95 % interval "EER_low" and "EER_high" in
         percent, "effective_rank", "agreement" (None for less than two
-        copies), "threshold", "false_acceptance" and "false_acceptance_low".
+        copies), "threshold", "false_acceptance", "false_acceptance_low" and
+        "threshold_augmented".
     """
     count = len(hard)
     enrol, test = np.nonzero(hard | np.eye(count, dtype=bool))
@@ -332,11 +331,32 @@ def measure(
         ),
         "agreement": _agreement(augmented),
         **threshold(
-            np.concatenate([found[others] for found in scores]),
-            false_acceptance,
-            same_speaker,
+            (clean[0] @ clean[1].T)[hard], false_acceptance, same_speaker
         ),
+        "threshold_augmented": threshold(
+            values[targets == 0], false_acceptance
+        )["threshold"],
     }
+
+
+def stats_of(figures: dict) -> dict[str, float]:
+    """The figures that a training logs and chooses checkpoints by.
+
+    Arguments
+    ---------
+    figures : dict
+        From ``SelfCheck``.
+
+    Returns
+    -------
+    dict of str to float
+        By the names in ``SelfCheck.stats_help``.
+    """
+    found = {"selfcheck": figures["cross_entropy"]}
+    for name in ("EER", "effective_rank", "agreement"):
+        if figures[name] is not None:
+            found[f"selfcheck_{name}"] = figures[name]
+    return found
 
 
 def cross_entropy(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -368,7 +388,7 @@ def cross_entropy(scores: np.ndarray, targets: np.ndarray) -> float:
 def threshold(
     scores: np.ndarray, false_acceptance: float, same_speaker: float = 0.0
 ) -> dict[str, float]:
-    """A threshold from the scores of random pairs of utterances.
+    """A threshold from the scores of pairs of utterances.
 
     The docstring of the module has the error model.
 

@@ -214,6 +214,41 @@ def read_labels(
     return Labels(utterances, classes, len(names), report, names)
 
 
+def keep_labels(labels: Labels, kept: np.ndarray) -> Labels:
+    """Some of the labelled utterances; classes have no gaps again.
+
+    Arguments
+    ---------
+    labels : Labels
+        Labelled utterances.
+    kept : np.ndarray
+        bool, whether an utterance is kept [utterances].
+
+    Returns
+    -------
+    Labels
+        The utterances that are kept, and their classes.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two classes are left.
+    """
+    used, classes = np.unique(labels.classes[kept], return_inverse=True)
+    if len(used) < 2:
+        raise ValueError(
+            f"Without the utterances that are held out, {len(used)} of "
+            f"{labels.count} classes are left; training needs two. Lower "
+            "selfcheck_share."
+        )
+    return labels._replace(
+        utterances=labels.utterances.take(kept),
+        classes=classes.astype(np.int64),
+        count=len(used),
+        names=labels.names[used],
+    )
+
+
 def note_labels(run_folder: str, csv_path: str) -> None:
     """Records the labels of a training; a resumed one must have the same.
 

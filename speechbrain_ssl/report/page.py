@@ -57,6 +57,7 @@ MAP_WORDS = (
 )
 # the loss of all pseudo-labels, or else of the selected utterances
 LOSSES = ("label_loss", "loss")
+SELFCHECK = "selfcheck"
 CHOICES = ("selected", "corrected")
 NOTHING = ([[0.0], [0.0]], [[0.0], []])
 
@@ -111,7 +112,11 @@ def page(run: Run) -> str:
         subtitle=_subtitle(run),
         verdict=_verdict(run),
         notes=[note.replace(inside, "") for note in run.notes],
-        numbers=[*_list_cards(run), *_training_cards(run)],
+        numbers=[
+            *_list_cards(run),
+            *_selfcheck_card(run),
+            *_training_cards(run),
+        ],
         records=len(run.records),
         warnings=log_warnings(run.records),
         has_collapse=bool(_ends(run, "effective_rank")),
@@ -245,6 +250,20 @@ def _list_cards(run):
         }
 
 
+def _selfcheck_card(run):
+    """The last figures of the self-check without labels, if there are any."""
+    records = [r for r in run.records if SELFCHECK in _part(r, "valid")]
+    if records:
+        found = _part(records[-1], "valid")
+        lines = [
+            "cross-entropy of same utterance against others, without labels",
+            f"EER of the same {fixed(found.get('selfcheck_EER'))} %",
+            f"after epoch {show(records[-1]['epoch'])}",
+        ]
+        value = f"{fixed(found[SELFCHECK], 3)} bits"
+        yield {"name": "Self-check", "value": value, "lines": lines}
+
+
 def _training_cards(run):
     """How long training took, and how fast it was."""
     last = run.records[-1] if run.records else {}
@@ -268,6 +287,8 @@ def _training_cards(run):
 def _curves(run):
     """A figure of each statistic of the log, over two or more epochs."""
     wanted = {"EER (%)": _eer_keys(run.records)}
+    for name in _selfcheck_names(run.records):
+        wanted[_words(run, name)] = [f"valid.{name}"]
     for name in _names(run.records):
         wanted[_words(run, name)] = [f"train.{name}"]
     figures = []
@@ -289,13 +310,15 @@ def _statistics(run):
     """Every number of the training log, first and last epoch."""
     ends = [run.records[0], run.records[-1]] if run.records else []
     ends = ends[: len(run.records)]
+    parts = dict.fromkeys(_names(ends), "train")
+    parts.update(dict.fromkeys(_selfcheck_names(ends), "valid"))
     rows = [
         Row(
             _words(run, name),
-            [show(_part(record, "train").get(name)) for record in ends],
+            [show(_part(record, part).get(name)) for record in ends],
             str(run.meanings.get(name, "")),
         )
-        for name in _names(ends)
+        for name, part in parts.items()
     ]
     heads = [f"epoch {show(record['epoch'])}" for record in ends]
     return {"heads": ["statistic", *heads], "rows": rows}
@@ -535,6 +558,12 @@ def _epochs(epochs):
     if len(epochs) <= 5:
         return "epochs " + ", ".join(map(show, epochs))
     return f"{len(epochs)} epochs from {show(epochs[0])} to {show(epochs[-1])}"
+
+
+def _selfcheck_names(records):
+    """Names of the figures of the self-check without labels."""
+    names = {name: None for r in records for name in _part(r, "valid")}
+    return [name for name in names if name.startswith(SELFCHECK)]
 
 
 def _eer_keys(records):

@@ -108,3 +108,30 @@ def test_centers_start_at_means_where_the_encoder_has_a_start(
     shutil.rmtree(out)
     run(f"--init_from={tmp_path}/start")
     assert len(calls) == 1
+
+
+def test_held_out_utterances_have_no_class(run, tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    for number in range(8, 30):
+        noise = 0.1 * rng.standard_normal(16000)
+        soundfile.write(tmp_path / f"{number}.wav", noise, 16000)
+    rows = [(f"{n}", 1.0, f"$data_root/{n}.wav", 0, 16000) for n in range(30)]
+    write_annotation(tmp_path / "train.csv", rows)
+    utterances = read_annotation(tmp_path / "train.csv", str(tmp_path))
+    folder, ids = str(tmp_path / "c"), list(utterances.ids())
+    classes = [n % 15 for n in range(30)]
+    write_labels(folder, utterances, ids, classes, "of c")
+    brains = []
+    monkeypatch.setattr(
+        PseudoLabelBrain, "fit", lambda brain, *_, **__: brains.append(brain)
+    )
+    with pytest.raises(FileNotFoundError):  # nothing was trained
+        run("--selfcheck_share=0.7", method="ungated", labels="c")
+    labels, check = brains[0].labels, brains[0].hparams.selfcheck
+    kept = list(labels.utterances.ids())
+    assert len(kept) == 9 and not set(kept) & set(check.ids)
+    expected = np.unique([int(name) % 15 for name in kept])
+    assert labels.names.tolist() == expected.tolist()
+    assert labels.count == len(expected)
+    names = labels.names[labels.classes].tolist()
+    assert names == [int(name) % 15 for name in kept]

@@ -11,11 +11,15 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
+import yaml
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 from speechbrain_ssl.brains.ssl import SSLBrain
+from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.cli.pack import pack
-from speechbrain_ssl.files import occupy
+from speechbrain_ssl.evaluation.selfcheck import SelfCheck
+from speechbrain_ssl.files import occupy, read_jsonl
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
 SIMCLR = RECIPE / "hparams/train_simclr.yaml"
@@ -97,7 +101,10 @@ def contents(folder):
         ("--view_sampler={global_second: 3.0}", "global_second"),
         ("--average_last=9", "checkpoints_to_keep"),
         ("--average_last=0", "average_last must be .* not 0"),
-        ("--select_by=eer", "EER or minDCF_0.01"),
+        ("--select_by=eer", "EER or minDCF_0.01 or selfcheck"),
+        ("--select_by=selfcheck", "set selfcheck_share, .* selfcheck_folder"),
+        ("--selfcheck_share=1", "selfcheck_share must be .* below 1"),
+        ("--selfcheck_every=0", "selfcheck_every"),
         ("--dev_trials=no list.txt", "no list.txt"),
         ("--cluster_tables=[]", "never be filled"),
         ("--number_of_epochs=0", "number_of_epochs"),
@@ -276,3 +283,75 @@ def test_training_from_shards_gives_the_weights_of_files(
         train(tmp_path / name, folder, *flags)
         model = tmp_path / name / "model/embedding_model.ckpt"
         assert model.read_bytes() == trained
+
+
+@pytest.fixture(scope="module")
+def more_audio(tmp_path_factory):
+    """Twenty-eight noises of different tilt."""
+    folder = tmp_path_factory.mktemp("more audio")
+    rng = np.random.default_rng(0)
+    for number in range(28):
+        noise = 0.01 * rng.standard_normal(16000)
+        noise = np.convolve(noise, [1, 1.8 * number / 28 - 0.9], "same")
+        soundfile.write(folder / f"{number}.wav", noise, 16000)
+    return folder
+
+
+def test_selfcheck_of_held_out_audio_chooses_the_checkpoint(
+    train, more_audio, tmp_path, monkeypatch
+):
+    rows = {}
+    fit = SSLBrain.fit
+
+    def noting(brain, counter, train_set, *args, **kwargs):
+        rows["trained"] = set(train_set.utterances.ids())
+        rows["checked"] = set(brain.hparams.selfcheck.ids)
+        return fit(brain, counter, train_set, *args, **kwargs)
+
+    monkeypatch.setattr(SSLBrain, "fit", noting)
+    costs = iter([0.8, 0.2, 0.9, 0.3])  # three epochs, and the export
+    real = SelfCheck.__call__
+
+    def told(check, embed, device="cpu"):
+        found = real(check, embed, device)
+        return {**found, "cross_entropy": next(costs)}
+
+    monkeypatch.setattr(SelfCheck, "__call__", told)
+    folder = tmp_path / "run"
+    train(
+        folder,
+        f"--data_folder={more_audio}",
+        "--number_of_epochs=3",
+        "--selfcheck_share=0.714",
+        "--selfcheck_every=1",
+        "--select_by=selfcheck",
+        "--checkpoints_to_keep=3",
+    )
+    assert len(rows["trained"]) == 8 and len(rows["checked"]) == 20
+    assert not rows["trained"] & rows["checked"]
+    log = read_jsonl(folder / "train_log.jsonl")
+    assert [record["valid"]["selfcheck"] for record in log] == [0.8, 0.2, 0.9]
+    assert log[0]["valid"]["selfcheck_EER"] > 0
+    saved = {
+        yaml.safe_load(path.read_text())["epoch"]: path.parent
+        for path in (folder / "save").glob("CKPT*/CKPT.yaml")
+    }
+    weights = torch.load(saved[2] / "student.ckpt")
+    model = torch.load(folder / "model/embedding_model.ckpt")
+    for name, value in model.items():
+        assert torch.equal(value, weights[f"embedding_model.{name}"])
+    card = (folder / "model/README.md").read_text()
+    assert "cross-entropy 0.300 bits" in card
+    assert "the self-check without labels chose the checkpoint" in card
+    assert "It was found without labels" in card
+    assert read_threshold(folder / "model")["label_free"]
+
+
+def test_selfcheck_of_another_folder_holds_out_nothing(
+    train, audio, more_audio, tmp_path
+):
+    folder = tmp_path / "run"
+    train(folder, f"--selfcheck_folder={more_audio}", "--selfcheck_every=9")
+    record = read_jsonl(folder / "train_log.jsonl")[-1]
+    assert record["step"] == 2  # all eight files, in batches of four
+    assert 0 < record["valid"]["selfcheck"] <= 1.01

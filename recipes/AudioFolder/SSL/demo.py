@@ -262,6 +262,11 @@ def summarize_run(args, argv, before, after):
         "steps": last["step"],
         "views_per_second": last["train"]["views_per_second"],
         "warnings": last["warnings"],
+        "selfcheck": {
+            name: value
+            for name, value in last["valid"].items()
+            if name.startswith("selfcheck")
+        },
         "before": before,
         "after": after,
         "label_use": LABEL_USE,

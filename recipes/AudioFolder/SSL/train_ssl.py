@@ -73,6 +73,9 @@ def check_settings(hparams):
         dev_trials=hparams["dev_trials"],
         dev_every=hparams["dev_every"],
         select_by=hparams["select_by"],
+        selfcheck_share=hparams.get("selfcheck_share", 0),
+        selfcheck_folder=hparams.get("selfcheck_folder"),
+        selfcheck_every=hparams.get("selfcheck_every", 5),
         checkpoints_to_keep=hparams["checkpoints_to_keep"],
         average_last=hparams["average_last"],
         train_loggers=hparams["train_loggers"],
@@ -153,10 +156,15 @@ def main(argv):
         utterances = experiment.training_set(
             annotation, hparams["data_folder"], hparams["view_sampler"]
         )
+        kept, check = experiment.make_selfcheck(
+            utterances, training, hparams["view_sampler"]
+        )
+        if not kept.all():
+            utterances = utterances.take(kept)
         brain = SSLBrain(
             modules=hparams["modules"],
             opt_class=training.opt_class,
-            hparams=hparams,
+            hparams={**hparams, "selfcheck": check},
             run_opts=run_opts,
             checkpointer=training.checkpointer,
         )
