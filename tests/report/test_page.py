@@ -351,3 +351,15 @@ def test_command_writes_where_it_is_told(tmp_path, capsys):
     page.main([str(tmp_path), "--output", str(output)])
     assert capsys.readouterr().out.strip() == str(output)
     assert output.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_selfcheck_has_a_card_a_curve_and_a_row(tmp_path):
+    records = [record(epoch) for epoch in (1, 2, 3)]
+    for number, entry in enumerate(records[1:]):
+        entry["valid"] = {"selfcheck": 0.8 - number, "selfcheck_EER": 21.5}
+    write_log(tmp_path, records)
+    text, outline = render(tmp_path)
+    assert "-0.200 bits" in outline.words and "after epoch 3" in outline.words
+    assert "EER of the same 21.50 %" in outline.words
+    assert 'aria-label="selfcheck EER' in text
+    assert outline.words.count("selfcheck EER") >= 2
