@@ -83,12 +83,14 @@ class Levels(ClusterMixin, BaseEstimator):
     room. Therefore the centroids of the clusters are clustered again; all
     centroids have the same weight.
 
-    A new level is accepted if its silhouette is higher than that of points
-    without clusters: the same number of points from a Gaussian with the mean
-    and covariance of the centroids, as in the gap statistic (R. Tibshirani, G.
-    Walther and T. Hastie, "Estimating the number of clusters in a data set via
-    the gap statistic", J. R. Stat. Soc. B 63, 2001). The numbers of speakers
-    and of levels need not be known.
+    A new level is compared with points without clusters: the same number of
+    points from a Gaussian with the mean and covariance of the centroids, as in
+    the gap statistic (R. Tibshirani, G. Walther and T. Hastie, "Estimating the
+    number of clusters in a data set via the gap statistic", J. R. Stat. Soc. B
+    63, 2001). The level is accepted if its best silhouette is higher than the
+    best one of these points, and has the number of clusters at which its
+    silhouette exceeds theirs by most. The numbers of speakers and of levels
+    need not be known.
 
     Arguments
     ---------
@@ -101,7 +103,8 @@ class Levels(ClusterMixin, BaseEstimator):
         Smallest ratio of the silhouette of a new level to that of the Gaussian
         points.
     max_levels : int
-        Largest number of levels; 1 gives the labels of ``BestCount``.
+        Largest number of levels; 1 gives the labels of ``BestCount``. With 2,
+        the levels are sessions and speakers.
     references : int
         Number of draws of the Gaussian points; their silhouettes are averaged.
     seed : int
@@ -123,8 +126,8 @@ class Levels(ClusterMixin, BaseEstimator):
     >>> levels = Levels(TwoStage(linkage="ward"), n_clusters=[0.25, 1 / 3])
     >>> len(set(levels.fit_predict(points).tolist()))
     20
-    >>> [level["accepted"] for level in levels.levels_]
-    [True, True, False]
+    >>> [level["clusters"] for level in levels.levels_]
+    [60, 20]
     """
 
     @checked(
@@ -138,7 +141,7 @@ class Levels(ClusterMixin, BaseEstimator):
         clusterer: Any,
         n_clusters: float | Sequence[float],
         ratio: float = 1.25,
-        max_levels: int = 3,
+        max_levels: int = 2,
         references: int = 3,
         seed: int = 0,
     ):
@@ -162,9 +165,9 @@ class Levels(ClusterMixin, BaseEstimator):
         -------
         np.ndarray
             Cluster of each point, -1 for none [n]. Sets ``n_clusters_`` and
-            ``levels_``, a list with ``points``, ``clusters``, ``silhouette``,
-            ``reference`` (silhouette of the Gaussian points, None for the first
-            level) and ``accepted`` of each level.
+            ``levels_``, a list with ``points``, ``clusters``, ``silhouette``
+            and ``reference`` (the best ones of the points and of the Gaussian
+            points, None for the first level) and ``accepted`` of each level.
         """
         rng = np.random.default_rng(self.seed)
         labels, _ = self._level(X, None)
@@ -183,32 +186,39 @@ class Levels(ClusterMixin, BaseEstimator):
 
     def _level(self, points, rng):
         """Clusters the points of a level; returns labels and acceptance."""
-        labels, found = self._best(points)
-        reference = None
+        labels, found = self._try(points)
+        gaps, reference = found, None
         if rng is None:
             self.levels_ = []
         else:
-            chance = [
-                self._best(_gaussian_like(points, rng))[1]
+            draws = [
+                self._try(_gaussian_like(points, rng))[1]
                 for _ in range(self.references)
             ]
-            reference = float(np.mean(chance))
+            gaps = found - np.mean(draws, axis=0)
+            reference = float(np.mean([draw.max() for draw in draws]))
+        silhouette = float(found.max())
+        best = labels[gaps.argmax()]
         level = {
             "points": len(points),
-            "clusters": int(labels.max()) + 1,
-            "silhouette": found,
+            "clusters": int(best.max()) + 1,
+            "silhouette": silhouette,
             "reference": reference,
-            "accepted": reference is None or found > self.ratio * reference,
+            "accepted": reference is None or silhouette > self.ratio * reference,
         }
         logger.info("Level %d: %s", len(self.levels_) + 1, level)
         self.levels_.append(level)
-        return labels, level["accepted"]
+        return best, level["accepted"]
 
-    def _best(self, points):
-        """Returns labels from 0 without gaps, and their silhouette."""
-        counter = BestCount(self.clusterer, self.n_clusters)
-        labels = _renumber(counter.fit_predict(points))
-        return labels, max(counter.silhouettes_.values())
+    def _try(self, points):
+        """Returns the labels of each number of clusters, and silhouettes."""
+        tried = [
+            BestCount(self.clusterer, wanted)
+            for wanted in np.atleast_1d(self.n_clusters).tolist()
+        ]
+        labels = [_renumber(count.fit_predict(points)) for count in tried]
+        found = [max(count.silhouettes_.values()) for count in tried]
+        return labels, np.array(found)
 
 
 def _renumber(labels):

@@ -66,7 +66,7 @@ def occasions(speakers, per_speaker, recordings, seed=0):
 def test_occasions_of_a_speaker_are_joined():
     points, speaker = occasions(20, 3, 4)
     assert len(set(BestCount(BY_WARD, SHARES).fit_predict(points))) == 60
-    levels = Levels(BY_WARD, SHARES)
+    levels = Levels(BY_WARD, SHARES, max_levels=3)
     labels = levels.fit_predict(points)
     assert adjusted_rand_score(speaker, labels) > 0.95
     assert [level["points"] for level in levels.levels_][:2] == [240, 60]
@@ -85,6 +85,45 @@ def test_speakers_of_one_occasion_are_not_joined(seed):
     assert first["reference"] is None and first["accepted"]
     assert not second["accepted"]
     assert second["silhouette"] <= 1.25 * second["reference"]
+
+
+def test_sessions_are_the_first_and_speakers_the_last_of_two_levels():
+    points, _ = occasions(20, 3, 4)
+    levels = Levels(BY_WARD, SHARES)
+    levels.fit_predict(points)
+    assert [level["clusters"] for level in levels.levels_] == [60, 20]
+
+
+def test_a_further_level_has_the_largest_gap_to_points_without_clusters():
+    class Scripted(TwoStage):
+        """2 or 6 clusters of the 12 centroids, which are on a line."""
+
+        def fit_predict(self, X, y=None):
+            if len(X) > 12:
+                return np.repeat(np.arange(12), 2)
+            order = np.argsort(np.argsort(X[:, 0]))
+            return order // (12 // int(self.n_clusters))
+
+    rng = np.random.default_rng(0)
+    points = np.repeat(rng.standard_normal((12, 4)), 2, axis=0)
+    levels = Levels(Scripted(2), [1 / 6, 1 / 2], ratio=0.0)
+    labels = levels.fit_predict(points)
+    centers = points[::2]
+    gaps = {}
+    for count in (2, 6):
+        draws = np.random.default_rng(0)
+        unit = centers / np.linalg.norm(centers, axis=1, keepdims=True)
+        unit = unit.astype(np.float32)
+        one = BestCount(Scripted(2), count)
+        one.fit_predict(unit)
+        mean = 0
+        for _ in range(3):
+            chance = BestCount(Scripted(2), count)
+            chance.fit_predict(_gaussian_like(unit, draws))
+            mean += max(chance.silhouettes_.values()) / 3
+        gaps[count] = max(one.silhouettes_.values()) - mean
+    assert len(set(labels)) == max(gaps, key=gaps.get)
+    assert max(gaps.values()) - min(gaps.values()) > 0.01
 
 
 def test_one_level_is_what_the_counter_finds():
