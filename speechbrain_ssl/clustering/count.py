@@ -204,7 +204,8 @@ class Levels(ClusterMixin, BaseEstimator):
             "clusters": int(best.max()) + 1,
             "silhouette": silhouette,
             "reference": reference,
-            "accepted": reference is None or silhouette > self.ratio * reference,
+            "accepted": reference is None
+            or silhouette > self.ratio * reference,
         }
         logger.info("Level %d: %s", len(self.levels_) + 1, level)
         self.levels_.append(level)

@@ -81,7 +81,9 @@ class Whitened(ClusterMixin, BaseEstimator):
             clusterer, such as ``levels_``, are those of the last clustering.
         """
         everything = np.zeros(len(X), dtype=np.int64)
-        points = np.concatenate([unit for _, unit in unit_chunks(X, everything)])
+        points = np.concatenate(
+            [unit for _, unit in unit_chunks(X, everything)]
+        )
         points -= points.mean(0)
         points /= _norms(points)
         labels = np.asarray(self.clusterer.fit_predict(points))

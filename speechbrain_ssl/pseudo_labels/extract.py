@@ -14,17 +14,20 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from speechbrain_ssl import distributed, hub
 from speechbrain_ssl.checks import checked, number, one_of, optional, whole
 from speechbrain_ssl.dataio import audio, embedding, faces
 from speechbrain_ssl.dataio.annotations import Utterances
+from speechbrain_ssl.dataio.augmentation import Augmentation, stack_draws
 from speechbrain_ssl.dataio.embedding import (
     EncoderError,
     FileEmbeddings,
@@ -181,6 +184,7 @@ def extract(
     part_idx: int = 0,
     num_parts: int = 1,
     face_size: int | None = None,
+    more_settings: Mapping[str, Any] | None = None,
 ) -> Embeddings | None:
     """Embeds utterances without augmentation to disk.
 
@@ -227,6 +231,9 @@ def extract(
     face_size : int
         Height and width of the images of a face encoder; None: a voice
         encoder. See ``speechbrain_ssl.dataio.faces.try_faces``.
+    more_settings : dict
+        Further settings of ``embed``, for ``meta.json``: embeddings that were
+        made with others are refused.
 
     Returns
     -------
@@ -274,6 +281,7 @@ def extract(
     }
     if face_size is not None:
         settings |= {"face_size": face_size, "face_frames": faces.FRAMES}
+    settings |= more_settings or {}
     meta = _claim(folder, settings)
     chunks = _chunks(utterances, max_seconds, chunk_size)
     rank, world = distributed.rank(), distributed.world_size()
@@ -304,6 +312,58 @@ def extract(
             _join(folder, utterances, chunks, settings)
     _wait(device)
     return load(folder) if "made" in _read_meta(folder) else None
+
+
+def average_augmented(
+    embed: Callable, augmentation: Augmentation, copies: int, seed: int = 0
+) -> Callable:
+    """Makes an encoder that hears several augmented copies of an utterance.
+
+    The mean over random devices, rooms and noises depends less on the device,
+    room and noise of the recording, which clusters would follow otherwise.
+    The draws depend on the samples of the utterance and on the seed, so that
+    an embedding does not depend on its batch.
+
+    Arguments
+    ---------
+    embed : Callable
+        Waveforms [batch, time] and relative lengths [batch] to embeddings
+        [batch, emb_dim] or [batch, 1, emb_dim]; in evaluation mode.
+    augmentation : Augmentation
+        After ``prepare``, on the device of the encoder.
+    copies : int
+        Number of augmented copies.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    Callable
+        The same call; the embeddings [batch, emb_dim] are means of unit
+        vectors.
+    """
+
+    def averaged(wavs, wav_lens):
+        sizes = (wav_lens * wavs.shape[1]).round().int().tolist()
+        hashes = [
+            zlib.crc32(wav[:size].numpy().tobytes())
+            for wav, size in zip(wavs.cpu(), sizes)
+        ]
+        total = torch.zeros(())
+        for copy in range(copies):
+            draws = stack_draws(
+                [
+                    augmentation.draw(np.random.default_rng([seed, copy, key]))
+                    for key in hashes
+                ]
+            )
+            draws = {name: draw.to(wavs.device) for name, draw in draws.items()}
+            found = embed(augmentation.apply(wavs, draws), wav_lens)
+            found = found.reshape(len(wavs), -1).float()
+            total = total + F.normalize(found, dim=-1).cpu()
+        return total / copies
+
+    return averaged
 
 
 def load(folder: str | os.PathLike) -> Embeddings:

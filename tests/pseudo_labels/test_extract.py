@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
+from speechbrain_ssl.dataio.augmentation import Augmentation, Gain, stack_draws
 from speechbrain_ssl.pseudo_labels.extract import (
+    average_augmented,
     embed_utterances,
     encoder_hash,
     extract,
@@ -352,3 +355,54 @@ def test_the_hash_of_an_encoder_follows_weights_and_settings(tmp_path):
     assert encoder_hash(tmp_path) == first
     (tmp_path / "hyperparams.yaml").write_text("b")
     assert encoder_hash(tmp_path) != first
+
+
+def louder_and_shifted(wavs, wav_lens):
+    """Something that the gain of an augmentation changes."""
+    return wavs[:, :3] + torch.tensor([0.1, 0.2, 0.3])
+
+
+def random_gain():
+    augmentation = Augmentation({"gain": Gain(db=(-20.0, 20.0))}, [], seed=0)
+    augmentation.prepare(16000)
+    return augmentation
+
+
+def test_an_average_is_the_mean_of_unit_embeddings_of_augmented_copies():
+    wav = torch.rand(1, 400)
+    augmentation = random_gain()
+    averaged = average_augmented(louder_and_shifted, augmentation, 3, seed=5)
+    found = averaged(wav, torch.ones(1))
+    key = zlib.crc32(wav[0].numpy().tobytes())
+    copies = []
+    for copy in range(3):
+        draw = augmentation.draw(np.random.default_rng([5, copy, key]))
+        copied = augmentation.apply(wav, stack_draws([draw]))
+        one = louder_and_shifted(copied, None)[0]
+        copies.append(one / one.norm())
+    assert len({round(float(c[0]), 4) for c in copies}) == 3
+    assert torch.allclose(found[0], sum(copies) / 3, atol=1e-6)
+
+
+def test_an_average_does_not_depend_on_batch_order_or_padding():
+    wavs = torch.rand(4, 400)
+    averaged = average_augmented(louder_and_shifted, random_gain(), 2)
+    together = averaged(wavs, torch.ones(4))
+    padded = torch.nn.functional.pad(wavs[[2]], (0, 100))
+    alone = averaged(padded, torch.tensor([400 / 500]))
+    assert torch.allclose(alone, together[[2]], atol=1e-6)
+    assert torch.allclose(
+        averaged(wavs.flip(0), torch.ones(4)).flip(0), together
+    )
+
+
+def test_averages_of_other_copies_are_refused(corpus, tmp_path):
+    folder = str(tmp_path / "embeddings")
+    given = {"sample_rate": 16000, "progress": False}
+    extract(
+        ends, corpus, folder, **given, more_settings={"augmented_copies": 8}
+    )
+    with pytest.raises(ValueError, match="augmented_copies: was 8, is 4"):
+        extract(
+            ends, corpus, folder, **given, more_settings={"augmented_copies": 4}
+        )

@@ -51,10 +51,15 @@ from speechbrain_ssl.clustering.clusterers import tidy
 from speechbrain_ssl.dataio import faces
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.loading import face_size_of, load_encoder
-from speechbrain_ssl.options import load_experiment
+from speechbrain_ssl.options import load_experiment, settings_of
 from speechbrain_ssl.pseudo_labels import joint
 from speechbrain_ssl.pseudo_labels.edits import apply_edits, read_edits
-from speechbrain_ssl.pseudo_labels.extract import encoder_hash, extract, load
+from speechbrain_ssl.pseudo_labels.extract import (
+    average_augmented,
+    encoder_hash,
+    extract,
+    load,
+)
 from speechbrain_ssl.pseudo_labels.labels import (
     CSV_NAME,
     REPORT_NAME,
@@ -107,6 +112,7 @@ def check_settings(hparams):
         min_seconds=number(0),
         max_seconds=optional(number(above=0)),
         batch_seconds=number(above=0),
+        augmented_copies=whole(0),
         chunk_size=whole(1),
         part_idx=whole(0, hparams["num_parts"] - 1),
         unit_length=one_of(True, False),
@@ -213,7 +219,7 @@ def with_faces(hparams):
     )
 
 
-def embed(hparams, run_opts, utterances):
+def embed(hparams, run_opts, utterances, augmented):
     """Extracts this job's part of the embeddings, or reads given ones.
 
     Arguments
@@ -224,6 +230,8 @@ def embed(hparams, run_opts, utterances):
         SpeechBrain's run options.
     utterances : Utterances
         The training set.
+    augmented : object
+        Plain settings of the augmentation, to record.
 
     Returns
     -------
@@ -246,10 +254,13 @@ def embed(hparams, run_opts, utterances):
         utterances,
         hparams["model_folder"],
         find_embeddings_folder(hparams),
+        augmented,
     )
 
 
-def run_extraction(hparams, run_opts, utterances, model_folder, folder):
+def run_extraction(
+    hparams, run_opts, utterances, model_folder, folder, augmented=None
+):
     """Extracts this job's part of the embeddings of voices or faces.
 
     Arguments
@@ -264,6 +275,8 @@ def run_extraction(hparams, run_opts, utterances, model_folder, folder):
         The encoder.
     folder : str
         Where the embeddings go.
+    augmented : object
+        Plain settings of the augmentation, to record; of voices only.
 
     Returns
     -------
@@ -279,11 +292,26 @@ def run_extraction(hparams, run_opts, utterances, model_folder, folder):
             f"{model_folder} is a {kind} encoder. Give voice encoders as "
             "model_folder, face encoders as face_model_folder."
         )
+    sample_rate = model.audio_normalizer.sample_rate
+    encode, more_settings = model.encode_batch, {}
+    if hparams["augmented_copies"] and face_size is None:
+        hparams["augmentation"].prepare(sample_rate, utterances)
+        encode = average_augmented(
+            encode,
+            hparams["augmentation"].to(device),
+            hparams["augmented_copies"],
+            hparams["seed"],
+        )
+        more_settings = {
+            "augmented_copies": hparams["augmented_copies"],
+            "augmentation": augmented,
+            "seed": hparams["seed"],
+        }
     return extract(
-        model.encode_batch,
+        encode,
         utterances,
         folder,
-        sample_rate=model.audio_normalizer.sample_rate,
+        sample_rate=sample_rate,
         encoder=encoder_hash(model_folder),
         max_seconds=hparams["max_seconds"],
         dtype=hparams["embeddings_dtype"],
@@ -294,6 +322,7 @@ def run_extraction(hparams, run_opts, utterances, model_folder, folder):
         part_idx=hparams["part_idx"],
         num_parts=hparams["num_parts"],
         face_size=face_size,
+        more_settings=more_settings,
     )
 
 
@@ -348,7 +377,8 @@ def cluster(hparams, embeddings):
     report : dict
         ``clustering``, ``quality`` and, with true speakers, ``oracle``.
     """
-    points, clusterer = embeddings.matrix, hparams["clusterer"]
+    points = embeddings.matrix
+    clusterer = hparams["whitening"] or hparams["clusterer"]
     if hparams["unit_length"]:
         points = np.array(points, dtype=np.float32)
         norms = np.linalg.norm(points, axis=1, keepdims=True)
@@ -369,7 +399,8 @@ def cluster(hparams, embeddings):
             clusterer, points, raw
         )
     clustering = {
-        "clusterer": type(clusterer).__name__,
+        "clusterer": type(hparams["clusterer"]).__name__,
+        "whitened": hparams["whitening"] is not None,
         "seed": hparams["seed"],
         "empty_clusters": getattr(clusterer, "n_empty_", None),
         "levels": getattr(clusterer, "levels_", None),
@@ -595,7 +626,7 @@ def write(hparams, utterances, embeddings, labels, report, count=None):
 
 def main(argv):
     """Extracts, clusters, writes; returns the report, if it came to that."""
-    _, run_opts, hparams, _ = load_experiment(argv)
+    hparams_file, run_opts, hparams, overrides = load_experiment(argv)
     check_settings(hparams)
     sb.utils.distributed.ddp_init_group(run_opts)
     if hparams["edits"] is not None:
@@ -605,7 +636,8 @@ def main(argv):
         count = before.report["labels"]["utterances"]
         return write(hparams, before.utterances, *corrected, count)
     utterances = find_utterances(hparams)
-    embeddings = embed(hparams, run_opts, utterances)
+    settings = settings_of(hparams_file, overrides)
+    embeddings = embed(hparams, run_opts, utterances, settings["augmentation"])
     if hparams["face_model_folder"] is not None:
         embeddings = embed_faces(hparams, run_opts, embeddings)
     if embeddings is None:
@@ -614,7 +646,8 @@ def main(argv):
             "The job that does the last missing part makes the labels."
         )
         return None
-    together = getattr(hparams["clusterer"], "distributed", False)
+    clusterer = hparams["whitening"] or hparams["clusterer"]
+    together = getattr(clusterer, "distributed", False)
     if distributed.rank() > 0 and not together:
         return None
     found = cluster(hparams, embeddings)
