@@ -349,19 +349,23 @@ def average_augmented(
             zlib.crc32(wav[:size].numpy().tobytes())
             for wav, size in zip(wavs.cpu(), sizes)
         ]
-        total = torch.zeros(())
-        for copy in range(copies):
-            draws = stack_draws(
-                [
-                    augmentation.draw(np.random.default_rng([seed, copy, key]))
-                    for key in hashes
-                ]
-            )
-            draws = {name: draw.to(wavs.device) for name, draw in draws.items()}
-            found = embed(augmentation.apply(wavs, draws), wav_lens)
-            found = found.reshape(len(wavs), -1).float()
-            total = total + F.normalize(found, dim=-1).cpu()
-        return total / copies
+        draws = [
+            augmentation.draw(np.random.default_rng([seed, copy, key]))
+            for copy in range(copies)
+            for key in hashes
+        ]
+        size, found = len(wavs), []
+        # small batches are slow: several copies in each, up to 64 rows
+        step = size * max(64 // size, 1)
+        for first in range(0, len(draws), step):
+            part = stack_draws(draws[first : first + step])
+            part = {name: value.to(wavs.device) for name, value in part.items()}
+            times = len(draws[first : first + step]) // size
+            heard = augmentation.apply(wavs.repeat(times, 1), part)
+            rows = embed(heard, wav_lens.repeat(times))
+            rows = rows.reshape(times, size, -1).float()
+            found.append(F.normalize(rows, dim=-1).sum(0).cpu())
+        return torch.stack(found).sum(0) / copies
 
     return averaged
 
