@@ -87,7 +87,7 @@ class Whitened(ClusterMixin, BaseEstimator):
         points -= points.mean(0)
         points /= _norms(points)
         labels = np.asarray(self.clusterer.fit_predict(points))
-        for _ in range(self.iterations):
+        for _ in range(self.iterations if (labels >= 0).any() else 0):
             whitened = points @ self._whitening(points, labels)
             whitened /= _norms(whitened)
             labels = np.asarray(self.clusterer.fit_predict(whitened))

@@ -81,6 +81,15 @@ def test_a_covariance_that_clusters_do_not_determine_is_an_error():
         whitened.fit_predict(points)
 
 
+def test_noise_alone_stays_noise():
+    class AllNoise(TwoStage):
+        def fit_predict(self, X, y=None):
+            return np.full(len(X), -1)
+
+    points, _ = in_places()
+    assert (Whitened(AllNoise(2)).fit_predict(points) == -1).all()
+
+
 @pytest.mark.parametrize(
     "wrong", [{"iterations": -1}, {"shrinkage": 1.5}, {"shrinkage": -0.1}]
 )
