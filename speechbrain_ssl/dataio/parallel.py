@@ -26,7 +26,10 @@ def processors() -> int:
 
 
 def map_chunks(
-    function: Callable, items: Iterable, processes: int | None = None
+    function: Callable,
+    items: Iterable,
+    processes: int | None = None,
+    size: int | None = None,
 ) -> Iterator[list[tuple[Any, Any]]]:
     """Calls a function for each item, in processes and threads.
 
@@ -41,6 +44,8 @@ def map_chunks(
     processes : int
         Number of processes, each with ``THREADS`` threads. None: one per
         processor. Fewer than two chunks are done in this process.
+    size : int
+        Items of a chunk; None: ``CHUNK``.
 
     Yields
     ------
@@ -58,7 +63,8 @@ def map_chunks(
     [[(1, 2), (2, 4)]]
     """
     items = iter(items)
-    chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
+    size = size or CHUNK
+    chunks = iter(lambda: list(itertools.islice(items, size)), [])
     first = list(itertools.islice(chunks, 2))
     chunks = itertools.chain(first, chunks)
     processes = processors() if processes is None else processes
@@ -110,5 +116,7 @@ def _work(chunk):
 
 def _in_threads(function, chunk):
     """Results of a chunk."""
+    if len(chunk) == 1:
+        return [function(chunk[0])]
     with ThreadPool(THREADS) as pool:
         return pool.map(function, chunk)

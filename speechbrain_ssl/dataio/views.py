@@ -59,6 +59,10 @@ class ViewSampler:
         Factors of speed perturbation. One of them is drawn for all views of
         an utterance in an epoch. Speeds other than 1 are rounded to multiples
         of 100 Hz of the file's sample rate.
+    within_seconds : float
+        All views of an utterance come from a stretch of this length, at a
+        random place in it: for long recordings, where the speaker may change.
+        None: from all of it.
     augment_on : str
         ``workers`` augments in the loader, ``device`` on the encoder's device.
     partners : ClusterPartners
@@ -98,6 +102,7 @@ class ViewSampler:
         same_augmentation=one_of(True, False),
         min_gap=optional(number(0)),
         speeds=each(number(0.1, 10)),
+        within_seconds=optional(number(above=0)),
         augment_on=one_of("workers", "device"),
         seed=whole(0),
         max_unreadable=number(0, 1),
@@ -115,6 +120,7 @@ class ViewSampler:
         same_augmentation: bool = False,
         min_gap: float | None = None,
         speeds: Sequence[float] = (1.0,),
+        within_seconds: float | None = None,
         augment_on: str = "workers",
         partners: Any = None,
         seed: int = 0,
@@ -144,6 +150,21 @@ class ViewSampler:
         self.clean_views = clean_views
         self.min_gap = min_gap
         self.speeds = tuple(speeds)
+        needed = max(
+            seconds * max(speeds)
+            for seconds, count in (
+                (global_seconds, global_crops),
+                (local_seconds, local_crops),
+            )
+            if count
+        )
+        if within_seconds is not None and within_seconds < needed:
+            raise ValueError(
+                f"within_seconds is {within_seconds:g}, but the longest view "
+                f"needs {needed:g} s at the highest of the speeds. Raise it, "
+                "or set it to null."
+            )
+        self.within_seconds = within_seconds
         self.augment_on = augment_on
         self.partners = partners
         self.seed = seed
@@ -288,6 +309,14 @@ class ViewSampler:
                 path: stack.enter_context(audio.open(path))
                 for path in dict.fromkeys(path for path, *_ in sources)
             }
+            if self.within_seconds is not None:
+                spans = {
+                    (path, start, stop): self._stretch(
+                        files[path], start, stop, rng
+                    )
+                    for path, start, stop in dict.fromkeys(sources)
+                }
+                sources = [(source[0], *spans[source]) for source in sources]
             sources = [(files[path], *span) for path, *span in sources]
             repeated = (int(self.same_augmentation), 0)
             for count, frames, again in zip(self.counts, self.frames, repeated):
@@ -297,6 +326,12 @@ class ViewSampler:
                     views.append(torch.cat([cut, cut[len(cut) - again :]]))
                 done += count
         return views
+
+    def _stretch(self, file, start, stop, rng):
+        """Draws the part of an utterance from which all views are cut."""
+        length = round(self.within_seconds * file.rate)
+        first = start + int(rng.integers(max(stop - start - length, 0) + 1))
+        return first, min(first + length, stop)
 
     def _speed(self, rng):
         """Draws a speed: the first number of the stream of an utterance."""

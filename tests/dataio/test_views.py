@@ -390,3 +390,29 @@ def test_the_last_crop_comes_again_with_the_augmentation_of_the_first(
 def test_one_crop_cannot_have_the_augmentation_of_another():
     with pytest.raises(ValueError, match="two global crops"):
         ViewSampler(RATE, 1, 0.5, same_augmentation=True)
+
+
+def test_views_come_from_within_some_seconds(tmp_path):
+    # the samples say where in the file they are
+    ramp = np.arange(60 * 100, dtype=np.float32) / 6000
+    soundfile.write(tmp_path / "ramp.wav", ramp, 1000, "FLOAT")
+    row = str(tmp_path / "ramp.wav"), 500, 5500
+    settings = dict(global_seconds=0.3, local_crops=3, local_seconds=0.1)
+    sampler = ViewSampler(1000, 2, within_seconds=0.5, seed=1, **settings)
+    firsts = []
+    for index in range(40):
+        views, _ = sampler((0, index), *row)
+        places = (views * 6000).round()
+        assert places.min() >= 500 and places.max() < 5500
+        assert places.max() - places.min() < 500
+        firsts.append(places.min().item())
+    assert min(firsts) < 1200 and max(firsts) > 4300
+    # without the option the views are what they were before there was one
+    free, _ = ViewSampler(1000, 2, seed=1, **settings)((0, 0), *row)
+    assert (free * 6000).max() - (free * 6000).min() > 500
+    # a stretch as long as the utterance changes nothing else
+    short = row[0], 0, 400
+    views, _ = sampler((0, 0), *short)
+    assert (views * 6000).max() < 400
+    with pytest.raises(ValueError, match="needs 0.36 s at the highest"):
+        ViewSampler(1000, 2, within_seconds=0.31, speeds=[0.9, 1.2], **settings)
