@@ -77,6 +77,14 @@ def sslsv(epochs):
     return by_epoch([1e-3 * 0.95 ** (epoch // 5) for epoch in range(epochs)])
 
 
+def sslsv_dino(epochs, warmup=10):
+    """update_optim of sslsv's DINO: a cosine of the training's length, cut."""
+    i = np.arange(epochs * STEPS)
+    curve = 1e-5 + 0.5 * (0.2 - 1e-5) * (1 + np.cos(np.pi * i / len(i)))
+    ramp = np.linspace(0, 0.2, warmup * STEPS)
+    return np.concatenate([ramp, curve])[: epochs * STEPS]
+
+
 def wavlm(epochs):
     return by_epoch([5e-3 * 0.95**epoch for epoch in range(epochs)])
 
@@ -88,12 +96,16 @@ RATES = {
     ),
     "train_moco_sslsv": lambda batch: sslsv(100),
     "train_simclr": lambda batch: sslsv(100),
+    "train_simclr_wespeaker": lambda batch: wespeaker_exponential(
+        0.1, 5e-5, 150, 6, batch / 64
+    ),
     "train_ssps": lambda batch: sslsv(120),
     "train_vicreg": lambda batch: sslsv(100),
     "train_supervised": lambda batch: sslsv(100),
     "train_dino": lambda batch: warmup_cosine(
         0.2 * batch / 256, 5e-5 * batch / 256, 150, 20
     ),
+    "train_dino_sslsv": lambda batch: sslsv_dino(100),
     "train_ca_dino": lambda batch: warmup_cosine(
         0.2 * batch / 256, 5e-5 * batch / 256, 150, 20
     ),
@@ -111,6 +123,7 @@ MOMENTA = {
     "train_moco": np.full(150 * STEPS, 0.999),
     "train_moco_sslsv": np.full(100 * STEPS, 0.999),
     "train_dino": warmup_cosine(0.996, 1, 150),
+    "train_dino_sslsv": warmup_cosine(0.996, 1, 100),
     "train_ca_dino": warmup_cosine(0.996, 1, 150),
     "train_rdino": warmup_cosine(0.996, 1, 70),
     "train_sdpn": warmup_cosine(0.996, 1, 150),
@@ -174,7 +187,9 @@ def test_every_learning_rate_is_compared_or_has_no_public_value():
 # published: the same in every iteration
 DECAYS = {
     "train_moco": (1e-4, True),
+    "train_simclr_wespeaker": (1e-4, True),
     "train_dino": (5e-5, False),
+    "train_dino_sslsv": (5e-5, False),
     "train_ca_dino": (5e-5, False),
     "train_rdino": (5e-5, False),
     "train_sdpn": (5e-5, False),

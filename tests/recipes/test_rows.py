@@ -61,6 +61,28 @@ def test_row(row, samples, monkeypatch):
     assert not missing_files(row, output)
     if "train_log.jsonl" in row["test_debug_checks"]:
         assert not unexplained_statistics(output)
+    is_model = (output / "model/embedding_model.ckpt").is_file()
+    if row["Dataset"] == "VoxCeleb" and is_model:
+        verify_on_voxceleb(output)
+
+
+def verify_on_voxceleb(output):
+    """Verifies the model of a row as the recipe's README does."""
+    recipe = ROOT / "recipes/VoxCeleb/SSL"
+    run_script(
+        recipe / "verify.py",
+        recipe / "hparams/verify.yaml",
+        f"--model_folder={output}/model",
+        "--data_root=tests/tmp/ssl/vox1",
+        "--trials=[tests/tmp/ssl/vox1_trials/vox1_O.txt]",
+        "--device=cpu",
+        "--noprogressbar",
+        f"--output_folder={output}/verify",
+    )
+    found = json.loads((output / "verify/vox1_O/metrics.json").read_text())
+    assert found["raw"]["trials"] == 3 and 0 <= found["raw"]["EER"] <= 100
+    # of the last list that was verified; written beside the exported model
+    assert (output / "model/threshold.json").is_file()
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
