@@ -12,9 +12,9 @@ SCRIPTS = {
     "verify.py": None,
 }
 SINGLE = {
-    "make_pseudo_labels.py": "pseudo_labels.yaml",
-    "run_rounds.py": "rounds.yaml",
-    "verify.py": "verify.yaml",
+    "make_pseudo_labels.py": ("pseudo_labels.yaml",),
+    "run_rounds.py": ("rounds.yaml", "rounds_av.yaml"),
+    "verify.py": ("verify.yaml",),
 }
 KEY = re.compile(r"^([a-z]\w*): *(.*)$")
 
@@ -84,7 +84,8 @@ def write(recipes, folder):
     folder.mkdir(exist_ok=True)
     names = []
     for script, mark in SCRIPTS.items():
-        paths = [path for path in hparams if path.name == SINGLE.get(script)]
+        own = SINGLE.get(script, ())
+        paths = [path for path in hparams if path.name in own]
         if mark is not None:
             paths = [
                 path

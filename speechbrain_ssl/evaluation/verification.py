@@ -316,7 +316,8 @@ def verify(
         "known_files" in the summary has their numbers.
     scorers : dict of str to Callable
         More scores that are no log-likelihood ratios, by kind, called as
-        ``back_ends`` are; each kind is one more key of the summary.
+        ``back_ends`` are; each kind is one more key of the summary. Trials
+        with the score NaN are left out; "without_score" has their number.
     costs : tuple of float
         Costs of a miss and of a false alarm in the minDCF.
     norms : tuple of str
@@ -381,14 +382,13 @@ def verify(
     for name, back_end in {**back_ends, **(scorers or {})}.items():
         scores[name] = back_end(embeddings, parts, trials)
     summary = dict.fromkeys(KINDS)
-    for name, values in scores.items():
-        found = summarize(
-            values, trials, are_llrs=name in back_ends, costs=costs
-        )
+    scored = {name: _scored(trials, x) for name, x in scores.items()}
+    for name, (part, values) in scored.items():
+        found = summarize(values, part, are_llrs=name in back_ends, costs=costs)
+        if len(part.enrol) < len(trials.enrol):
+            found["without_score"] = len(trials.enrol) - len(part.enrol)
         if conditions is not None and trials.targets is not None:
-            found["conditions"] = summarize_conditions(
-                values, trials, conditions
-            )
+            found["conditions"] = summarize_conditions(values, part, conditions)
         summary[name] = found
     no_labels = trials.targets is None
     summary["label_use"] = NO_LABELS if no_labels else label_use
@@ -409,7 +409,7 @@ def verify(
         summary["left_out"] = left_out
     if output_folder is not None:
         folder = results_folder(output_folder, list_path)
-        _write_results(folder, summary, scores, trials, embeddings.numpy())
+        _write_results(folder, summary, scored, trials, embeddings.numpy())
     return summary
 
 
@@ -552,15 +552,31 @@ def _score(embeddings, trials, cohort, top_n, norms):
     return scores
 
 
-def _write_results(folder, summary, scores, trials, embeddings):
+def _scored(trials, values):
+    """The trials that have a score (not NaN), and these scores."""
+    values = np.asarray(values)
+    kept = ~np.isnan(values)
+    # NaN in all kinds of scores is an error that the metrics report
+    if kept.all() or not kept.any():
+        return trials, values
+    targets = trials.targets
+    part = trials._replace(
+        enrol=trials.enrol[kept],
+        test=trials.test[kept],
+        targets=None if targets is None else targets[kept],
+    )
+    return part, values[kept]
+
+
+def _write_results(folder, summary, scored, trials, embeddings):
     """Writes all files of one list; the metrics last, as sign of success."""
     with write_whole(os.path.join(folder, "embeddings_ids.txt")) as file:
         file.writelines(f"{name}\n" for name in trials.files)
     with write_whole(os.path.join(folder, "embeddings.npy"), "wb") as file:
         np.save(file, embeddings)
-    for name, values in scores.items():
+    for name, (part, values) in scored.items():
         stem = "scores" if name == "raw" else f"scores_{name}"
         with write_whole(os.path.join(folder, f"{stem}.txt")) as file:
-            file.write(score_lines(trials, values))
+            file.write(score_lines(part, values))
     with write_whole(os.path.join(folder, "metrics.json")) as file:
         json.dump(summary, file, indent=2, allow_nan=False)

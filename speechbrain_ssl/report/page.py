@@ -50,6 +50,10 @@ KINDS = {
     "as_norm": "AS-norm",
     "plda": "PLDA",
     "calibrated": "calibrated",
+    "face": "faces",
+    "face_as_norm": "faces, AS-norm",
+    "fused": "voices and faces",
+    "fused_as_norm": "voices and faces, AS-norm",
 }
 MAP_WORDS = (
     "each point is a file; near points are similar embeddings, distances "

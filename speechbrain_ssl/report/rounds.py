@@ -339,7 +339,12 @@ def _read_lists(folder):
         if not os.path.isfile(path):
             continue
         found = read_object(path)
-        kinds = {"": found.get("raw", found), ", AS-norm": found.get("as_norm")}
+        kinds = {
+            "": found.get("raw", found),
+            ", AS-norm": found.get("as_norm"),
+            ", faces": found.get("face"),
+            ", voices and faces": found.get("fused"),
+        }
         keys = ("EER", "EER_low", "EER_high", "minDCF_0.01")
         for kind, rates in kinds.items():
             if rates and rates.get("EER") is not None:

@@ -25,6 +25,7 @@ FLOORS = [
     ("script", 1),
     ("runtime", 0),
     ("evaluation/trials", 2.5),  # opens audio
+    ("evaluation/faces", 3),  # reads images
     ("evaluation/verification", 3),
     ("evaluation/selfcheck", 3.75),  # reads clusterings and statistics
     ("stages", 3),

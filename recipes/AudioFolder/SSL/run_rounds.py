@@ -11,6 +11,9 @@ statistics of MFCCs without an encoder::
     > python run_rounds.py hparams/rounds.yaml --data_folder /audio \
         --embeddings mfcc --init previous
 
+With faces beside the audio, ``hparams/rounds_av.yaml`` trains an encoder of
+faces too (``start/ssl_face``), and all stages use both.
+
 Each stage is a command with a folder of its own: ``start/verify``,
 ``round1/labels``, ``round1/train``, ``round1/verify``, ``round2/labels`` ...
 After a kill the same command goes on: what is done (``stage.json`` says so)
@@ -59,10 +62,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 # of these settings not the path counts, but what is there
 FILES = ("train_annotation", "previous", "pseudo_labels")
-MODELS = ("model_folder", "init_from")
+MODELS = ("model_folder", "init_from", "face_model_folder", "face_init_from")
 # what a stage is run for
 WEIGHTS = os.path.join("model", "embedding_model.ckpt")
 RESULTS = {"ssl": WEIGHTS, "labels": labels.REPORT_NAME, "train": WEIGHTS}
+RESULTS["ssl_face"] = WEIGHTS
 # what the report repeats
 SETTINGS = ["data_folder", "seed", "rounds", "init", "processes", "labels"]
 SETTINGS += ["train", "stop_agreement", "stop_growth"]
@@ -76,7 +80,7 @@ class Stage(NamedTuple):
     number : int
         Round, from 1; 0 is before.
     name : str
-        ssl, labels, train or verify.
+        ssl, ssl_face, labels, train or verify.
     folder : str
         Its output_folder.
     spec : dict
@@ -212,6 +216,7 @@ def plan(hparams):
     """All stages in order, if nothing stops the rounds."""
     data = {"data_folder": hparams["data_folder"], "seed": hparams["seed"]}
     listed = {**data, "train_annotation": hparams["train_annotation"]}
+    ssl = {**listed, "skip_prep": True}
     stages = []
 
     def add(number, name, spec, **flags):
@@ -226,19 +231,27 @@ def plan(hparams):
         stages.append(stage)
         return folder
 
-    def add_model(number, model):
+    def add_model(number, model, face_model):
         inputs = {"model_folder": model, "trials": hparams["trials"]}
+        inputs |= faces("face_model_folder", face_model)
         if hparams["trials"]:
             add(number, "verify", hparams["verify"], **inputs)
         return model
 
+    def faces(key, face_model):
+        return {} if face_model is None else {key: face_model}
+
     start = model = hparams["model_folder"]
     given = embeddings_folder(hparams)
+    face_start = face_model = hparams.get("face_model_folder")
     if start is None and given is None:
-        folder = add(0, "ssl", hparams["ssl"], **listed, skip_prep=True)
+        folder = add(0, "ssl", hparams["ssl"], **ssl)
         start = os.path.join(folder, "model")
+    if "ssl_face" in hparams and face_start is None:
+        folder = add(0, "ssl_face", hparams["ssl_face"], **ssl)
+        face_start = face_model = os.path.join(folder, "model")
     if given is None:
-        model = add_model(0, start)
+        model = add_model(0, start, face_start)
     previous = {}
     for count in range(1, hparams["rounds"] + 1):
         inputs = {**listed, **previous}
@@ -246,14 +259,20 @@ def plan(hparams):
             inputs["embeddings_folder"] = given
         else:
             inputs["model_folder"] = model
+        inputs |= faces("face_model_folder", face_model)
         folder = add(count, "labels", hparams["labels"], **inputs)
         previous = {"previous": os.path.join(folder, labels.CSV_NAME)}
         inputs = {**listed, "pseudo_labels": previous["previous"]}
         if hparams["init"] != "none" and model is not None:
             first = hparams["init"] == "start"
             inputs["init_from"] = start if first else model
+            inputs |= faces(
+                "face_init_from", face_start if first else face_model
+            )
         folder = add(count, "train", hparams["train"], **inputs)
-        model = add_model(count, os.path.join(folder, "model"))
+        if face_model is not None:
+            face_model = os.path.join(folder, "face_model")
+        model = add_model(count, os.path.join(folder, "model"), face_model)
     return stages
 
 
@@ -287,7 +306,15 @@ def list_audio(hparams):
         "data_folder": hparams["data_folder"],
         "min_seconds": hparams["min_seconds"],
     }
-    inputs = {**settings, **getattr(prepare, "keywords", {})}
+    inputs = {
+        **settings,
+        **{
+            key: f"{value.__module__}.{value.__qualname__}"
+            if callable(value)
+            else value
+            for key, value in getattr(prepare, "keywords", {}).items()
+        },
+    }
     path = hparams["train_annotation"]
 
     def work():

@@ -18,6 +18,11 @@ audio, and error rates by condition::
         --data_folder /audio --plda_rank 100 --calibrate raw \
         --quality_measures "[duration]" --conditions conditions.csv
 
+With faces, which lie beside the audio of the lists or are named in a CSV::
+
+    > python verify.py hparams/verify.yaml --model_folder RUN/model \
+        --face_model_folder RUN/face_model --trials trials.txt
+
 Labels of trial lists are read here and for ``dev_trials``; nothing learns from
 them. Each list gets a folder in ``<output_folder>`` with metrics.json,
 scores.txt, embeddings.npy and det.png. A list without labels gets scores and no
@@ -60,6 +65,11 @@ from speechbrain_ssl.dataio.embedding import (
 )
 from speechbrain_ssl.evaluation import metrics, scoring
 from speechbrain_ssl.evaluation.calibration import Calibrator, split_classes
+from speechbrain_ssl.evaluation.faces import (
+    FaceScores,
+    embed_face_cohort,
+    read_faces,
+)
 from speechbrain_ssl.evaluation.plda import PLDA
 from speechbrain_ssl.evaluation.trials import (
     read_models,
@@ -73,7 +83,7 @@ from speechbrain_ssl.evaluation.verification import (
     verify,
 )
 from speechbrain_ssl.files import read_json
-from speechbrain_ssl.loading import load_encoder
+from speechbrain_ssl.loading import face_size_of, load_encoder
 from speechbrain_ssl.options import load_experiment, settings_of
 from speechbrain_ssl.pseudo_labels.extract import (
     embed_utterances,
@@ -94,6 +104,10 @@ SCORES = {
     "s_norm": " with S-norm",
     "as_norm": " with AS-norm",
     "crops": ", pairs of crops and whole files",
+    "face": ", faces",
+    "face_as_norm": ", faces with AS-norm",
+    "fused": ", voices and faces",
+    "fused_as_norm": ", voices and faces with AS-norm",
     "plda": " with PLDA",
     "calibrated": ", calibrated",
 }
@@ -164,7 +178,30 @@ def check_settings(hparams):
         top_n=optional(whole(1)),
         plda_rank=optional(whole(1)),
         back_end_size=whole(1),
+        face_weight=number(0, 1),
     )
+
+
+def check_face_settings(hparams):
+    """Refuses settings that only voices have, where the model is of faces.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    keys = ("face_model_folder", "crops", "pseudo_labels", "cohort_means")
+    for key in keys:
+        if hparams[key]:
+            raise ValueError(
+                f"model_folder is a face encoder, and {key} is for voices. "
+                "Leave it out, or give a voice encoder as model_folder."
+            )
 
 
 def check_lists(lists, data_root, output_folder, models=None):
@@ -348,6 +385,87 @@ def embed_cohort(hparams, encode, settings):
         )
         scoring.check_top_n(top_n_of(hparams, kept), len(kept))
     return Cohort(found.rows[kept], [paths[n] for n in kept])
+
+
+def embed_faces_of_cohort(hparams, encode, size, device):
+    """Embeds the faces of the cohort, if there is one.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    encode : Callable
+        Pixels and relative lengths to embeddings.
+    size : int
+        Height and width of the images.
+    device : str
+        Where the encoder is.
+
+    Returns
+    -------
+    torch.Tensor
+        Embeddings [faces, emb_dim], or None.
+    """
+    if hparams["cohort"] is None:
+        return None
+    return embed_face_cohort(
+        encode,
+        size,
+        hparams["cohort"],
+        hparams["cohort_size"],
+        hparams["data_folder"],
+        device,
+    )
+
+
+def face_scorers(hparams, device, cohort):
+    """Scores of faces, and of voices and faces together.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded hparams file.
+    device : str
+        Where to compute.
+    cohort : Cohort
+        Voices of the cohort, or None.
+
+    Returns
+    -------
+    dict of str to Callable
+        Scorers for ``speechbrain_ssl.evaluation.verification.verify``; empty
+        without a ``face_model_folder``.
+
+    Raises
+    ------
+    ValueError
+        If that is no face encoder.
+    """
+    folder = hparams["face_model_folder"]
+    if folder is None:
+        return {}
+    model = load_encoder(folder, device, hparams["trust"])
+    size = face_size_of(model)
+    if size is None:
+        raise ValueError(
+            f"face_model_folder: {folder} is no face encoder. Name the "
+            "face_model of an audio-visual training, or the model of a "
+            "training on faces."
+        )
+    cohorts, top_n = None, hparams["top_n"] or hparams["cohort_size"]
+    if cohort is not None and "as_norm" in hparams["norms"]:
+        own = embed_faces_of_cohort(hparams, model.encode_batch, size, device)
+        if own is not None:
+            cohorts = cohort.embeddings, own
+    return FaceScores(
+        model.encode_batch,
+        size,
+        read_faces(hparams["faces"]),
+        hparams["face_weight"],
+        device,
+        cohorts,
+        top_n,
+    ).scorers()
 
 
 def top_n_of(hparams, cohort):
@@ -824,6 +942,11 @@ def describe(list_path, summary, folder):
             f"  {found['trials']} trials ({found['targets']} targets) of "
             f"{found['files']} files; results in {folder}"
         )
+        if "without_score" in found:
+            lines.append(
+                f"  {found['without_score']} trials without a face on both "
+                "sides are left out"
+            )
         for condition, part in found.get("conditions", {}).items():
             rate = "-" if part["EER"] is None else f"{part['EER']:.2f}"
             lines.append(
@@ -883,6 +1006,8 @@ def plot(folder):
         path = os.path.join(folder, file)
         if os.path.isfile(path):
             trials = read_scores(path)
+            if trials.targets.min() == trials.targets.max():
+                continue  # faces of one kind of trials only
             points = metrics.error_rates(trials.scores, trials.targets)
             curves[name] = points.false_alarm, points.miss
     det_plot(curves, os.path.join(folder, "det.png"))
@@ -911,10 +1036,16 @@ def main(argv):
         "device": device,
         "progress": not run_opts["noprogressbar"],
     }
+    face_size = face_size_of(model)
     known = {"training set": training_files(hparams["model_folder"])}
     encode = without_mean(model.encode_batch, mean_embedding(hparams))
-    cohort = embed_cohort(hparams, encode, settings)
-    scorers = {}
+    if face_size is None:
+        cohort = embed_cohort(hparams, encode, settings)
+    else:
+        check_face_settings(hparams)
+        rows = embed_faces_of_cohort(hparams, encode, face_size, device)
+        cohort = None if rows is None else Cohort(rows, [])
+    scorers = face_scorers(hparams, device, cohort)
     if hparams["crops"]:
         scorers["crops"] = score_of_crops(hparams, encode, settings)
     if cohort is not None:
@@ -945,6 +1076,7 @@ def main(argv):
             scorers=scorers,
             costs=tuple(hparams["costs"]),
             norms=hparams["norms"],
+            face_size=face_size,
             **settings,
         )
         folder = results_folder(hparams["output_folder"], list_path)

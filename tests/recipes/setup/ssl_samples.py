@@ -115,6 +115,10 @@ def write_faces(folder):
         if path.stem != "2":
             pixels = rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / f"{path.stem}.png")
+    text = (folder / "trials" / "list.txt").read_text()
+    (folder / "av" / "list.txt").write_text(
+        text.replace("audio/", "").replace("/2.", "/1.")
+    )
     rows = [
         {
             "ID": f"s{s}/{n}.flac",
