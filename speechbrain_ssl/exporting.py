@@ -4,7 +4,8 @@ The folder holds ``hyperparams.yaml``, ``embedding_model.ckpt`` and a model
 card; ``threshold.json`` once a threshold was measured. ``EncoderClassifier``
 and ``SpeakerRecognition`` load it. Its YAML names classes of torch and
 speechbrain only, so that this package is not needed; encoders with a
-pretrained transformer name ``speechbrain_ssl.nnet``, need it, and say so.
+pretrained transformer and those of ``speechbrain_ssl.nnet.encoders`` name this
+package, need it, and say so.
 
 Training ends with an export. This exports a run again::
 
@@ -53,6 +54,10 @@ NEEDS = "It needs `pip install 'speechbrain>=1.0.3'`."
 NEEDS_US = (
     "It needs the package speechbrain_ssl, whose classes `hyperparams.yaml` "
     "names, and `pip install 'speechbrain>=1.1.2' 'transformers>=4.57'`."
+)
+NEEDS_ENCODER = (
+    "It needs the package speechbrain_ssl, whose encoder `hyperparams.yaml` "
+    "names."
 )
 NORMALIZER = """\
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
@@ -416,6 +421,8 @@ def _needs(text):
     """The sentence of the card on the packages that a YAML needs."""
     if PIXELS in text:
         return NEEDS_FACES
+    if "speechbrain_ssl.nnet.encoders." in text:
+        return NEEDS_ENCODER
     return NEEDS_US if "speechbrain_ssl." in text else NEEDS
 
 

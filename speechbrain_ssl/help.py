@@ -96,6 +96,11 @@ def help_text(description: str, script: str, argv: list[str]) -> str:
             'changed by --key "{argument: value}".',
             keys_of(text),
         ]
+        if {"embedding_model", "emb_dim"} <= keys:
+            parts.append(
+                "  --encoder_file FILE # another encoder, such as "
+                "hparams/resnet.yaml of the repository"
+            )
     else:
         hint = f"python {name} hparams/train_moco.yaml --help"
         found = sorted((pathlib.Path(script).parent / "hparams").glob("*.yaml"))

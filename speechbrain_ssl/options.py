@@ -16,6 +16,8 @@ to SpeechBrain's parser, which it replaces:
   False in the YAML, and may be given the value: ``--debug False``.
 * A mapping changes keys of the YAML's mapping, or arguments of its object. With
   another tag (``!new:my.Net {dim: 8}``) it replaces what the YAML has there.
+* ``--encoder_file FILE`` replaces the encoder of a training by that of another
+  YAML, such as those in ``hparams`` of the repository.
 * What is both a run option and a key of the YAML is changed in both.
 * Run options that nothing here would follow are refused.
 """
@@ -64,6 +66,9 @@ METHODS = {
     "two_stage": "speechbrain_ssl.clustering.clusterers.TwoStage",
     "graph": "speechbrain_ssl.clustering.clusterers.Graph",
 }
+# What makes an encoder in a YAML; the last key is what heads refer to.
+ENCODER = ("compute_features", "mean_var_norm", "embedding_model", "emb_dim")
+ENCODER_FILE = "--encoder_file"
 # A value that begins with one of these is a piece of YAML.
 YAML_BEGINS = ("[", "{", "(", "!", '"', "'")
 CLOSING = {"[": "]", "{": "}", "(": ")"}
@@ -143,7 +148,9 @@ def load_experiment(
     tree = _read(file)
     _refuse_swallowed_keys(file, tree)
     _refuse_renamed(file, tree)
-    given, run_options = _parse(file, tree, argv[1:])
+    arguments, encoder = _take_encoder(file, tree, argv[1:])
+    given, run_options = _parse(file, tree, arguments)
+    given = _with_encoder(encoder, given)
     for name, instead in REFUSED.items():
         if run_options.get(name):
             raise OptionsError(f"--{name} has no effect here. {instead}")
@@ -240,11 +247,85 @@ def resolved(hparams_file: str, overrides: str = "") -> str:
     return resolve_references(_changed(hparams_file, overrides)).getvalue()
 
 
+def _take_encoder(file, tree, arguments):
+    """Arguments without --encoder_file; its keys, which are put in the tree."""
+    rest, paths = [], []
+    arguments = list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, path = argument.partition("=")
+        if name != ENCODER_FILE:
+            rest.append(argument)
+        elif equals or arguments:
+            paths.append(path if equals else arguments.pop(0))
+        else:
+            raise OptionsError(f"{name} needs a value: {name} FILE.")
+    if not paths:
+        return rest, {}
+    if len(paths) > 1:
+        raise OptionsError(f"{ENCODER_FILE} is given twice. Keep one of them.")
+    other = _read(paths[0])
+    for where, keys in ((file, tree), (paths[0], other)):
+        missing = [key for key in ENCODER if key not in keys]
+        if missing:
+            raise OptionsError(
+                f"{ENCODER_FILE} needs the keys {', '.join(ENCODER)} in both "
+                f"files, but {where} has no {', '.join(missing)}."
+            )
+    encoder, todo = {}, list(ENCODER)
+    while todo:
+        key = todo.pop(0)
+        # audio and its rate are the training's
+        if key in encoder or (key == "sample_rate" and key in tree):
+            continue
+        if key not in other:
+            raise OptionsError(f"{paths[0]} refers to '{key}', but has none.")
+        encoder[key] = other[key]
+        todo += _referred(other[key])
+    tree.update(encoder)
+    return rest, encoder
+
+
+def _referred(node):
+    """Keys that a node refers to, at any depth."""
+    if isinstance(node, (Mapping, list)):
+        inner = node.values() if isinstance(node, Mapping) else node
+        return [key for part in inner for key in _referred(part)]
+    if _tag(node) in ("!ref", "!copy"):
+        return re.findall(r"<(\w+)", str(node.value))
+    return []
+
+
+def _with_encoder(encoder, given):
+    """Changes of an encoder file, and those of the command line to them."""
+    changes: dict[str, Any] = dict(encoder)
+    own = {key: given[key] for key in given if key in encoder}
+    for key, text in own.items():
+        _update(changes, _load_text(key, text))
+    return {
+        **{key: _text_of(key, node) for key, node in changes.items()},
+        **{key: text for key, text in given.items() if key not in own},
+    }
+
+
+def _text_of(key, node):
+    """A node as text that follows 'key: '."""
+    stream = io.StringIO()
+    yaml = ruamel.yaml.YAML()
+    yaml.width = 4096
+    yaml.dump({key: node}, stream)
+    return stream.getvalue().partition(":")[2].strip()
+
+
 def _changed(file, overrides):
     """A stream of a YAML file in which the changes are made."""
     tree = _read(file)
     if overrides:
-        _update(tree, ruamel.yaml.YAML().load(overrides))
+        changes = ruamel.yaml.YAML().load(overrides)
+        # first, as hyperpyyaml resolves a reference to a reference only above
+        for place, key in enumerate(key for key in changes if key not in tree):
+            tree.insert(place, key, changes[key])
+        _update(tree, changes)
     stream: Any = io.StringIO()
     ruamel.yaml.YAML().dump(tree, stream)
     stream.seek(0)

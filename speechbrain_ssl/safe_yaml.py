@@ -34,6 +34,7 @@ MODULES = (
     ),
     "speechbrain.nnet",
     "speechbrain.processing.features",
+    "speechbrain_ssl.nnet.encoders",
     "speechbrain_ssl.nnet.face",
     "speechbrain_ssl.nnet.mhfa",
     "speechbrain_ssl.nnet.transformer",

@@ -1,0 +1,1 @@
+"""Speaker encoders that SpeechBrain does not have."""
