@@ -6,7 +6,7 @@
 line, or an annotation (CSV with ID, duration, wav, start, stop). Use audio that
 no model was trained on, from where the models will be used. The best model is
 printed first: the one with the lowest cross-entropy of "same utterance"
-against other utterances, each part in a channel of its own. Compare figures of
+against other utterances, one side of each trial in another channel. Compare figures of
 the same audio and settings only.
 
 ``--set_threshold`` writes the threshold of each model into its folder, with the

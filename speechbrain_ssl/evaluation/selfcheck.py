@@ -2,10 +2,12 @@
 
 The trials come from unlabelled audio. The two sides of a target trial are
 parts of one utterance that do not overlap; those of a non-target trial are
-parts of two utterances. All parts have the same length. Each part has an
-augmentation of its own (RIR, noise, frequency response, telephone line):
-otherwise microphone and room, which the parts of an utterance share, would be
-enough to recognize it.
+parts of two utterances. All parts have the same length. One side is as
+recorded, the other one has a strong augmentation of its own (RIR, noise,
+frequency response, telephone line): otherwise microphone and room, which the
+parts of an utterance share, would be enough to recognize it. Both sides
+augmented would be two changes of channel, where real trials have one; an
+encoder that is fair to real channels then ranks too low.
 
 Trials and augmentation depend on the audio and the seed, not on the encoder.
 Therefore figures of encoders on the same audio can be compared.
@@ -211,12 +213,9 @@ class SelfCheck:
         ValueError
             If an embedding is zero, NaN or infinite.
         """
-        clean = self._embed(embed, device, None)
-        augmented = [self._embed(embed, device, draws) for draws in self.draws]
         return {
             **measure(
-                clean,
-                augmented,
+                *self.embed(embed, device),
                 self.hard,
                 self.false_acceptance,
                 self.same_speaker,
@@ -225,8 +224,30 @@ class SelfCheck:
             "seconds": round(self.seconds, 3),
         }
 
+    def embed(
+        self, embed: Callable, device: str | torch.device = "cpu"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of all parts.
+
+        Arguments
+        ---------
+        embed : Callable
+            As for a call.
+        device : str | torch.device
+            Device of the encoder.
+
+        Returns
+        -------
+        clean : np.ndarray
+            Of the first and second parts as recorded [2, utterances, emb_dim].
+        augmented : np.ndarray
+            Of their augmented copies [copies, 2, utterances, emb_dim].
+        """
+        copies = [self._embed(embed, device, draws) for draws in self.draws]
+        return self._embed(embed, device, None), np.stack(copies)
+
     def _embed(self, embed, device, draws):
-        """Unit embeddings of a copy of all parts [2, utterances, emb_dim]."""
+        """Embeddings of a copy of all parts [2, utterances, emb_dim]."""
         parts, rows = self.parts.flatten(0, 1), []
         for first in range(0, len(parts), BATCH):
             wavs = parts[first : first + BATCH].float() / 32768
@@ -237,7 +258,7 @@ class SelfCheck:
                 lengths = torch.ones(len(wavs), device=device)
                 found = embed(wavs.to(device), lengths)
             rows.append(found.flatten(1).float().cpu())
-        return unit(torch.cat(rows)).unflatten(0, (2, -1)).numpy()
+        return torch.cat(rows).unflatten(0, (2, -1)).numpy()
 
 
 def strong_augmentation(
@@ -279,7 +300,7 @@ def strong_augmentation(
 
 def measure(
     clean: np.ndarray,
-    augmented: Sequence[np.ndarray],
+    augmented: np.ndarray,
     hard: np.ndarray,
     false_acceptance: float = 0.01,
     same_speaker: float = 0.0,
@@ -289,10 +310,10 @@ def measure(
     Arguments
     ---------
     clean : np.ndarray
-        Unit embeddings of the first and second parts as recorded
+        Embeddings of the first and second parts as recorded
         [2, utterances, emb_dim].
-    augmented : list of np.ndarray
-        The same of augmented copies.
+    augmented : np.ndarray
+        The same of augmented copies [copies, 2, utterances, emb_dim].
     hard : np.ndarray
         bool, whether the first part of a row and the second part of a column
         are a non-target trial [utterances, utterances].
@@ -311,9 +332,14 @@ def measure(
         "threshold_augmented".
     """
     count = len(hard)
+    clean, augmented = map(_unit, (clean, augmented))
     enrol, test = np.nonzero(hard | np.eye(count, dtype=bool))
     targets = (enrol == test).astype(int)
-    scores = [first @ second.T for first, second in augmented]
+    scores = [
+        pair
+        for first, second in augmented
+        for pair in (clean[0] @ second.T, first @ clean[1].T)
+    ]
     values = np.concatenate([found[enrol, test] for found in scores])
     copies = len(scores)
     targets = np.tile(targets, copies)
@@ -572,6 +598,12 @@ def _statistics(parts, sample_rate):
         for wavs in parts.flatten(0, 1).split(BATCH)
     ]
     return torch.cat(rows).unflatten(0, (2, -1)).mean(0).numpy()
+
+
+def _unit(embeddings):
+    """Scales embeddings to length 1 [..., emb_dim]."""
+    rows = embeddings.reshape(-1, embeddings.shape[-1])
+    return unit(rows).numpy().reshape(embeddings.shape)
 
 
 def _agreement(augmented):
