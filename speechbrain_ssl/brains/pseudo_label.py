@@ -290,7 +290,8 @@ class PseudoLabelBrain(SpeakerBrain):
             own_labels.append(labels)
         with torch.autocast(torch.device(self.device).type, enabled=False):
             selected, together = self._together(predictions, own_labels, speed)
-            total, stats, decided = 0.0, {}, []
+            total: Any = 0.0
+            stats, decided = {}, []
             for n, (modality, prediction) in enumerate(
                 zip(self.modalities, predictions)
             ):

@@ -345,13 +345,14 @@ class GatedLoss(torch.nn.Module):
         # a product, not a choice: NaN must show in it as in its gradient
         used = loss * selected
         if epoch >= self.correct_from:
-            if posterior is None and clean_cosines is None:
-                raise ValueError(
-                    f"Labels are corrected from epoch {self.correct_from} on: "
-                    "clean_cosines are needed, got None. Sample clean views, "
-                    "or set correct_from to .inf."
-                )
             if posterior is None:
+                if clean_cosines is None:
+                    raise ValueError(
+                        "Labels are corrected from epoch "
+                        f"{self.correct_from} on: clean_cosines are needed, "
+                        "got None. Sample clean views, or set correct_from to "
+                        ".inf."
+                    )
                 posterior = self.predict(clean_cosines, epoch)[0]
             confidence, new = posterior.max(-1)
             corrected = ~selected & (confidence > self.threshold) & here
