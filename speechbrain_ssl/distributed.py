@@ -1,5 +1,6 @@
 """Means and concatenations over processes; identities in a single process."""
 
+import datetime
 import gc
 import os
 import socket
@@ -14,6 +15,8 @@ from speechbrain.utils.distributed import (
     ddp_init_group,
     ddp_prevent_block,
 )
+
+from speechbrain_ssl import watch
 
 
 def world_size() -> int:
@@ -32,23 +35,32 @@ def world_size() -> int:
 def start(run_opts: Any, seconds: float = 50) -> None:
     """Joins the group of processes that a launcher started, if there is one.
 
+    From then on all processes end soon after one of them is lost, see
+    ``speechbrain_ssl.watch``.
+
     Arguments
     ---------
     run_opts : RunOptions
         SpeechBrain's run options.
     seconds : float
-        How long to wait for the first process: if it was killed, the others
-        end instead of waiting for hours.
+        How long to wait for the other processes: if one was killed, the
+        others end instead of waiting for hours.
 
     Raises
     ------
     ValueError
-        If the first process cannot be reached, or one ends before all are
-        there.
+        If some processes do not start, or one ends before all are there.
     """
     if os.environ.get("RANK", "0") != "0" and "MASTER_ADDR" in os.environ:
         _find_first(seconds)
     try:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+            wait = datetime.timedelta(seconds=seconds)
+            meeting = torch.distributed.rendezvous("env://", timeout=wait)
+            store = torch.distributed.PrefixStore("watch", next(meeting)[0])
+            watch.meet(store, size, seconds)
+            watch.begin(store, size, seconds)
         ddp_init_group(run_opts)
     except torch.distributed.DistError as error:
         raise ValueError(
@@ -118,6 +130,7 @@ def leave() -> None:
     abort the process, and a launcher would call the run a failure.
     """
     if world_size() > 1:
+        watch.leave()
         gc.collect()  # models that only cycles hold
         torch.distributed.destroy_process_group()
 

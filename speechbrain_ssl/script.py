@@ -22,7 +22,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from speechbrain_ssl import distributed
+import torch
+
+from speechbrain_ssl import distributed, watch
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,10 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         code, text = end.code, end.text
     except RuntimeError as error:
         # a signal to the whole group also ends the loader's workers
+        if _is_of_group(error) and (text := watch.lost()):
+            if watch.speaks():
+                print(f"{name}: {text}", file=sys.stderr, flush=True)
+            watch.end_now()
         if _Signals.received is None or "DataLoader worker" not in str(error):
             raise
         end = Interrupted(_Signals.received, "ended before a checkpoint.")
@@ -111,6 +117,14 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
     if code:
         _say(f"{name}: {text}")
         sys.exit(code)
+
+
+def _is_of_group(error):
+    """Whether an error is one of the communication between processes."""
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection", "peer")
+    )
 
 
 def _end_workers():

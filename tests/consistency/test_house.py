@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # the first entry that fits a module's path is its floor
 FLOORS = [
+    ("watch", -1),
     ("distributed", 0),
     ("checks", 0),
     ("files", 0),

@@ -526,6 +526,17 @@ def test_processes_share_training_and_extraction(script):
     assert "torch.distributed.run" in train
     assert "--nproc_per_node=4" in train
     assert "torch.distributed.run" not in verify
+    # any launcher, which also does what it does on other machines
+    given = "srun torchrun --nnodes 2 --rdzv_id '7 a'"
+    train, verify = (script.command_of(s, 4, {}, given) for s in stages)
+    assert train[:5] == ["srun", "torchrun", "--nnodes", "2", "--rdzv_id"]
+    assert train[5] == "7 a" and train[6].endswith("x.py")
+    assert "srun" not in verify
+
+
+def test_a_launcher_that_is_no_program_is_named(run, place):
+    with pytest.raises(ValueError, match="launcher must be a command.*sruun"):
+        run("--launcher=sruun torchrun")
 
 
 @pytest.mark.parametrize("train", ["dlg_lc", "lgl", "ungated"])

@@ -628,7 +628,7 @@ def main(argv):
     """Extracts, clusters, writes; returns the report, if it came to that."""
     hparams_file, run_opts, hparams, overrides = load_experiment(argv)
     check_settings(hparams)
-    sb.utils.distributed.ddp_init_group(run_opts)
+    distributed.start(run_opts)
     if hparams["edits"] is not None:
         if distributed.rank() > 0:
             return None

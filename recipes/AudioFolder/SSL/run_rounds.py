@@ -29,6 +29,8 @@ import json
 import logging
 import os
 import runpy
+import shlex
+import shutil
 import sys
 import tempfile
 from typing import NamedTuple
@@ -40,7 +42,7 @@ if __name__ == "__main__":
 
 from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import hub
-from speechbrain_ssl.checks import check_keys, number, optional, whole
+from speechbrain_ssl.checks import Rule, check_keys, number, optional, whole
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
@@ -101,6 +103,12 @@ class Stage(NamedTuple):
         return os.path.join(HERE, self.spec["hparams"])
 
 
+def _is_command(value):
+    """Whether the first word of a command is a program."""
+    words = shlex.split(value)
+    return bool(words) and shutil.which(words[0]) is not None
+
+
 def check_settings(hparams):
     """Finds mistakes in the settings before anything runs."""
     check_keys(
@@ -109,6 +117,7 @@ def check_settings(hparams):
         min_seconds=number(0),
         rounds=whole(1),
         processes=whole(1),
+        launcher=optional(Rule(_is_command, "a command, such as torchrun")),
         stop_agreement=optional(number()),
         stop_growth=optional(number()),
     )
@@ -340,19 +349,24 @@ def inputs_of(stage, processes):
     return inputs
 
 
-def command_of(stage, processes, options):
+def command_of(stage, processes, options, launcher=None):
     """The command line of a stage."""
-    launcher = [sys.executable]
-    if processes > 1 and stage.name != "verify":
+    given, launcher = launcher, [sys.executable]
+    if stage.name == "verify":
+        pass
+    elif given:
+        launcher = shlex.split(given)
+    elif processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += [f"--nproc_per_node={processes}"]
     flags = {**options, **stage.flags, **stage.spec["changes"]}
     return [*launcher, script_of(stage), stage.hparams_file, *flags_of(flags)]
 
 
-def run(stage, processes, options, lock):
+def run(stage, hparams, options, lock):
     """Runs a stage if it is not done; says whether it was run."""
-    command = command_of(stage, processes, options)
+    processes, launcher = hparams["processes"], hparams.get("launcher")
+    command = command_of(stage, processes, options, launcher)
     inputs = inputs_of(stage, processes)
 
     def work():
@@ -376,7 +390,7 @@ def run_all(stages, hparams, options, lock):
             outcome = rounds.why_stop(rows, *limits)
         if outcome:
             break
-        is_new = run(stage, hparams["processes"], options, lock)
+        is_new = run(stage, hparams, options, lock)
         place = (stage.folder, stage.number, stage.name)
         rows.append(rounds.read_stage(*place, truth, data_folder))
         if stage.name in ("ssl", "train"):
