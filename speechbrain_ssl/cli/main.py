@@ -10,6 +10,7 @@ from speechbrain_ssl.cli import recipes
 MODULES = {
     "embed": ("speechbrain_ssl.cli.embed", "embeddings of a folder of audio"),
     "pack": ("speechbrain_ssl.cli.pack", "audio files into tar shards"),
+    "cuts": ("speechbrain_ssl.cli.cuts", "cuts of Lhotse to a training CSV"),
     "segment": ("speechbrain_ssl.cli.segment", "speech in long recordings"),
     "score": ("speechbrain_ssl.cli.score", "compare recordings, in pairs"),
     "enrol": ("speechbrain_ssl.cli.enrol", "add a speaker to a folder"),

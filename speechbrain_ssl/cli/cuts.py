@@ -1,0 +1,142 @@
+"""A training CSV of the cuts of a Lhotse manifest::
+
+    > speechbrain-ssl cuts CUTS.jsonl.gz OUT.csv [--data_root AUDIO]
+
+``CUTS`` has a cut on each line, as ``CutSet.to_file`` writes it (``.jsonl`` or
+``.jsonl.gz``); Lhotse need not be installed. Cuts of one recording (``MonoCut``,
+``MultiCut``) whose source is a file or a URL become rows; paths below
+``--data_root`` begin with ``$data_root``. Supervisions, and so speakers, are
+not read. Then train with ``--train_annotation OUT.csv --skip_prep True``.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO, cast
+
+from speechbrain_ssl.dataio.annotations import portable, write_annotation
+from speechbrain_ssl.dataio.audio import absolute
+
+TYPES = ("MonoCut", "MultiCut")
+SOURCES = ("file", "url")
+
+
+def write_cuts(
+    cuts_path: str, csv_path: str, data_root: str | None = None
+) -> int:
+    """Writes a training CSV of cuts; the module's docstring has the rules.
+
+    Arguments
+    ---------
+    cuts_path : str
+        The manifest.
+    csv_path : str
+        The training CSV.
+    data_root : str
+        Folder that ``$data_root`` stands for; None: whole paths.
+
+    Returns
+    -------
+    int
+        Number of rows.
+
+    Raises
+    ------
+    ValueError
+        If a cut cannot be a row; the message has its line and ID.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "cuts.jsonl"
+    >>> source = {"type": "file", "channels": [0], "source": "/a/b.wav"}
+    >>> recording = {"sampling_rate": 8000, "sources": [source]}
+    >>> cut = {"id": "c", "type": "MonoCut", "start": 1.5, "duration": 2.0}
+    >>> _ = path.write_text(json.dumps({**cut, "recording": recording}))
+    >>> write_cuts(str(path), f"{path}.csv", "/a")
+    1
+    >>> print(open(f"{path}.csv").read().splitlines()[1])
+    c,2.0,$data_root/b.wav,12000,28000
+    """
+    rows = list(_rows(cuts_path, data_root and absolute(data_root)))
+    if not rows:
+        raise ValueError(f"{cuts_path} has no cuts.")
+    write_annotation(csv_path, rows)
+    return len(rows)
+
+
+def _rows(cuts_path: str, root: str | None) -> Iterator[tuple]:
+    """Yields the row of each cut."""
+    opener = gzip.open if cuts_path.endswith(".gz") else open
+    with opener(cuts_path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(cast(IO[str], file), 1):
+            if not line.strip():
+                continue
+            where = f"{cuts_path}, line {number}"
+            try:
+                yield _row(json.loads(line), root)
+            except (
+                *(AttributeError, KeyError, TypeError),
+                json.JSONDecodeError,
+            ) as error:
+                raise ValueError(
+                    f"{where}: expected a cut of Lhotse with id, start, "
+                    f"duration and recording ({type(error).__name__}: {error})."
+                ) from error
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+
+
+def _row(cut: dict, root: str | None) -> tuple:
+    """Row of a cut: ID, duration, wav, start, stop."""
+    if cut.get("type", TYPES[0]) not in TYPES:
+        raise ValueError(
+            f"the cut {cut['id']} is a {cut['type']}; expected "
+            f"{' or '.join(TYPES)}, of one recording. Save mixed cuts as audio "
+            "first (CutSet.save_audios)."
+        )
+    recording = cut["recording"]
+    (source, *others) = recording["sources"]
+    if others or source["type"] not in SOURCES:
+        raise ValueError(
+            f"the cut {cut['id']} has {1 + len(others)} sources of type "
+            f"{source['type']}; expected one of type {' or '.join(SOURCES)}"
+        )
+    rate = recording["sampling_rate"]
+    start = round(cut["start"] * rate)
+    stop = start + round(cut["duration"] * rate)
+    stop = min(stop, recording.get("num_samples", stop))
+    wav = absolute(source["source"])
+    return (
+        cut["id"],
+        round((stop - start) / rate, 6),
+        portable(wav, root),
+        start,
+        stop,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of ``cuts``.
+
+    Arguments
+    ---------
+    argv : list of str
+        ``sys.argv[1:]`` by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("cuts_path", metavar="CUTS")
+    parser.add_argument("csv_path", metavar="OUT.csv")
+    parser.add_argument("--data_root")
+    args = parser.parse_args(argv)
+    try:
+        count = write_cuts(**vars(args))
+    except (OSError, ValueError) as error:
+        sys.exit(f"cuts: {error}")
+    print(f"{os.path.abspath(args.csv_path)}: {count} utterances")
