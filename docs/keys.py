@@ -10,11 +10,13 @@ SCRIPTS = {
     "make_pseudo_labels.py": None,
     "run_rounds.py": None,
     "verify.py": None,
+    "adapt.py": None,
 }
 SINGLE = {
     "make_pseudo_labels.py": ("pseudo_labels.yaml",),
     "run_rounds.py": ("rounds.yaml", "rounds_av.yaml"),
     "verify.py": ("verify.yaml",),
+    "adapt.py": ("adapt.yaml",),
 }
 KEY = re.compile(r"^([a-z]\w*): *(.*)$")
 
@@ -80,7 +82,7 @@ def write(recipes, folder):
     folder : pathlib.Path
         For the pages; made if missing.
     """
-    hparams = sorted((recipes / "AudioFolder/SSL/hparams").glob("*.yaml"))
+    hparams = sorted((recipes / "AudioFolder").glob("*/hparams/*.yaml"))
     folder.mkdir(exist_ok=True)
     names = []
     for script, mark in SCRIPTS.items():

@@ -414,6 +414,27 @@ def read_card(folder: str) -> ModelCard:
         ) from error
 
 
+def set_origin(
+    folder: str, license: str | None, base_model: str | None
+) -> None:
+    """Writes into a card what the model was made from.
+
+    Arguments
+    ---------
+    folder : str
+        The exported folder.
+    license : str
+        License of the source; None: unknown.
+    base_model : str
+        Its name on the hub; None: it has none.
+    """
+    card = read_card(folder)
+    data: Any = card.data
+    data.license = license or UNKNOWN_LICENSE
+    data.base_model = base_model or data.base_model
+    _write(os.path.join(folder, CARD_NAME), card)
+
+
 def _write(path, card):
     """Replaces a card in one step."""
     with write_whole(path) as file:

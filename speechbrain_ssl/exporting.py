@@ -116,6 +116,9 @@ def encoder_hparams(
     yaml.indent(mapping=4, sequence=6, offset=4)
     yaml.width = 4096
     tree = yaml.load(resolve_references(hparams_text))
+    # of an interface of SpeechBrain they may be below modules only
+    for key, node in (tree.get("modules") or {}).items():
+        tree.setdefault(key, node)
     keys = [prefix + key for key in ENCODER_KEYS]
     missing = [key for key in keys if key not in tree]
     if missing:
@@ -476,12 +479,14 @@ def _put_architectures(part, architectures):
     nodes = [
         node
         for node in _nodes(part)
-        if isinstance(node, dict) and "source" in node and _class_of(node)
+        if isinstance(node, dict)
+        and {"source", "architecture"} & node.keys()
+        and _class_of(node)
     ]
     if len(nodes) != len(architectures):
         raise ValueError(
             f"The hparams have {len(nodes)} pretrained networks (with a key "
-            f"source), the encoder has {len(architectures)}: they do not "
+            f"source or architecture), the encoder has {len(architectures)}: they do not "
             "belong together"
         )
     for node, settings in zip(nodes, architectures):

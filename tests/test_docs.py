@@ -47,10 +47,13 @@ def keys_of(path):
 @pytest.mark.parametrize("words", commands())
 def test_commands_name_what_exists(words):
     command, *rest = words
-    assert command in ("train", *main.SCRIPTS, *main.MODULES)
+    assert command in ("train", "adapt", *main.SCRIPTS, *main.MODULES)
     keys = None
     if command == "train":
         keys = keys_of(recipes.names()[rest[0]])
+    elif command == "adapt":
+        hparams = recipes.folder() / "AudioFolder/Adapt/hparams"
+        keys = keys_of(hparams / "adapt.yaml")
     elif command in SCRIPT_KEYS:
         hparams = recipes.folder() / "AudioFolder/SSL/hparams"
         keys = keys_of(hparams / SCRIPT_KEYS[command])

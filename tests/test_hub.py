@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from speechbrain_ssl import hub
+from tests import hub_layouts
 from tests.fake_hub import serve
 
 NAME = "speechbrain/spkrec-tiny"
@@ -20,6 +21,23 @@ try:
     print(json.dumps(hub.fetch(*json.loads(sys.argv[1]))))
 except (OSError, ValueError) as error:
     print(json.dumps(f"{type(error).__name__}: {error}"))
+"""
+USE = """\
+import json, sys
+import torch
+from speechbrain_ssl import adaptation
+from speechbrain_ssl.loading import load_encoder, start_from
+name, local, start = sys.argv[1:]
+torch.manual_seed(0)
+wavs = torch.randn(2, 8000)
+wanted = load_encoder(local).encode_batch(wavs)
+source = adaptation.find_source(name)
+adaptation.write_start(source, start)
+for path in (name, start):
+    assert torch.equal(load_encoder(path).encode_batch(wavs), wanted)
+branch = adaptation.branch_of(load_encoder(name))
+start_from(branch, name)
+print(json.dumps(source))
 """
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -45,6 +63,11 @@ def place(tmp_path):
 
 def ask(place, *arguments, **variables):
     """What ``fetch`` gives in a process with these environment variables."""
+    return run(place, ASK, json.dumps(arguments), **variables)
+
+
+def run(place, program, *arguments, **variables):
+    """The last line that a program prints, in a process of its own."""
     folder, server = place
     environment = {
         **os.environ,
@@ -55,14 +78,26 @@ def ask(place, *arguments, **variables):
         **variables,
     }
     done = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps(arguments)],
+        [sys.executable, "-c", program, *arguments],
         env=environment,
         cwd=folder,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_model_of_the_hub_is_loaded_and_trained_from_by_its_name(place):
+    folder, server = place
+    name = "speechbrain/spkrec-ecapa-voxceleb"
+    local = hub_layouts.write(folder / "hub" / name / OLD)
+    server.branches[name] = {"main": OLD}
+    kind, _, found, commit, license = run(
+        place, USE, name, local, str(folder / "start")
+    )
+    assert (kind, found, commit) == ("encoder", name, OLD)
+    assert license == "apache-2.0"
 
 
 def test_only_files_of_encoders_are_downloaded(place):

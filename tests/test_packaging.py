@@ -60,8 +60,8 @@ def test_requirements_of_the_recipes_are_those_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     known = {"speechbrain_ssl>=0.1", *(line for e in extras for line in e)}
-    paths = sorted(ROOT.glob("recipes/*/SSL/extra_requirements.txt"))
-    assert len(paths) == 2
+    paths = sorted(ROOT.glob("recipes/*/*/extra_requirements.txt"))
+    assert len(paths) == 3
     for path in paths:
         lines = path.read_text().splitlines()
         lines = {line for line in lines if not line.startswith("#")}
@@ -72,7 +72,7 @@ def test_requirements_of_the_recipes_are_those_of_the_package():
 def test_requirements_of_the_recipes_replace_no_installed_package():
     """Also speechbrain_ssl, installed from a clone or not, stays."""
     pytest.importorskip("pip")
-    for path in sorted(ROOT.glob("recipes/*/SSL/extra_requirements.txt")):
+    for path in sorted(ROOT.glob("recipes/*/*/extra_requirements.txt")):
         install = ("install", "--dry-run", "--no-index", "--no-deps", "-r")
         out = run(sys.executable, "-m", "pip", *install, path)
         assert "already satisfied: speechbrain_ssl" in out

@@ -1014,7 +1014,8 @@ class LabelTraining:
     continue_from : str
         Run whose encoder and classifier are trained on; None: none.
     regularizer : Callable
-        Adds a term to the loss; None: none.
+        Adds a term to the loss; None: none. ``begin``, where it has it, is
+        called when the weights of ``init_from`` are loaded.
     class_sampler : Callable
         Makes the sampler from the classes; None: each utterance once.
     face_encoder : Branch
@@ -1083,7 +1084,8 @@ class LabelTraining:
             ),
             (
                 not self.regularizer or callable(self.regularizer),
-                "regularizer must be a DistanceToPretrained or the like",
+                "regularizer must be a DistanceToPretrained, a DistanceToStart "
+                "or the like",
             ),
         )
 
@@ -1162,6 +1164,8 @@ def train_on_labels(
     training.checkpointer.add_recoverable("classifier", classifier)
     if settings.init_from:
         start_from(settings.encoder, settings.init_from)
+        if hasattr(settings.regularizer, "begin"):
+            settings.regularizer.begin()
     if settings.continue_from:
         continue_run(settings.encoder, classifier, settings.continue_from)
     centroid_start = settings.centroid_start

@@ -50,6 +50,8 @@ USAGE = """usage: speechbrain-ssl COMMAND [arguments]
 
   train     train by a YAML, named or by its path:
             speechbrain-ssl train moco --data_folder /audio
+  adapt     adapt a trained encoder to a folder of unlabelled audio:
+            speechbrain-ssl adapt SOURCE AUDIO --output_folder OUT
 {commands}
 
 speechbrain-ssl COMMAND --help describes the arguments of a command,
@@ -85,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"speechbrain_ssl {speechbrain_ssl.__version__}")
     elif command == "train":
         recipes.train(rest)
+    elif command == "adapt":
+        recipes.adapt(rest)
     elif command in SCRIPTS:
         script, hparams, _ = SCRIPTS[command]
         recipes.run(

@@ -90,6 +90,28 @@ def train(argv: list[str]) -> None:
     run(beside if beside.is_file() else default, str(hparams), argv[1:])
 
 
+def adapt(argv: list[str]) -> None:
+    """Adapts an encoder, see ``recipes/AudioFolder/Adapt/adapt.py``.
+
+    Arguments
+    ---------
+    argv : list of str
+        Source, folder of audio, and the script's arguments.
+    """
+    script = folder() / "AudioFolder/Adapt/adapt.py"
+    places, rest = argv[:2], argv[2:]
+    if {"-h", "--help"} & set(argv):
+        places, rest = [], ["--help"]
+    elif len(places) < 2 or any(x.startswith("-") for x in places):
+        sys.exit(
+            "usage: speechbrain-ssl adapt SOURCE AUDIO [--output_folder OUT] "
+            "[--key value ...]\n--help lists the keys."
+        )
+    names = ("source", "data_folder")
+    given = [f"--{name}={place}" for name, place in zip(names, places)]
+    run(script, "adapt.yaml", [*given, *rest])
+
+
 def run(script: pathlib.Path, hparams: str | None, argv: list[str]) -> None:
     """Runs a recipe's script in this process.
 
@@ -120,7 +142,7 @@ def copy(corpus: str, output_folder: str) -> pathlib.Path:
     Arguments
     ---------
     corpus : str
-        ``audiofolder`` or ``voxceleb``.
+        ``audiofolder``, ``voxceleb`` or ``audiofolder/adapt``.
     output_folder : str
         A folder that does not exist yet.
 
@@ -137,6 +159,8 @@ def copy(corpus: str, output_folder: str) -> pathlib.Path:
         If the folder exists.
     """
     known = {path.parent.name.lower(): path for path in folder().glob("*/SSL")}
+    for path in folder().glob("*/Adapt"):
+        known[f"{path.parent.name.lower()}/adapt"] = path
     if corpus.lower() not in known:
         raise ValueError(
             f"There is no recipe {corpus!r}; there are {', '.join(sorted(known))}."
@@ -159,7 +183,9 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names of the YAMLs for train")
     copying = commands.add_parser("copy", help="write a recipe out")
-    copying.add_argument("corpus", help="audiofolder or voxceleb")
+    copying.add_argument(
+        "corpus", help="audiofolder, voxceleb or audiofolder/adapt"
+    )
     copying.add_argument("output_folder")
     args = parser.parse_args(argv)
     if args.command == "list":

@@ -227,3 +227,77 @@ class DistanceToPretrained:
             loss = loss / size.masked_fill(size == 0, 1.0)
             distance = distance / (distance.detach() + 1e-5)
         return loss + self.weight * distance, stats
+
+
+class DistanceToStart:
+    """Adds to a loss the squared distance of a network to its start.
+
+    This is L2-SP, against the forgetting of what a network has learned before:
+    X. Li, Y. Grandvalet, F. Davoine, "Explicit inductive bias for transfer
+    learning with convolutional networks", ICML 2018
+    (https://arxiv.org/abs/1802.01483)::
+
+        total = loss + weight / 2 * sum ||w - w_start||^2
+
+    The start are the weights of ``init_from``, also if a training is resumed.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The network.
+    weight : float
+        Factor of the distance.
+
+    Example
+    -------
+    >>> net = torch.nn.Linear(2, 2)
+    >>> add_distance = DistanceToStart(net, weight=0.1)
+    >>> add_distance.begin()
+    >>> with torch.no_grad():
+    ...     _ = net.bias.add_(torch.tensor([3.0, 4.0]))
+    >>> total, stats = add_distance(torch.tensor(1.0))
+    >>> round(total.item(), 4), round(stats["distance"].item(), 4)
+    (2.25, 5.0)
+    """
+
+    stats_help = {
+        "distance": "Euclidean distance of the trained weights to their start.",
+    }
+
+    @checked(weight=number(0))
+    def __init__(self, module: torch.nn.Module, weight: float = 0.01):
+        self.module, self.weight = module, weight
+        self.begin()
+
+    def begin(self) -> None:
+        """Takes the weights that the network has now as its start."""
+        self.moving = [p for p in self.module.parameters() if p.requires_grad]
+        self.start = [p.detach().clone() for p in self.moving]
+
+    def __call__(
+        self, loss: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Adds the distance.
+
+        Arguments
+        ---------
+        loss : torch.Tensor
+            Scalar.
+
+        Returns
+        -------
+        total : torch.Tensor
+            Scalar.
+        stats : dict of str to torch.Tensor
+            ``distance``.
+        """
+        # the network may have gone to a GPU
+        pairs = zip(self.moving, self.start)
+        self.start = [start.to(now.device) for now, start in pairs]
+        squares = [
+            (full_precision(now) - start).square().sum()
+            for now, start in zip(self.moving, self.start)
+        ]
+        square = torch.stack(squares).sum() if squares else loss.new_zeros(())
+        stats = {"distance": square.detach().sqrt()}
+        return loss + self.weight / 2 * square, stats

@@ -107,15 +107,46 @@ class PretrainedTransformer(torch.nn.Module):
         config.apply_spec_augment = False
         is_bert = config.model_type == "wav2vec2-bert"
         self.fbank = SeamlessFbank() if is_bert else None
-        self.lora, self.trained = lora, tuple(trained)
-        for part in self.trained:
-            _check_part(self.model, part)
-        if lora:
-            self._insert_adapters(**lora)
-        self._choose()
+        self.lora: dict[str, float] | None = None
+        self.choose(trained, lora)
         if gradient_checkpointing:
             # the other kind needs inputs that have a gradient
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def choose(
+        self,
+        trained: Sequence[str],
+        lora: Mapping[str, float] | None = None,
+    ) -> None:
+        """Chooses the parts that learn; adapters start without an effect.
+
+        Arguments
+        ---------
+        trained : list of str
+            Parts of the transformer; [] for none.
+        lora : dict
+            ``rank`` and ``alpha`` of adapters of these parts, which then learn
+            alone; None: the parts learn, or the adapters that are there.
+
+        Raises
+        ------
+        ValueError
+            If there is no such part, nothing in it that LoRA adapts, or there
+            are adapters already and ``lora`` differs from theirs.
+        """
+        trained = tuple(trained)
+        for part in trained:
+            _check_part(self.model, part)
+        if self.lora and lora not in (None, self.lora):
+            raise ValueError(
+                f"The transformer has adapters with {self.lora} already; "
+                f"expected the same or none, found {lora}"
+            )
+        if lora and not self.lora:
+            self.lora = dict(lora)
+            self._insert_adapters(trained, **lora)
+        self.trained = trained
+        self._choose()
         self.train()
 
     @property
@@ -222,10 +253,10 @@ class PretrainedTransformer(torch.nn.Module):
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
 
-    def _insert_adapters(self, rank, alpha=1.0):
+    def _insert_adapters(self, trained, rank, alpha=1.0):
         """Puts an adapter around each feed-forward layer of trained parts."""
         count = 0
-        for part in map(self.model.get_submodule, self.trained):
+        for part in map(self.model.get_submodule, trained):
             for name, module in list(part.named_modules()):
                 parent, _, last = name.rpartition(".")
                 if last in ADAPTED:
@@ -234,7 +265,7 @@ class PretrainedTransformer(torch.nn.Module):
                     count += 1
         if not count:
             raise ValueError(
-                f"There is no {' or '.join(ADAPTED)} in {self.trained} that "
+                f"There is no {' or '.join(ADAPTED)} in {trained} that "
                 "LoRA could adapt"
             )
 

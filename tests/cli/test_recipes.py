@@ -70,6 +70,12 @@ def test_another_yaml_takes_the_place_of_the_default(ran, tmp_path):
     assert ran[1][1:] == ("own.yaml", "--trials", "x")
 
 
+def test_the_recipe_of_adaptation_is_copied_by_its_name(tmp_path):
+    target = recipes.copy("audiofolder/adapt", str(tmp_path / "own"))
+    assert (target / "adapt.py").is_file()
+    assert not (target / "audio_folder_prepare.py").is_symlink()
+
+
 def test_a_copy_has_files_where_the_recipe_has_links(tmp_path):
     target = recipes.copy("voxceleb", str(tmp_path / "own"))
     assert (target / "train_ssl.py").is_file()
@@ -77,5 +83,5 @@ def test_a_copy_has_files_where_the_recipe_has_links(tmp_path):
     assert not [path for path in target.rglob("*") if path.is_symlink()]
     with pytest.raises(FileExistsError, match="own"):
         recipes.copy("voxceleb", str(target))
-    with pytest.raises(ValueError, match="audiofolder, voxceleb"):
+    with pytest.raises(ValueError, match="audiofolder, audiofolder/adapt, vox"):
         recipes.copy("librispeech", str(tmp_path / "other"))

@@ -43,6 +43,7 @@ FLOORS = [
     ("card", 1),
     ("loading", 2.5),  # knows the rates of audio
     ("exporting", 4),
+    ("adaptation", 4.5),
     ("inference", 5),
     ("report", 4),
     ("embed", 6),

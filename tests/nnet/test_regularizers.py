@@ -8,6 +8,7 @@ import torch
 
 from speechbrain_ssl.nnet.regularizers import (
     DistanceToPretrained,
+    DistanceToStart,
     covariance,
     koleo,
     squared_off_diagonal,
@@ -137,3 +138,29 @@ def test_a_negative_weight_is_refused():
         ValueError, match="weight must be a number of at least 0"
     ):
         DistanceToPretrained(torch.nn.Linear(2, 2), -0.1)
+
+
+def test_distance_to_start_pulls_back_in_proportion_to_the_way():
+    net = moved_network()[0]
+    add = DistanceToStart(net, weight=0.1)
+    with torch.no_grad():  # as the weights of init_from are loaded
+        net[1].weight += 7.0
+    add.begin()
+    shift(net)
+    total, stats = add(torch.tensor(1.5))
+    square = 2.0**2 + 1.0**2 + 3.0**2  # the frozen tensor does not count
+    assert total.item() == pytest.approx(1.5 + 0.05 * square)
+    assert stats["distance"].item() == pytest.approx(math.sqrt(square))
+    found = gradients(net, total)
+    wanted = torch.zeros(1, 2)
+    wanted[0, 0] = 0.1 * -3.0
+    assert torch.allclose(found["1.weight"], wanted)
+    assert torch.allclose(found["0.weight"], torch.full((2, 2), 0.1))
+
+
+def test_distance_to_start_is_zero_at_the_start():
+    net = moved_network()[0]
+    total, stats = DistanceToStart(net, weight=0.1)(torch.tensor(1.5))
+    assert (total.item(), stats["distance"].item()) == (1.5, 0.0)
+    found = gradients(net, total)
+    assert all((gradient == 0).all() for gradient in found.values())

@@ -50,6 +50,8 @@ def run_script(path, *arguments):
         for name, module in list(sys.modules.items()):
             # getattr would load the modules that SpeechBrain loads lazily
             file = vars(module).get("__file__")
+            if name == "__main__":  # of a script that runs this one
+                continue
             if file and pathlib.Path(file).is_relative_to(RECIPES):
                 del sys.modules[name]
         # which module a file is: SpeechBrain asks for that of the caller

@@ -75,6 +75,7 @@ def make_samples(folder: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     write_audio(folder, rng)
     write_faces(folder)
+    write_more_audio(folder, np.random.default_rng(1))
     write_voxceleb(folder, rng)
     write_pseudo_labels(folder)
     write_wavlm(folder / "wavlm")
@@ -138,6 +139,14 @@ def write_faces(folder):
     ids = list(utterances.ids())
     labels = [row % SPEAKERS for row in range(len(ids))]
     write_labels(folder / "av_labels", utterances, ids, labels, "none")
+
+
+def write_more_audio(folder, rng):
+    """Enough noise to keep twenty files of it out of training."""
+    (folder / "more_audio").mkdir()
+    for number in range(40):
+        noise = 0.1 * rng.standard_normal(19200)
+        soundfile.write(folder / f"more_audio/{number}.flac", noise, 16000)
 
 
 def write_voxceleb(folder, rng):

@@ -1,0 +1,1 @@
+../SSL/audio_folder_prepare.py

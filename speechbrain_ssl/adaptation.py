@@ -1,0 +1,438 @@
+"""Adapts a trained encoder to unlabelled audio: its start, choice and result.
+
+``recipes/AudioFolder/Adapt/adapt.py`` runs the stages; this module knows the
+kinds of sources, writes the YAML of their training, and decides which model is
+kept. No label is read here: models are compared by the self-check on audio that
+is kept out of training.
+"""
+
+import csv
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from speechbrain_ssl import hub, safe_yaml
+from speechbrain_ssl.card import CARD_NAME, read_card
+from speechbrain_ssl.exporting import export
+from speechbrain_ssl.files import hash_of, read_json
+from speechbrain_ssl.loading import (
+    ENCODER_KEYS,
+    HPARAMS_NAME,
+    WEIGHTS_NAME,
+    is_export,
+    load_encoder,
+    read_text,
+)
+from speechbrain_ssl.nnet.branch import Branch
+from speechbrain_ssl.nnet.onnx_encoder import is_onnx
+from speechbrain_ssl.nnet.transformer import PretrainedTransformer
+
+ENCODER, TRANSFORMER, RANDOM = "encoder", "transformer", "random weights"
+# figure of the self-check that compares models; less is better
+MEASURE = "cross_entropy"
+# a model is no better if its embeddings fill less than this share of the
+# dimensions that those of the source fill
+LEAST_RANK = 0.5
+
+
+class Source(NamedTuple):
+    """The model that an adaptation starts from.
+
+    Arguments
+    ---------
+    kind : str
+        ENCODER: a folder with an encoder; TRANSFORMER: one in Hugging Face's
+        format, without a pooling; RANDOM: a YAML of an encoder.
+    path : str
+        The folder or file.
+    name : str
+        Name for the model card: that of the hub, or of the folder.
+    commit : str
+        Commit on the hub; None for a local path.
+    license : str
+        As the card of the source states it; None if it does not.
+    """
+
+    kind: str
+    path: str
+    name: str
+    commit: str | None
+    license: str | None
+
+    @property
+    def base_model(self) -> str | None:
+        """Its name on the hub, if it is there."""
+        return self.name if self.commit else None
+
+
+def find_source(
+    source: str, revision: str | None = None, offline: bool = False
+) -> Source:
+    """Finds a model, and says what kind it is.
+
+    Arguments
+    ---------
+    source : str
+        A folder, the YAML of an encoder, or a name on the Hugging Face hub.
+    revision : str
+        Branch, tag or commit on the hub; None: main.
+    offline : bool
+        Whether to use the cache of the hub only.
+
+    Returns
+    -------
+    Source
+        The model.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model, or it is of no known kind.
+    ValueError
+        If it cannot be trained.
+    """
+    if is_onnx(source):
+        raise ValueError(
+            f"{source} is an ONNX file, which has no gradients: it cannot be "
+            "trained. Give it as --teacher, which makes the labels of the "
+            "first round, and an encoder that can be trained as source: a "
+            "SpeechBrain folder, or a YAML with random weights such as "
+            "hparams/ecapa_c512.yaml."
+        )
+    path, name, commit = hub.fetch(source, revision, offline)
+    if os.path.isfile(path) and path.endswith((".yaml", ".yml")):
+        return Source(RANDOM, path, os.path.basename(path), None, None)
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"There is no model {source}.")
+    if is_export(path):
+        kind = ENCODER
+    elif os.path.isfile(os.path.join(path, "config.json")):
+        kind = TRANSFORMER
+    else:
+        inner = os.path.join(path, "model")
+        hint = f" Did you mean {inner}?" if is_export(inner) else ""
+        raise FileNotFoundError(
+            f"{source} is no model: expected {HPARAMS_NAME} and {WEIGHTS_NAME} "
+            "(SpeechBrain), or config.json and weights (transformers); found "
+            f"{', '.join(sorted(os.listdir(path))[:8]) or 'nothing'}.{hint}"
+        )
+    name = name or os.path.basename(os.path.abspath(path))
+    return Source(kind, path, name, commit, _license(path))
+
+
+def _license(folder):
+    """The license that a model card states, or None."""
+    if not os.path.isfile(os.path.join(folder, CARD_NAME)):
+        return None
+    try:
+        data: Any = read_card(folder).data
+    except (OSError, ValueError):  # a foreign text: its license is unknown
+        return None
+    return data.license
+
+
+def source_hash(source: Source) -> str:
+    """Tells a source from all others.
+
+    Arguments
+    ---------
+    source : Source
+        The source.
+
+    Returns
+    -------
+    str
+        Its commit on the hub, or a hash of the files that are read.
+    """
+    if source.kind == RANDOM:
+        return f"SHA-256 {hash_of(source.path)}"
+    if source.commit is not None:
+        return f"commit {source.commit}"
+    names = (HPARAMS_NAME, WEIGHTS_NAME)
+    if source.kind == TRANSFORMER:
+        names = [
+            name
+            for name in sorted(os.listdir(source.path))
+            if name.endswith((".json", ".safetensors", ".bin"))
+        ]
+    paths = [os.path.join(source.path, name) for name in names]
+    return f"SHA-256 {hash_of(*paths)}"
+
+
+def transformer_sizes(folder: str) -> dict[str, int]:
+    """The sizes of a transformer's hidden states.
+
+    Arguments
+    ---------
+    folder : str
+        A folder in Hugging Face's format.
+
+    Returns
+    -------
+    dict
+        ``layers`` (number of hidden states) and ``width``, for MHFA.
+
+    Raises
+    ------
+    ValueError
+        If its configuration does not say them.
+    """
+    path = os.path.join(folder, "config.json")
+    config = read_json(path)
+    try:
+        return {
+            "layers": int(config["num_hidden_layers"]) + 1,
+            "width": int(config["hidden_size"]),
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} should have num_hidden_layers and hidden_size, but: "
+            f"{error!r}"
+        ) from error
+
+
+def write_start(
+    source: Source,
+    folder: str,
+    trained: Sequence[str] = ("encoder.layers",),
+    lora: Mapping[str, float] | None = None,
+    trust: Sequence[str] = (),
+    seed: int = 1,
+) -> None:
+    """Writes a source as an exported folder that training can start from.
+
+    Arguments
+    ---------
+    source : Source
+        Of the kind ENCODER or RANDOM.
+    folder : str
+        Where to write.
+    trained : list of str
+        Parts of a transformer that will learn.
+    lora : dict
+        ``rank`` and ``alpha`` of adapters of these parts; None: none.
+    trust : list of str
+        Modules or classes that the source's YAML may name.
+    seed : int
+        Of random weights.
+
+    Raises
+    ------
+    ValueError
+        If the source names code that is not allowed, has weights that do not
+        fit, or cannot be exported with equal embeddings; or if there is no
+        transformer to adapt with LoRA.
+    """
+    rate = None
+    torch.manual_seed(seed)  # of random weights, and of those of adapters
+    if source.kind == RANDOM:
+        text = read_text(source.path)
+        keys = [(key,) for key in ENCODER_KEYS]
+        safe_yaml.check(text, source.path, trust)
+        parts = safe_yaml.build(text, source.path, keys, trust)
+        missing = [k for k, part in zip(ENCODER_KEYS, parts) if part is None]
+        if missing:
+            raise ValueError(f"{source.path} has no {', '.join(missing)}")
+        branch = Branch(*parts)
+    else:
+        text = read_text(os.path.join(source.path, HPARAMS_NAME))
+        encoder: Any = load_encoder(source.path, trust=trust)
+        rate = encoder.audio_normalizer.sample_rate
+        branch = branch_of(encoder)
+    transformers = [
+        part
+        for part in branch.modules()
+        if isinstance(part, PretrainedTransformer)
+    ]
+    if lora and not transformers:
+        raise ValueError(
+            f"lora is {lora}, but {source.name} has no transformer. Set its "
+            "rank to 0: all weights of other encoders are trained."
+        )
+    for part in transformers:
+        part.choose(trained, lora)
+    notes = f"A copy of {source.name}, not trained further."
+    export(branch, text, folder, notes, {"objective": "that of the source"})
+    found = load_encoder(folder).audio_normalizer.sample_rate
+    if rate not in (None, found):
+        raise ValueError(
+            f"{source.path} is for audio at {rate} Hz, but its features do not "
+            f"say so: expected sample_rate: {rate} in compute_features of "
+            f"{HPARAMS_NAME}"
+        )
+
+
+def branch_of(encoder: EncoderClassifier) -> Branch:
+    """The network of a loaded folder.
+
+    Arguments
+    ---------
+    encoder : EncoderClassifier
+        From ``load_encoder``.
+
+    Returns
+    -------
+    Branch
+        Its features, normalization and network.
+    """
+    return Branch(*(encoder.mods[key] for key in ENCODER_KEYS))
+
+
+def training_yaml(template: str, model_folder: str) -> str:
+    """The YAML of a training whose encoder is that of a model.
+
+    Arguments
+    ---------
+    template : str
+        Content of a YAML of train_pseudo_labels.py.
+    model_folder : str
+        An exported folder, as ``write_start`` writes it.
+
+    Returns
+    -------
+    str
+        The template with the model's ``sample_rate``, ``emb_dim``,
+        ``compute_features``, ``mean_var_norm`` and ``embedding_model``.
+
+    Raises
+    ------
+    ValueError
+        If the template lacks one of these keys.
+    """
+    encoder = load_encoder(model_folder)
+    rate = encoder.audio_normalizer.sample_rate
+    dim = encoder.encode_batch(torch.randn(1, rate)).shape[-1]
+    text = read_text(os.path.join(model_folder, HPARAMS_NAME))
+    blocks = {"sample_rate": f"sample_rate: {rate}\n"}
+    blocks["emb_dim"] = f"emb_dim: {dim}\n"
+    for key in ENCODER_KEYS:
+        blocks[key] = _block(key).search(text).group()
+    for key, block in blocks.items():
+        template, count = _block(key).subn(lambda _: block, template)
+        if count != 1:
+            raise ValueError(
+                f"The YAML of the training should have a key {key}, found "
+                f"{count}"
+            )
+    return template
+
+
+def _block(key):
+    """A top-level key of a YAML with all lines below it."""
+    return re.compile(rf"^{key}:.*\n(?:[ \t]+.*\n)*", re.MULTILINE)
+
+
+def split_rows(
+    csv_path: str, held_out: Sequence[bool]
+) -> tuple[list[dict], list[dict]]:
+    """Splits a training set into rows to train on and rows that are kept out.
+
+    Arguments
+    ---------
+    csv_path : str
+        The training CSV.
+    held_out : list of bool
+        Whether a row is kept out.
+
+    Returns
+    -------
+    train, held : list of dict
+        Rows for ``write_annotation``.
+    """
+    with open(csv_path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, skipinitialspace=True))
+    train = [row for row, out in zip(rows, held_out) if not out]
+    return train, [row for row, out in zip(rows, held_out) if out]
+
+
+class Choice(NamedTuple):
+    """The model that is kept, and whether to go on.
+
+    Arguments
+    ---------
+    best : int
+        Number of the round; 0 is the source.
+    stop : bool
+        Whether the last round did not improve.
+    reason : str
+        In words, with figures.
+    """
+
+    best: int
+    stop: bool
+    reason: str
+
+
+def choose(checks: Sequence[Mapping[str, Any]], min_gain: float) -> Choice:
+    """Compares models by their self-checks.
+
+    Arguments
+    ---------
+    checks : list of dict
+        Results of ``SelfCheck``: of the source, then of each round.
+    min_gain : float
+        Smallest decrease of the cross-entropy, in bits, that is an
+        improvement.
+
+    Returns
+    -------
+    Choice
+        The best model.
+
+    Example
+    -------
+    >>> def check(bits):
+    ...     return {"cross_entropy": bits, "EER": 10.0, "effective_rank": 50.0}
+    >>> choose([check(0.5), check(0.4), check(0.45)], min_gain=0.01)[:2]
+    (1, True)
+    >>> choose([check(0.5), check(0.5)], min_gain=0.01)[:2]
+    (0, True)
+    """
+    best = 0
+    for number in range(1, len(checks)):
+        gain = checks[best][MEASURE] - checks[number][MEASURE]
+        rank = checks[number]["effective_rank"]
+        is_full = rank >= LEAST_RANK * checks[0]["effective_rank"]
+        if math.isfinite(gain) and gain > min_gain and is_full:
+            best = number
+    last = len(checks) - 1
+    figures = ", ".join(
+        f"{'source' if n == 0 else f'round {n}'} {found[MEASURE]:.3f} bits "
+        f"(EER {found['EER']:.1f} %, effective rank "
+        f"{found['effective_rank']:.0f})"
+        for n, found in enumerate(checks)
+    )
+    if best:
+        verdict = f"Round {best} is the best by the self-check without labels"
+    else:
+        verdict = (
+            "No round is better than the source by the self-check without "
+            "labels: the source is kept"
+        )
+    return Choice(best, best < last, f"{verdict}: {figures}.")
+
+
+def write_result(
+    model_folder: str, folder: str, notes: str, facts: Mapping[str, Any]
+) -> None:
+    """Writes the model that an adaptation gives.
+
+    Arguments
+    ---------
+    model_folder : str
+        The chosen model.
+    folder : str
+        Where to write.
+    notes : str
+        First paragraph of the model card.
+    facts : dict
+        Rows of the model card.
+    """
+    text = read_text(os.path.join(model_folder, HPARAMS_NAME))
+    encoder: Any = load_encoder(model_folder)
+    export(branch_of(encoder), text, folder, notes, facts)
