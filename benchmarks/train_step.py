@@ -93,6 +93,31 @@ def measure_floor(brain, views, repeats):
     return times
 
 
+def noise_views(sampler, size, brain):
+    """Noise as the student's views, and as the teacher's."""
+    counts = (sampler.counts[0] * (1 + sampler.clean_views), sampler.counts[1])
+    crops, local_crops = (
+        [
+            0.1 * torch.randn(size, frames, device=brain.device)
+            for _ in range(count)
+        ]
+        for count, frames in zip(counts, sampler.frames)
+    )
+    seen = crops + local_crops
+    return (seen if brain.hparams.student_sees_global else local_crops), crops
+
+
+def measure_teacher(brain, views, repeats):
+    """Seconds of the teacher's forward pass on a resident batch."""
+    teacher = brain.module("teacher")
+
+    def forward():
+        with brain.training_ctx:
+            teacher(views)
+
+    return median_seconds(forward, repeats, brain.device)
+
+
 def measure_augmentation(sampler, packed, draws, repeats):
     """Seconds to augment a batch of clean views on one thread or device."""
     threads = torch.get_num_threads()

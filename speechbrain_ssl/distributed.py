@@ -247,23 +247,24 @@ def mean(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def everywhere(flag: torch.Tensor) -> bool:
+def everywhere(flags: torch.Tensor) -> torch.Tensor:
     """Whether something is true in all processes.
 
     Arguments
     ---------
-    flag : torch.Tensor
-        One boolean, on the device of the process.
+    flags : torch.Tensor
+        Booleans of any shape, on the device of the process.
 
     Returns
     -------
-    bool
-        The same in all processes.
+    torch.Tensor
+        bool, the same in all processes; nothing waits for its values.
     """
-    if world_size() > 1:
-        flag = flag.to(torch.uint8)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
-    return bool(flag)
+    if world_size() == 1:
+        return flags
+    flags = flags.to(torch.uint8)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MIN)
+    return flags.bool()
 
 
 @torch.no_grad()

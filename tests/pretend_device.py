@@ -7,9 +7,15 @@ device, and operations raise what torch raises if tensors on two devices meet.
 Two modes of torch share the work. ``_Rewrite`` sees calls as Python makes
 them and turns ``cuda`` into ``cpu`` there. ``_Check`` sees the operators that
 torch runs, also those of composite functions and of the backward pass.
+
+``WAITS`` lists where the host would have waited for the device: values
+that Python reads, shapes that depend on values, and copies between host and
+device that block. A read through ``devices.Later`` does not count: it waits
+for what was computed before it was made, not for what was asked for since.
 """
 
 import contextlib
+import traceback
 from unittest import mock
 
 import torch
@@ -28,6 +34,16 @@ WITH_SCALAR = set(
     "logical_and logical_or".split()
 )
 NUMPY = {"numpy", "__array__"}
+# operators whose result the host has to know: values, and shapes of values
+WAITING = set(
+    "_local_scalar_dense nonzero masked_select equal bincount _unique2 unique_dim "
+    "unique_consecutive linalg_eig _linalg_eigh linalg_cholesky "
+    "linalg_inv linalg_lstsq _linalg_check_errors".split()
+)
+# functions that make a tensor of values of the host, by a copy that blocks
+FROM_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor"}
+# what has waited since ``pretended_cuda`` began, and the lines that asked
+WAITS = []
 
 
 @contextlib.contextmanager
@@ -40,13 +56,42 @@ def pretended_cuda():
     ...     weight = torch.ones(2, device="cuda")
     ...     print(weight.device, (2 * weight).device, weight.cpu().device)
     cuda:0 cuda:0 cpu
+    >>> [wait.split(":")[0] for wait in WAITS]
+    ['copy to cpu']
     """
+    WAITS.clear()
     with contextlib.ExitStack() as stack:
         for name, stand_in in _STAND_INS.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
+        stack.enter_context(
+            mock.patch.object(torch._C, _group.__name__, _grouped)
+        )
         stack.enter_context(_Check())
         stack.enter_context(_Rewrite())
         yield
+
+
+@contextlib.contextmanager
+def refused():
+    """Raises RuntimeError where a real GPU would be waited for."""
+    if not torch.cuda.is_available() or torch.cuda.Event is _Event:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _note(what):
+    """Notes a wait, and where it comes from."""
+    stack = [
+        f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno} {frame.line}"
+        for frame in traceback.extract_stack(limit=40)
+        if "/torch/" not in frame.filename and frame.filename != __file__
+    ]
+    WAITS.append(f"{what}: " + " < ".join(stack[:-4:-1]))
 
 
 def on_cuda(tensor):
@@ -89,11 +134,13 @@ class _Copy(torch.autograd.Function):
         return _put(gradient.clone(), ctx.cuda), None
 
 
-def _move(x, device, dtype=None, copy=False):
+def _move(x, device, dtype=None, copy=False, non_blocking=False):
     """What ``Tensor.to`` does."""
     if dtype is not None:
         x = x.to(dtype)
     cuda = on_cuda(x) if device is None else device.type == "cuda"
+    if cuda != on_cuda(x) and not non_blocking:
+        _note(f"copy to {'cuda' if cuda else 'cpu'}")
     return _Copy.apply(x, cuda) if copy or cuda != on_cuda(x) else x
 
 
@@ -101,8 +148,8 @@ def _to(x, *args, copy=False, **kwargs):
     """``Tensor.to`` in all its forms."""
     if args and isinstance(args[0], torch.Tensor):
         return _move(x, CUDA if on_cuda(args[0]) else CPU, args[0].dtype, copy)
-    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-    return _move(x, device, dtype, copy)
+    device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+    return _move(x, device, dtype, copy, non_blocking)
 
 
 class _Rewrite(TorchFunctionMode):
@@ -117,7 +164,15 @@ class _Rewrite(TorchFunctionMode):
                 "can't convert cuda:0 device type tensor to numpy. Use "
                 "Tensor.cpu() to copy the tensor to host memory first."
             )
+        if function is torch.Tensor.tolist and on_cuda(args[0]):
+            _note("tolist")
         device = kwargs.get("device")
+        is_new = function.__name__ == "new_tensor" and on_cuda(args[0])
+        if function.__name__ in FROM_VALUES and (
+            is_new or (device and torch.device(device).type == "cuda")
+        ):
+            if not (_tensors(args) and on_cuda(_tensors(args)[-1])):
+                _note(f"values to cuda ({function.__name__})")
         if device is not None:
             kwargs["device"] = CPU
         result = function(*args, **kwargs)
@@ -153,6 +208,10 @@ class _Check(TorchDispatchMode):
                     "Expected all tensors to be on the same device, but "
                     f"{function} got {', '.join(shapes)}"
                 )
+        if any(places):
+            name = function._schema.name.removeprefix("aten::")
+            if name in WAITING or _depends_on_values(name, args, places):
+                _note(name)
         result = function(*args, **kwargs)
         if any(places):
             known = {x.untyped_storage()._cdata for x in inputs}
@@ -160,6 +219,19 @@ class _Check(TorchDispatchMode):
                 if x.untyped_storage()._cdata not in known:
                     _put(x, True)
         return result
+
+
+def _depends_on_values(name, args, places):
+    """Whether an operator reads values of its operands on the host."""
+    if name in INDEXED:  # by a mask, or by numbers that are sent first
+        named = [x for x in tree_leaves(args[1]) if x is not None]
+        return any(
+            x.dtype in (torch.bool, torch.uint8) or (x.ndim and not on_cuda(x))
+            for x in named
+        )
+    if name == "copy_":  # in place, between the two
+        return not all(places) and not (len(args) > 2 and args[2])
+    return name == "repeat_interleave" and on_cuda(args[0])
 
 
 def _may_meet(function, args, strangers):
@@ -182,7 +254,9 @@ _REPLACED = {
     torch.Tensor.is_cuda.__get__: lambda x, *_: on_cuda(x),
     torch.Tensor.is_cpu.__get__: lambda x, *_: not on_cuda(x),
     torch.Tensor.to: _to,
-    torch.Tensor.cuda: lambda x, *_, **__: _move(x, CUDA),
+    torch.Tensor.cuda: lambda x, *_, non_blocking=False, **__: _move(
+        x, CUDA, non_blocking=non_blocking
+    ),
     torch.Tensor.cpu: lambda x, **_: _move(x, CPU),
     torch.Tensor.pin_memory: lambda x, *_: x,
 }
@@ -192,11 +266,36 @@ def _nothing(*args, **kwargs):
     """Stands for what needs a real device."""
 
 
+_group = torch._C._group_tensors_by_device_and_dtype
+
+
+def _grouped(lists, with_indices=False):
+    """Lists of tensors by device and type, as optimizers sort them."""
+    return {
+        (CUDA if on_cuda(found[0][0]) else device, dtype): (found, indices)
+        for (device, dtype), (found, indices) in _group(
+            lists, with_indices
+        ).items()
+    }
+
+
+class _Event:
+    """Stands for ``torch.cuda.Event``: nothing is pending."""
+
+    def record(self):
+        """Does nothing."""
+
+    def synchronize(self):
+        """Does nothing."""
+
+
 _STAND_INS = {
+    "Event": _Event,
     "is_available": lambda: True,
     "device_count": lambda: 1,
     "is_bf16_supported": lambda *_: False,
     "current_device": lambda: 0,
+    "mem_get_info": lambda *_: (1 << 34, 1 << 34),
     "set_device": _nothing,
     "synchronize": _nothing,
     "is_current_stream_capturing": lambda: False,

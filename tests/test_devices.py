@@ -1,13 +1,18 @@
 """Everything runs on a GPU, pretended where there is none."""
 
+import contextlib
 import copy
 import functools
 
 import pytest
 import torch
+from speechbrain.lobes.features import Fbank
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.nnet.containers import LengthsCapableSequential
+from speechbrain.processing.features import InputNormalization
 
 from speechbrain_ssl.brains.pseudo_label import PseudoLabelBrain
+from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.cli.embed import embed
 from speechbrain_ssl.cli.score import verify
 from speechbrain_ssl.clustering.kmeans import KMeans
@@ -20,6 +25,7 @@ from speechbrain_ssl.dataio.augmentation import (
     Reverberation,
 )
 from speechbrain_ssl.dataio.views import ViewSampler
+from speechbrain_ssl.devices import Later, send
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import continue_run, load_encoder
 from speechbrain_ssl.nnet.branch import Branch, BranchOutput
@@ -37,7 +43,7 @@ from tests.brains import test_base, tiny
 from tests.brains import test_pseudo_label as stage_two
 from tests.nnet import tiny_transformer
 from tests.objectives import examples
-from tests.pretend_device import CUDA, pretended_cuda
+from tests.pretend_device import CUDA, WAITS, pretended_cuda, refused
 
 
 @pytest.fixture
@@ -109,18 +115,59 @@ def test_what_torch_allows_passes(cuda):
     assert net.weight.grad.device == copy.deepcopy(net).bias.device == CUDA
 
 
-@pytest.mark.parametrize("name", examples.classes())
+# what makes the host wait for the device
+WAITING = {
+    "a value": lambda x: x.sum().item(),
+    "a condition": lambda x: bool(x.sum() > 0),
+    "all values": lambda x: x.tolist(),
+    "a copy to the host": lambda x: x.cpu(),
+    "a copy in place to the host": lambda x: torch.ones(2).copy_(x),
+    "a copy from the host": lambda x: torch.ones(2).to("cuda"),
+    "values of the host": lambda x: torch.tensor([1.0], device="cuda"),
+    "numbers of rows from the host": lambda x: x[[0, 1]],
+    "a selection by a mask": lambda x: x[x > 0],
+    "values that are written by a mask": lambda x: x.__setitem__(x > 2, 1.0),
+    "rows that are not zero": lambda x: x.nonzero(),
+    "one argument of where": lambda x: torch.where(x > 0),
+    "a comparison": lambda x: torch.equal(x, x),
+    "a decomposition that is checked": lambda x: torch.linalg.cholesky(
+        torch.eye(2, device="cuda")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_a_wait_for_the_device_is_found(name, cuda):
+    WAITING[name](torch.ones(2, device="cuda"))
+    assert len(WAITS) == 1 and "test_devices.py" in WAITS[0]
+
+
+def test_what_waits_for_nothing_passes(cuda):
+    x = send(torch.ones(2), "cuda")
+    rows = torch.arange(2, device="cuda")
+    x[rows] = torch.where(x > 0, x[rows], 2.0) * torch.full_like(x, 3.0)
+    x.mul_(0.5).index_add_(0, rows, x.clamp(min=1.0).sqrt())
+    assert Later(x).read().gt(2).all()
+    torch.linalg.cholesky_ex(torch.eye(2, device="cuda"))
+    assert not WAITS
+
+
+@pytest.mark.parametrize("name", examples.all_examples())
 def test_objectives(name, cuda):
-    objective = examples.make(examples.classes()[name]).to("cuda")
+    objective = examples.all_examples()[name]().to("cuda")
     size = examples.VIEWS, examples.BATCH, examples.DIM
     points = torch.randn(size, device="cuda", requires_grad=True)
     index = torch.arange(examples.BATCH, device="cuda")
     views = BranchOutput(points, points, index)
     teacher = BranchOutput(points.detach()[:2], points.detach()[:2], index)
-    for _ in range(2):
+    for _ in range(3):  # a queue is full, and what is kept was sent
+        WAITS.clear()
         loss, stats = objective(views, teacher, 0.5)
         loss.backward()
+        with torch.no_grad():
+            getattr(objective, "commit", lambda *_: None)(views, teacher)
     assert {x.device for x in (loss, points.grad, *stats.values())} == {CUDA}
+    assert not WAITS
 
 
 def augmentation():
@@ -163,10 +210,28 @@ class Cut:
     stop_at = 3
 
 
-def resume(run, first, second, brain_class):
+class Counting:
+    """Counts what waits for the device from the end of a step to the next."""
+
+    def on_stage_start(self, stage, epoch=None):
+        super().on_stage_start(stage, epoch)
+        self.waited = []
+
+    def fit_batch(self, batch):
+        if self.step > 1:  # the first one sends what is sent once
+            self.waited += WAITS
+        with refused() if self.step > 1 else contextlib.nullcontext():
+            loss = super().fit_batch(batch)
+        if self.step > 1:
+            self.waited += WAITS
+        WAITS.clear()
+        return loss
+
+
+def resume(run, first, second, cut):
     """Interrupts a run inside its second epoch and goes on with it."""
     with pytest.raises(test_base.Interrupted):
-        run(**first, brain_class=brain_class, ckpt_interval_steps=1)
+        run(**first, brain_class=cut, ckpt_interval_steps=1)
     return run(**second)
 
 
@@ -187,6 +252,113 @@ def test_stage_one(corpus, tmp_path, cuda, augment_on):
     last = tiny.records(tmp_path)[-1]
     assert last["train"]["ssps_replaced"] > 0 and "EER" in last["valid"]
     assert not tiny.unexplained(tmp_path)
+
+
+class Noticed(Branch):
+    """The features of the recipes, with their normalisation."""
+
+    def __init__(self):
+        norm = InputNormalization(norm_type="sentence", std_norm=False)
+        encoder = ECAPA_TDNN(24, channels=[8] * 4 + [24], lin_neurons=tiny.DIM)
+        super().__init__(Fbank(n_mels=24), norm, encoder)
+
+
+@pytest.mark.parametrize("augment_on", ["workers", "device"])
+def test_a_step_of_stage_one_does_not_wait(
+    corpus, tmp_path, cuda, augment_on, monkeypatch
+):
+    monkeypatch.setattr(tiny, "Branch", lambda *parts: Noticed())
+    settings = cluster_aware(augment_on)
+    brain = tiny.run(
+        corpus,
+        tmp_path,
+        device="cuda:0",
+        batch_size=4,
+        epochs=2,
+        brain_class=type("", (Counting, SSLBrain), {}),
+        **settings,
+    )
+    assert brain.optimizer_step == 6
+    assert not brain.waited
+
+
+def test_a_step_of_stage_two_does_not_wait(corpus, tmp_path, cuda):
+    brain = stage_two.run(
+        corpus,
+        tmp_path,
+        device="cuda:0",
+        batch_size=4,
+        brain_class=type("", (Counting, PseudoLabelBrain), {}),
+        **stage_two_settings(Noticed()),
+    )
+    assert brain.optimizer_step == 6
+    assert not brain.waited
+
+
+SGD = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+ADAMW = functools.partial(torch.optim.AdamW, lr=0.01)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("opt_class", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("lost", ["loss", "gradients"])
+def test_a_step_that_is_not_finite_changes_nothing(
+    corpus, tmp_path, cuda, lost, opt_class, first
+):
+    """The device itself skips the step; the host learns of it in the next."""
+
+    class Spoils(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.objective, self.calls = MoCo(tiny.DIM, queue_size=20), 0
+            self.commit = self.objective.commit
+
+        def forward(self, student, teacher, epoch):
+            self.calls += 1
+            loss, stats = self.objective(student, teacher, epoch)
+            if self.calls == first and lost == "loss":
+                loss = loss * float("nan")
+            if self.calls == first and lost == "gradients":
+                loss = loss + (0 * student.embedding).sqrt().sum()
+            return loss, stats
+
+    class Keeping(Counting, SSLBrain):
+        def fit_batch(self, batch):
+            loss = super().fit_batch(batch)
+            self.note_state()
+            return loss
+
+        def on_fit_start(self):
+            super().on_fit_start()
+            self.note_state()
+
+        def note_state(self):
+            kept = self.optimizer.state.values()
+            parts = [x for state in kept for x in state.values()]
+            parts += self.modules.student.parameters()
+            parts += self.modules.teacher.parameters()
+            # an optimizer makes moments that are zero when it is first asked
+            parts = [x.detach().clone() for x in parts if x.any()]
+            self.states.append(parts)
+
+        states = []
+
+    brain = tiny.run(
+        corpus,
+        tmp_path,
+        device="cuda:0",
+        epochs=1,
+        objective=Spoils(),
+        brain_class=Keeping,
+        opt_class=opt_class,
+    )
+    before, after, later = (
+        [x.tolist() for x in Keeping.states[n]]
+        for n in range(first - 1, first + 2)
+    )
+    assert before == after != later
+    assert brain.optimizer_step == 3
+    assert brain.train_stats["gradient_norm"] > 0
 
 
 def stage_two_settings(encoder):

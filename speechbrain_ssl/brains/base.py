@@ -19,6 +19,8 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.brains.unreadable import UnreadableUtterances
 from speechbrain_ssl.dataio.annotations import UtteranceDataset
+from speechbrain_ssl.dataio.loader import EpochLoader
+from speechbrain_ssl.devices import Later
 from speechbrain_ssl.evaluation.selfcheck import stats_of
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, write_whole
@@ -62,9 +64,9 @@ class StepResult(NamedTuple):
         Scalar to minimise.
     stats : dict of str to torch.Tensor
         Detached scalars for the log.
-    teaches : bool
+    teaches : bool or torch.Tensor
         Whether there is something to learn; a step of batches without is
-        skipped.
+        skipped. The tensor [] is the same in all processes.
     commit : callable
         Keeps what is kept of a batch (queues, decisions, statistics of
         embeddings); called if the loss is finite in all processes.
@@ -72,7 +74,7 @@ class StepResult(NamedTuple):
 
     loss: torch.Tensor
     stats: dict[str, torch.Tensor]
-    teaches: bool
+    teaches: bool | torch.Tensor
     commit: Callable[[], None]
 
 
@@ -88,6 +90,12 @@ class SpeakerBrain(sb.Brain):
     or of gradients that are not finite, in an epoch or in a row end the run.
     A resumed run gives the same bits on a CPU. Each process draws its own
     random numbers. BatchNorm works in processes without GPUs.
+
+    An accelerator always has work in its queue. The host reads whether a loss
+    is finite when the backward pass is queued already. The optimizer itself
+    skips a step whose gradients are not finite, if it has a fused form; the
+    host learns of it in the next step. Everything else that the host wants to
+    know is fetched at the end of an epoch.
 
     A subclass has ``evaluated`` (the Branch that is verified and exported),
     and its ``compute_objectives`` returns a ``StepResult``, whose ``commit``
@@ -151,6 +159,11 @@ class SpeakerBrain(sb.Brain):
         self.gradients_are_usable, self.something_to_learn = True, False
         self.steps_without = 0
         self.lost_in_a_row = 0
+        # 1 if the last step was made, 0 if not, on the device; None: it was
+        self.moved: torch.Tensor | None = None
+        # gradient norm of a step that may be lost
+        self.unsettled: tuple[torch.Tensor, Later] | None = None
+        self.stop_asked = False
         self.utterances_hash: str | None = None  # of subclasses that keep rows
         self.training_seconds = 0.0
         self.clock = time.monotonic()
@@ -197,34 +210,51 @@ class SpeakerBrain(sb.Brain):
         module = self.modules[name]
         return getattr(module, "module", module)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether training is on a GPU."""
+        return torch.device(self.device).type == "cuda"
+
     def make_dataloader(
         self, dataset: UtteranceDataset, stage: sb.Stage, **kwargs: Any
     ) -> Any:
-        """Makes the loader and notes the length of an epoch."""
-        loader = super().make_dataloader(dataset, stage, **kwargs)
-        if stage == sb.Stage.TRAIN:
-            self.train_loader = loader
-            self.steps_per_epoch = len(loader)
-            self.utterances_per_step = (
-                loader.batch_size or 1
-            ) * distributed.world_size()
-            if self.debug:
-                self.steps_per_epoch = min(len(loader), self.debug_batches)
-        return loader
+        """Makes the loader and notes the length of an epoch.
 
-    def _train_loader_specifics(self, dataset, loader_kwargs):
-        """Uses the given sampler, which is already one of this process."""
-        sampler = loader_kwargs.get("sampler")
-        if sampler is None:
-            return super()._train_loader_specifics(dataset, loader_kwargs)
-        self.train_sampler = sampler
-        return loader_kwargs
+        Arguments
+        ---------
+        dataset : UtteranceDataset
+            The training set.
+        stage : sb.Stage
+            Always TRAIN: utterances are verified by ``verify_epoch``.
+        **kwargs : dict
+            For ``EpochLoader``, with the ``sampler`` of this process.
+
+        Returns
+        -------
+        EpochLoader
+            The loader; it is part of checkpoints.
+        """
+        if self.on_gpu:  # copies from other memory would wait
+            kwargs.setdefault("pin_memory", True)
+        loader = EpochLoader(
+            dataset, last_epoch=self.hparams.epoch_counter.limit, **kwargs
+        )
+        self.train_loader, self.train_sampler = loader, loader.sampler
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("dataloader-TRAIN", loader)
+        self.steps_per_epoch = len(loader)
+        self.utterances_per_step = (
+            loader.batch_size or 1
+        ) * distributed.world_size()
+        if self.debug:
+            self.steps_per_epoch = min(len(loader), self.debug_batches)
+        return loader
 
     def _wrap_distributed(self):
         """Wraps modules that learn in DDP; SyncBatchNorm needs GPUs."""
         if not self.distributed_launch:
             return
-        on_cpu = torch.device(self.device).type == "cpu"
+        on_cpu = not self.on_gpu
         for name, module in self.modules.items():
             if not on_cpu:  # the teacher's as well as the student's
                 module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -249,7 +279,7 @@ class SpeakerBrain(sb.Brain):
             get("decay_vectors", False),
             parameters_with(options, "decay"),
         )
-        self.optimizer = self.opt_class(groups)
+        self.optimizer = self._make_optimizer(groups)
         self.optimizers_dict = {"opt_class": self.optimizer}
         self.lr_scale = self._lr_scale(get("lr_for", "none"))
         for group in self.optimizer.param_groups:
@@ -260,6 +290,28 @@ class SpeakerBrain(sb.Brain):
         ]
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def _make_optimizer(self, groups):
+        """Makes the optimizer, on a GPU in its fused form if it has one."""
+        given = getattr(self.opt_class, "keywords", {})
+        if self.on_gpu and not {"fused", "foreach", "dampening"} & given.keys():
+            with contextlib.suppress(TypeError, RuntimeError):
+                return self.opt_class([{**g} for g in groups], fused=True)
+        return self.opt_class(groups)
+
+    def _complete_state(self):
+        """Adds the state that fused optimizers of torch expect."""
+        state = self.optimizer.state
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                # SGD would leave it uninitialised if the first step is skipped
+                if group.get("momentum") and not state[parameter]:
+                    zeros = torch.zeros_like(parameter)
+                    state[parameter]["momentum_buffer"] = zeros
+                # steps are counted on the device, by others on the CPU
+                if "step" in state.get(parameter, ()):
+                    steps = state[parameter]["step"]
+                    state[parameter]["step"] = steps.to(parameter.device)
 
     def _lr_scale(self, rule):
         """Factor of all learning rates by the rule ``lr_for``."""
@@ -292,6 +344,8 @@ class SpeakerBrain(sb.Brain):
         # loading a checkpoint has set those of the earlier run
         for group, settings in zip(self.optimizer.param_groups, self.settings):
             group.update(settings)
+        if self._skips_by_itself:
+            self._complete_state()
         if sb.utils.distributed.if_main_process():
             path = os.path.join(self.hparams.output_folder, "stats_help.json")
             with writing(path), write_whole(path) as file:
@@ -341,18 +395,20 @@ class SpeakerBrain(sb.Brain):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 result = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            finite = distributed.everywhere(result.loss.detach().isfinite())
-            self.gradients_are_usable &= finite
-            if self.gradients_are_usable:
-                loss = result.loss / len(accumulated)
-                self.scaler.scale(loss).backward()
+            verdict = self._verdict(result)
+            self.scaler.scale(result.loss / len(accumulated)).backward()
+        # the device computes the backward pass while this waits for the loss
+        loss, finite, teaches, unasked = verdict.read().unbind()
+        self.stop_asked = not unasked
+        self._settle()
         if finite:
             with torch.no_grad():
                 result.commit()
             self.note({"loss": result.loss, **result.stats})
         else:
-            self._undo(result.loss, batch)
-        self.something_to_learn |= result.teaches
+            self.gradients_are_usable = False
+            self._undo(loss, batch)
+        self.something_to_learn |= bool(teaches)
         stepped = False
         if should_step:
             if self.gradients_are_usable and self.something_to_learn:
@@ -361,11 +417,24 @@ class SpeakerBrain(sb.Brain):
             self.zero_grad(set_to_none=True)
             self.gradients_are_usable, self.something_to_learn = True, False
         self.on_fit_batch_end(batch, outputs, result.loss, stepped)
-        loss = result.loss.detach().cpu()
         now = time.monotonic()
         self.training_seconds += now - self.clock
         self.clock = now
         return loss
+
+    @torch.no_grad()
+    def _verdict(self, result):
+        """What the host must know of a batch: the loss; whether it is finite
+        in all processes; whether there is something to learn; whether no
+        process received a signal.
+        """
+        loss, teaches = result.loss.detach().float(), result.teaches
+        if not isinstance(teaches, torch.Tensor):
+            teaches = torch.full_like(loss, teaches)
+        unasked = torch.full_like(loss, stop_requested() is None).bool()
+        flags = torch.stack([loss.isfinite(), unasked])
+        finite, unasked = distributed.everywhere(flags).float()
+        return Later(torch.stack([loss, finite, teaches.float(), unasked]))
 
     def _accumulated(self):
         """Steps of the epoch whose gradients are accumulated with this one."""
@@ -376,8 +445,7 @@ class SpeakerBrain(sb.Brain):
     def _undo(self, loss, batch):
         """Restores running statistics after a loss that is not finite."""
         self.running_statistics.restore()
-        finite = torch.isfinite(loss.detach())
-        ids = distributed.gather_objects([] if finite else batch.id)
+        ids = distributed.gather_objects([] if loss.isfinite() else batch.id)
         if sb.utils.distributed.if_main_process():
             logger.warning(
                 "The loss is not finite; the step is skipped. Utterances: %s",
@@ -428,7 +496,8 @@ class SpeakerBrain(sb.Brain):
         Returns
         -------
         bool
-            Whether a step was made: not if gradients are not finite.
+            Whether a step was made: not if gradients are not finite. On an
+            accelerator True may turn out wrong; ``moved`` has the answer.
         """
         self.scaler.unscale_(self.optimizer)
         for parameter in self.summed:  # DDP has averaged
@@ -444,20 +513,53 @@ class SpeakerBrain(sb.Brain):
             each=self.hparams.clip_each_tensor,
             unclipped=self.unclipped,
         )
-        finite = bool(torch.isfinite(norm))
-        if not finite and not self.scaler.is_enabled():
-            logger.warning("Gradients are not finite; the step is skipped.")
-            self._lose_step("gradients were")
-            return False
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if not finite:
-            self._look_for_scale()
-            return False
-        self.note({"gradient_norm": norm})
+        self.unsettled = norm, Later(norm)
+        if self.on_gpu and self._skips_by_itself:
+            self.moved = norm.isfinite().float()
+            self._step_if(self.moved)
+            self.optimizer_step += 1
+            return True
+        finite = bool(norm.isfinite())
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer_step += 1
-        self.lost_in_a_row = 0
-        return True
+        self._settle()
+        return finite
+
+    @property
+    def _skips_by_itself(self):
+        """Whether the optimizer can skip a step by a flag on the device."""
+        return getattr(self.optimizer, "_step_supports_amp_scaling", False)
+
+    def _step_if(self, moved):
+        """A step of the optimizer, if ``moved`` is 1 and not 0."""
+        if self.scaler.is_enabled():  # it looks for itself
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        # what torch.amp.GradScaler tells an optimizer
+        self.optimizer.grad_scale = None
+        self.optimizer.found_inf = 1 - moved
+        self.optimizer.step()
+        del self.optimizer.grad_scale, self.optimizer.found_inf
+
+    def _settle(self):
+        """Finds out whether the last step of the optimizer was made."""
+        if self.unsettled is None:
+            return
+        norm, copy = self.unsettled
+        self.unsettled = None
+        if copy.read().isfinite():
+            self.note({"gradient_norm": norm})
+            self.lost_in_a_row = 0
+            return
+        self.optimizer_step -= 1
+        if self.scaler.is_enabled():
+            self._look_for_scale()
+            return
+        logger.warning("Gradients are not finite; the step is skipped.")
+        self._lose_step("gradients were")
 
     def _look_for_scale(self):
         """Counts steps that the scaler skips while it searches its scale."""
@@ -478,7 +580,7 @@ class SpeakerBrain(sb.Brain):
         last = self._accumulated()[-1]
         if self.step != last or last == self.steps_per_epoch:
             return False
-        self.stopping = self._stop_requested()
+        self.stopping = self.stop_asked
         if self.stopping and self.checkpointer is None:
             self._stop("ended without a checkpoint.")
         return self.stopping or super()._should_save_intra_epoch_ckpt(
@@ -487,6 +589,7 @@ class SpeakerBrain(sb.Brain):
 
     def _save_intra_epoch_ckpt(self):
         """Saves inside an epoch; ends there if a signal asks for it."""
+        self._settle()
         failed = self.checkpointer.failed_saves
         super()._save_intra_epoch_ckpt()
         if self.stopping:
@@ -495,7 +598,7 @@ class SpeakerBrain(sb.Brain):
     def _stop_requested(self):
         """Whether any process received a signal; the same in all of them."""
         unasked = torch.tensor(stop_requested() is None, device=self.device)
-        return not distributed.everywhere(unasked)
+        return not bool(distributed.everywhere(unasked))
 
     def _stop_after_save(self, failed):
         """Ends the process; ``failed`` saves had failed before this one."""
@@ -543,6 +646,7 @@ class SpeakerBrain(sb.Brain):
         """After training: statistics, verification, log, checkpoint."""
         if stage != sb.Stage.TRAIN:
             return
+        self._settle()
         self.train_stats = {
             name: float(distributed.mean(torch.as_tensor(total / count)))
             for name, (total, count) in sorted(self.sums.items())

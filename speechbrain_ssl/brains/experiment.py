@@ -824,9 +824,11 @@ def time_steps(
             "sampler": sampler,
             "batch_size": size,
             "num_workers": hparams["num_workers"],
+            "persistent_workers": hparams["num_workers"] > 0,
             "drop_last": True,
         },
     )
+    _end_workers(brain.train_loader)
     moments = brain.moments[SETTLING_STEPS:]
     durations = [b - a for a, b in zip(moments, moments[1:])]
     return brain, statistics.median(durations)

@@ -20,6 +20,7 @@ from speechbrain_ssl.brains.collapse import CollapseStats
 from speechbrain_ssl.brains.unreadable import UnreadableUtterances
 from speechbrain_ssl.clustering.quality import centroids
 from speechbrain_ssl.dataio import audio, faces
+from speechbrain_ssl.devices import send
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.pseudo_labels import modalities
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
@@ -67,12 +68,15 @@ class Prediction(NamedTuple):
         The same of clean views; None before labels are corrected.
     present : torch.Tensor
         bool, which clips have the modality [batch].
+    rows : torch.Tensor
+        int64 numbers of these clips in the batch [clips].
     """
 
     embedding: torch.Tensor
     cosines: torch.Tensor
     clean_cosines: torch.Tensor | None
     present: torch.Tensor
+    rows: torch.Tensor
 
 
 class PseudoLabelBrain(SpeakerBrain):
@@ -152,6 +156,7 @@ class PseudoLabelBrain(SpeakerBrain):
 
     def on_fit_start(self) -> None:
         """Moves the augmentation; starts class weights at centroids."""
+        self.classes = self.decisions.labels.to(self.device)
         resumed = self.checkpointer and self.checkpointer.list_checkpoints()
         for modality in self.modalities:
             modality.sampler.to(self.device)
@@ -226,7 +231,7 @@ class PseudoLabelBrain(SpeakerBrain):
         list of Prediction
             Of the voice and, with faces, of the face.
         """
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         return [self._predict(modality, batch) for modality in self.modalities]
 
     def _predict(self, modality, batch):
@@ -248,8 +253,10 @@ class PseudoLabelBrain(SpeakerBrain):
         clean = None
         if self.epoch >= self.hparams.loss.correct_from:
             clean = self._clean_cosines(prefix, crops[1], present)
-        present = present.to(self.device)
-        return Prediction(embedding, cosines, clean, present)
+        present, rows = (
+            send(x, self.device) for x in (present, present.nonzero()[:, 0])
+        )
+        return Prediction(embedding, cosines, clean, present, rows)
 
     @torch.no_grad()
     def _clean_cosines(self, prefix, crop, present):
@@ -281,10 +288,10 @@ class PseudoLabelBrain(SpeakerBrain):
         StepResult
             Its ``commit`` keeps the decisions for the gates.
         """
-        index = torch.as_tensor(batch.index, device=self.device)
-        speed = torch.as_tensor(batch.speed, device=self.device)
-        # the labels of all utterances stay on the CPU
-        labels = self.decisions.labels[index.cpu()].to(self.device)
+        index, speed = (
+            send(x, self.device) for x in (batch.index, batch.speed)
+        )
+        labels = self.classes[index]
         own_labels = [labels + self.labels.count * speed]
         if len(predictions) > 1:  # faces have no speed
             own_labels.append(labels)
@@ -308,10 +315,11 @@ class PseudoLabelBrain(SpeakerBrain):
                 stats.update(
                     {f"{modality.prefix}{k}": v for k, v in found.items()}
                 )
-            teaches = not all(
-                bool(stats[f"{modality.prefix}nothing_selected"])
+            nothing = [
+                stats[f"{modality.prefix}nothing_selected"]
                 for modality in self.modalities
-            )
+            ]
+            teaches = torch.stack(nothing).min() == 0
             regularizer = getattr(self.hparams, "regularizer", None)
             if regularizer is not None:
                 total, distance = regularizer(total)
@@ -320,7 +328,7 @@ class PseudoLabelBrain(SpeakerBrain):
         def commit():
             self.collapse.append(predictions[0].embedding)
             for prediction in predictions[1:]:
-                seen = prediction.embedding[prediction.present]
+                seen = prediction.embedding[prediction.rows]
                 self.face_collapse.append(seen)
             for modality, decision in zip(self.modalities, decided):
                 # a class at any speed is one class of the file
@@ -392,6 +400,7 @@ class PseudoLabelBrain(SpeakerBrain):
     def _fit_gate(self, modality):
         """Fits a gate; returns the warning if its decision was refused."""
         prefix, decisions = modality.prefix, modality.decisions
+        decisions.fetch()
         decision = modality.gate.fit(decisions.loss_logs())
         silent = decisions.silent_classes()
         self.train_stats[f"{prefix}silent_classes"] = silent / self.labels.count
@@ -435,7 +444,7 @@ def _embed(encoder, crop, present):
     kept = present.clone()
     if kept.sum() < 2:
         kept[:2] = True
-    rows = kept.nonzero()[:, 0].to(crop.device)
+    rows = send(kept.nonzero()[:, 0], crop.device)
     found = encoder([crop[rows]]).embedding[0]
     blank = found.new_zeros(len(crop), found.shape[1])
     return blank.index_copy(0, rows, found)

@@ -11,6 +11,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains.base import SpeakerBrain, StepResult
 from speechbrain_ssl.dataio.annotations import UtteranceDataset
+from speechbrain_ssl.devices import send
 from speechbrain_ssl.nnet.branch import Branch, BranchOutput
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 
@@ -79,7 +80,7 @@ class SSLBrain(SpeakerBrain):
         teacher : BranchOutput
             Of the global crops, or None.
         """
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         sampler = self.hparams.view_sampler
         wavs = sampler.augment(batch.views.data, batch.draws.data)
         global_crops, local_crops = sampler.split(wavs)
@@ -91,7 +92,7 @@ class SSLBrain(SpeakerBrain):
         teacher = None
         if "teacher" in self.modules:
             teacher = self.modules.teacher(global_crops)
-        index = torch.as_tensor(batch.index, device=self.device)
+        index = send(batch.index, self.device)
         view_id = tuple(range(len(global_crops + local_crops)))
         return (
             student._replace(index=index, view_id=view_id[-len(seen) :]),
@@ -159,7 +160,9 @@ class SSLBrain(SpeakerBrain):
     ) -> None:
         """Moves the teacher after each optimiser step."""
         if should_step and "teacher" in self.modules:
-            self.module("teacher").update(self.module("student"), self.epoch)
+            self.module("teacher").update(
+                self.module("student"), self.epoch, self.moved
+            )
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Resets the statistics, and refreshes cluster tables if it is time."""
@@ -188,6 +191,8 @@ class SSLBrain(SpeakerBrain):
         branch.train(was_training)
         for table in tables:
             report = table.refresh(embeddings, epoch)
+            # their views were cut from the clusters of before
+            self.train_loader.forget()
             self.cluster_stats.update(self._numbered(table, report))
         # this is training time, but no waiting for data
         now = time.monotonic()

@@ -23,7 +23,9 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import AgglomerativeClustering
 
 from speechbrain_ssl.checks import checked, number, one_of, optional, whole
-from speechbrain_ssl.clustering.kmeans import KMeans, read_points
+from speechbrain_ssl.clustering.device import chosen, knn
+from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.points import read_points
 
 # With more points, neighbors are searched approximately (inverted file index).
 EXACT_NEIGHBORS = 200_000
@@ -58,7 +60,9 @@ class TwoStage(ClusterMixin, BaseEstimator):
         distances.
     n_neighbors : int
         Neighbors of each cluster in the graph.
-    random_state, spherical, n_iter, n_init, max_points_per_centroid, distributed
+    random_state, spherical, n_iter, n_init, max_points_per_centroid
+        See ``KMeans``.
+    distributed, device
         See ``KMeans``.
 
     Raises
@@ -86,6 +90,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
         n_iter=whole(1),
         n_init=whole(1),
         max_points_per_centroid=whole(1),
+        device=one_of("auto", "cpu", "cuda"),
     )
     def __init__(
         self,
@@ -99,6 +104,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
         n_init: int = 1,
         max_points_per_centroid: int = 256,
         distributed: bool = False,
+        device: str = "auto",
     ):
         if fine_clusters is not None and fine_clusters < n_clusters:
             raise ValueError(
@@ -115,6 +121,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
         self.n_init = n_init
         self.max_points_per_centroid = max_points_per_centroid
         self.distributed = distributed
+        self.device = device
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters of points [n, dim].
@@ -139,7 +146,9 @@ class TwoStage(ClusterMixin, BaseEstimator):
                 self.n_clusters,
                 metric="cosine" if by_cosine else "euclidean",
                 linkage=self.linkage,
-                connectivity=_connected(centroids, self.n_neighbors),
+                connectivity=_connected(
+                    centroids, self.n_neighbors, chosen(self.device)
+                ),
                 compute_full_tree=False,
             )
             joined = agglomerative.fit_predict(centroids)
@@ -163,6 +172,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
             self.random_state,
             self.max_points_per_centroid,
             self.distributed,
+            self.device,
         )
         self.fine_labels_ = kmeans.fit_predict(X)
         self.n_empty_ = kmeans.n_empty_
@@ -203,6 +213,9 @@ class Graph(ClusterMixin, BaseEstimator):
         Seed of ``leiden``, and of the index for more than 200,000 points.
     chunk_size : int
         Number of points whose neighbors are searched at once.
+    device : str
+        Where to search neighbors: ``cpu``, ``cuda``, or ``auto``, the GPU if
+        there is one, whose search is exact for any number of points.
 
     Raises
     ------
@@ -225,6 +238,7 @@ class Graph(ClusterMixin, BaseEstimator):
         method=one_of(*GRAPH_METHODS),
         resolution=number(above=0),
         chunk_size=whole(1),
+        device=one_of("auto", "cpu", "cuda"),
     )
     def __init__(
         self,
@@ -234,6 +248,7 @@ class Graph(ClusterMixin, BaseEstimator):
         resolution: float = 1.0,
         random_state: int = 0,
         chunk_size: int = 65536,
+        device: str = "auto",
     ):
         if method == "leiden":
             _igraph()
@@ -243,6 +258,7 @@ class Graph(ClusterMixin, BaseEstimator):
         self.resolution = resolution
         self.random_state = random_state
         self.chunk_size = chunk_size
+        self.device = device
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters of points [n, dim].
@@ -267,13 +283,15 @@ class Graph(ClusterMixin, BaseEstimator):
 
     def _mutual(self, X):
         """Returns each edge once: its two ends and its cosine."""
-        index = _neighbor_index(X, self.chunk_size, self.random_state)
+        search = _neighbor_search(
+            X, self.chunk_size, self.random_state, chosen(self.device)
+        )
         count = len(X)
         wanted = min(self.n_neighbors + 1, count)
         edges, cosines = [], []
         for first in range(0, count, self.chunk_size):
             chunk = read_points(X, slice(first, first + self.chunk_size), True)
-            scores, found = index.search(chunk, wanted)
+            scores, found = search(chunk, wanted)
             near = np.arange(first, first + len(chunk))[:, None]
             kept = (scores >= self.threshold) & (found != near) & (found >= 0)
             low, high = np.minimum(near, found), np.maximum(near, found)
@@ -365,11 +383,11 @@ def tidy(
     return Tidied(new[place].astype(np.int64), report)
 
 
-def _connected(centroids, n_neighbors):
+def _connected(centroids, n_neighbors, device):
     """Returns a connected nearest-neighbor graph for AgglomerativeClustering."""
     count = len(centroids)
     wanted = min(n_neighbors + 1, count)
-    _, found = faiss.knn(centroids, centroids, wanted)
+    _, found = knn(centroids, centroids, wanted, False, device)
     rows = np.repeat(np.arange(count), wanted)
     columns = found.ravel()
     parts, member = csgraph.connected_components(
@@ -400,8 +418,13 @@ def _connected(centroids, n_neighbors):
     return graph + graph.T
 
 
-def _neighbor_index(X, chunk_size, seed):
-    """Builds a faiss index of unit vectors, exact up to EXACT_NEIGHBORS."""
+def _neighbor_search(X, chunk_size, seed, device):
+    """Returns a function that finds nearest unit vectors: on a GPU exactly, or
+    by an index of faiss, which is exact up to EXACT_NEIGHBORS.
+    """
+    if device.type != "cpu":
+        points = read_points(X, slice(None), True)
+        return lambda chunk, wanted: knn(chunk, points, wanted, True, device)
     count, dim = X.shape
     index = faiss.IndexFlatIP(dim)
     if count > EXACT_NEIGHBORS:
@@ -416,7 +439,7 @@ def _neighbor_index(X, chunk_size, seed):
         index.train(read_points(X, np.sort(rows), True))
     for first in range(0, count, chunk_size):
         index.add(read_points(X, slice(first, first + chunk_size), True))
-    return index
+    return index.search
 
 
 def _igraph():

@@ -1,4 +1,4 @@
-"""k-means with threads and processes.
+"""k-means with threads and processes, or on a GPU.
 
 Lloyd's algorithm with two changes, which find better clusters in less time. The
 first iterations use a sample of the points. After each of these iterations,
@@ -11,28 +11,26 @@ The result does not depend on the number of threads and processes. Each block of
 points is compared with the centroids by one thread, and blocks have a fixed
 size. Coordinates are rounded to multiples of a power of two, so sums of points
 are exact in any order.
+
+A GPU does the same, see ``clustering.device``: it multiplies with other
+rounding errors, so a point goes to another cluster where float32 cannot tell
+which of two centroids is nearer.
 """
 
-import math
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
-import faiss
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
-from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, one_of, whole
+from speechbrain_ssl.clustering.device import DevicePoints, chosen
+from speechbrain_ssl.clustering.points import (
+    BLOCK,
+    Clusters,
+    Points,
+    read_points,
+)
 
-# Points of a block. Larger blocks are not faster; another size may change
-# results by rounding.
-BLOCK = 2048
-# Rounding step of coordinates, relative to the largest one: the precision of
-# float32. The float64 sum of 2 ** 29 points is exact.
-STEP = 2.0**-24
 # Share of the iterations that use a sample, and its points per centroid.
 EARLY, SAMPLE = 0.3, 32
 # Iterations of two-means in a cluster, to find the gain of a split.
@@ -41,13 +39,6 @@ HALVINGS = 4
 NEIGHBORS = 4
 # Smaller gains, relative to the contribution of a cluster, are rounding errors.
 ROUNDING = 1e-9
-# Scores with a smaller relative difference are computed again in float64,
-# because float32 products depend on the number of rows of a product.
-NEAR = 1e-5
-# If float64 scores are equal up to these decimals, the first one wins.
-DECIMALS = 12
-# Largest number of float64 scores that are computed at once.
-SCORES = 1 << 20
 
 
 class KMeans(ClusterMixin, BaseEstimator):
@@ -76,6 +67,9 @@ class KMeans(ClusterMixin, BaseEstimator):
         Whether all processes of torch.distributed share the work. Each is
         given all points, and reads a part of them. All return the labels
         that a single process would find.
+    device : str
+        Where to compute: ``cpu``, ``cuda``, or ``auto``, the GPU if there is
+        one.
 
     Example
     -------
@@ -92,6 +86,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         n_init=whole(1),
         max_points_per_centroid=whole(1),
         distributed=one_of(True, False),
+        device=one_of("auto", "cpu", "cuda"),
     )
     def __init__(
         self,
@@ -102,6 +97,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         random_state: int = 0,
         max_points_per_centroid: int = 256,
         distributed: bool = False,
+        device: str = "auto",
     ):
         self.n_clusters = n_clusters
         self.spherical = spherical
@@ -110,6 +106,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.random_state = random_state
         self.max_points_per_centroid = max_points_per_centroid
         self.distributed = distributed
+        self.device = device
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters of points [n, dim].
@@ -132,7 +129,7 @@ class KMeans(ClusterMixin, BaseEstimator):
                 f"{self.n_clusters} and there are {len(X)} points."
             )
         self.cluster_centers_ = _fit(
-            Points(X, self.spherical, self.distributed),
+            self._points(X),
             self.n_clusters,
             self.n_iter,
             self.n_init,
@@ -145,182 +142,17 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Returns the nearest centroid of each point of X, int64 [n]."""
-        points = Points(X, self.spherical, self.distributed)
+        points = self._points(X)
         labels = np.zeros(len(X), np.int64)
-        mine = labels[points.part(len(X))]
-
-        def find(place, block):
-            mine[place] = nearest(block, self.cluster_centers_, self.spherical)
-
-        points.each(np.arange(len(X)), find)
+        labels[points.part(len(X))] = points.nearest(self.cluster_centers_)
         return points.total(labels)
 
-
-class Clusters(NamedTuple):
-    """Exact float64 sums [clusters, dim] and int64 numbers of points [clusters]."""
-
-    sums: np.ndarray
-    counts: np.ndarray
-
-    def without(self, others: "Clusters") -> "Clusters":
-        """Removes the points of other clusters."""
-        return Clusters(self.sums - others.sums, self.counts - others.counts)
-
-
-class Points:
-    """Reads points in blocks, with threads and processes.
-
-    Arguments
-    ---------
-    X : np.ndarray
-        All points, in each process; may be memory-mapped [n, dim].
-    spherical : bool
-        Whether to scale points to unit length and compare them by cosine.
-    shared : bool
-        Whether all processes take part, or only this one.
-
-    Example
-    -------
-    >>> points = Points(np.eye(3), spherical=True, shared=False)
-    >>> points.each(np.array([0, 2]), lambda place, block: print(block))
-    [[1. 0. 0.]
-     [0. 0. 1.]]
-    """
-
-    def __init__(self, X: np.ndarray, spherical: bool, shared: bool):
-        self.X = X
-        self.spherical = spherical
-        self.shared = shared and distributed.world_size() > 1
-        self.step: float | None = None
-
-    def find_step(self, rows: np.ndarray) -> None:
-        """Sets the rounding step from the largest coordinate of the rows."""
-        largest = np.ones(1)
-        if not self.spherical:
-            found = []
-            self.each(rows, lambda _, block: found.append(np.abs(block).max()))
-            largest[0] = max(found, default=0.0)
-            if self.shared:
-                largest = _reduced(largest, torch.distributed.ReduceOp.MAX)
-        self.step = STEP * 2.0 ** math.ceil(math.log2(max(largest[0], 1e-30)))
-
-    def part(self, count: int) -> slice:
-        """Slice of the rows of this process, in whole blocks."""
-        if not self.shared:
-            return slice(0, count)
-        rank, world = distributed.rank(), distributed.world_size()
-        blocks = -(-count // BLOCK)
-        first, stop = rank * blocks // world, (rank + 1) * blocks // world
-        return slice(min(first * BLOCK, count), min(stop * BLOCK, count))
-
-    def each(
-        self, rows: np.ndarray, function: Callable[[slice, np.ndarray], Any]
-    ) -> None:
-        """Calls a function for each block of this process, in threads.
-
-        Arguments
-        ---------
-        rows : np.ndarray
-            Sorted rows of all processes [count].
-        function : callable
-            Takes a slice, the position of the block in the part of this
-            process, and the points of the block, float32 [block, dim].
-        """
-        part = self.part(len(rows))
-
-        def work(first):
-            stop = min(first + BLOCK, part.stop)
-            block = read_points(self.X, rows[first:stop], self.spherical)
-            if self.step:
-                block *= 1 / self.step
-                np.rint(block, out=block)
-                block *= self.step
-            function(slice(first - part.start, stop - part.start), block)
-
-        # one thread per block is faster than OpenMP threads within a block
-        pool = ThreadPoolExecutor(
-            faiss.omp_get_max_threads(),
-            initializer=faiss.omp_set_num_threads,
-            initargs=(1,),
-        )
-        try:
-            for _ in pool.map(work, range(part.start, part.stop, BLOCK)):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def total(self, x: np.ndarray) -> np.ndarray:
-        """Sums an array over the processes."""
-        if not self.shared:
-            return x
-        return _reduced(x, torch.distributed.ReduceOp.SUM)
-
-
-def read_points(
-    X: np.ndarray, rows: np.ndarray | slice, unit: bool
-) -> np.ndarray:
-    """Copies rows of X to float32 [rows, dim], scaled to unit length if asked.
-
-    Raises
-    ------
-    ValueError
-        If a point is not finite.
-    """
-    points = np.array(X[rows], np.float32, order="C")
-    squares = np.einsum("nd,nd->n", points, points)
-    # squares of large numbers may be infinite too
-    finite = np.isfinite(squares) | np.isfinite(points).all(axis=1)
-    if not finite.all():
-        first = np.arange(len(X))[rows][finite.argmin()]
-        raise ValueError(
-            f"Point {first} is NaN or infinite. Leave this utterance out."
-        )
-    if unit:
-        points /= np.maximum(np.sqrt(squares), 1e-12)[:, None]
-    return points
-
-
-def nearest(
-    points: np.ndarray, centroids: np.ndarray, spherical: bool
-) -> np.ndarray:
-    """Finds the nearest centroid of each point, whatever the batch is.
-
-    Arguments
-    ---------
-    points : np.ndarray
-        float32 [rows, dim].
-    centroids : np.ndarray
-        float32 [clusters, dim].
-    spherical : bool
-        Whether to compare by product, or by distance.
-
-    Returns
-    -------
-    np.ndarray
-        int64 number of the centroid, the first one of equals [rows].
-    """
-    scores, found = faiss.knn(
-        points, centroids, min(2, len(centroids)), metric=_metric(spherical)
-    )
-    labels = found[:, 0].copy()
-    if len(centroids) == 1:
-        return labels
-    # scale of rounding errors: a squared distance contains both squared norms
-    scale = 1.0
-    if not spherical:
-        scale = np.square(points).sum(1) + np.square(centroids).sum(1).max()
-    close = np.abs(scores[:, 0] - scores[:, 1]) <= NEAR * scale
-    rows = np.flatnonzero(close)
-    if not len(rows):
-        return labels
-    centroids = centroids.astype(np.float64)
-    lengths = 0.0 if spherical else np.square(centroids).sum(1) / 2
-    step = max(1, SCORES // len(centroids))
-    for first in range(0, len(rows), step):
-        some = rows[first : first + step]
-        exact = points[some].astype(np.float64) @ centroids.T - lengths
-        labels[some] = exact.round(DECIMALS).argmax(1)
-    return labels
+    def _points(self, X):
+        """The points, on the device."""
+        device = chosen(self.device)
+        if device.type == "cpu":
+            return Points(X, self.spherical, self.distributed)
+        return DevicePoints(X, self.spherical, self.distributed, device)
 
 
 def _fit(points, n_clusters, n_iter, n_init, seed, most):
@@ -343,21 +175,6 @@ def _fit(points, n_clusters, n_iter, n_init, seed, most):
     return centroids
 
 
-def _reduced(x, operation):
-    """Reduces an array over all processes."""
-    x = torch.from_numpy(x)
-    # NCCL needs tensors on a GPU
-    on_gpu = torch.distributed.get_backend() == "nccl"
-    sent = x.cuda() if on_gpu else x
-    torch.distributed.all_reduce(sent, operation)
-    return sent.cpu().numpy()
-
-
-def _metric(spherical):
-    """Returns the metric of faiss."""
-    return faiss.METRIC_INNER_PRODUCT if spherical else faiss.METRIC_L2
-
-
 def _some(rows, count, rng):
     """Draws at most ``count`` rows and sorts them."""
     if count >= len(rows):
@@ -367,48 +184,13 @@ def _some(rows, count, rng):
 
 def _iterate(points, rows, centroids, rng, move):
     """Returns new centroids, and the objective before merges and splits."""
-    labels, clusters = _assign(points, rows, centroids)
+    labels, clusters = points.assign(rows, centroids)
     worth = _worth(clusters, points.spherical).sum()
     if move or not clusters.counts.all():
         halves = _halves(points, rows, labels, clusters, rng)
-        clusters = _moved(clusters, halves, points.spherical)
+        clusters = _moved(clusters, halves, points)
     means = _centroids(clusters, centroids, points.spherical)
     return means.astype(np.float32), worth
-
-
-def _assign(points, rows, centroids):
-    """Returns labels of the rows of this process, and clusters of all rows."""
-    part = points.part(len(rows))
-    labels = np.empty(part.stop - part.start, np.int64)
-
-    def find(place, block):
-        _, found = faiss.knn(
-            block, centroids, 1, metric=_metric(points.spherical)
-        )
-        labels[place] = found[:, 0]
-        return labels[place], block
-
-    return labels, _sum(points, rows, centroids.shape, find)
-
-
-def _sum(points, rows, shape, choose):
-    """Sums the points that ``choose`` returns, with labels, for each block."""
-    sums, counts = np.zeros(shape), np.zeros(shape[0], np.int64)
-    lock = threading.Lock()
-
-    def add(place, block):
-        labels, block = choose(place, block)
-        block = torch.from_numpy(block.astype(np.float64))
-        own = np.bincount(labels, minlength=len(counts))
-        with lock:
-            # NumPy has no fast equivalent
-            torch.from_numpy(sums).index_add_(
-                0, torch.from_numpy(labels), block
-            )
-            np.add(counts, own, out=counts)
-
-    points.each(rows, add)
-    return Clusters(points.total(sums), points.total(counts))
 
 
 def _worth(clusters, spherical):
@@ -441,7 +223,9 @@ def _halves(points, rows, labels, clusters, rng):
     offsets = np.einsum("kd,kd->k", clusters.sums, normals)
     offsets /= np.maximum(clusters.counts, 1)
     for _ in range(HALVINGS):
-        halves = _beyond(points, rows, labels, normals, offsets)
+        halves = points.beyond(
+            rows, labels, normals, offsets.astype(np.float32)
+        )
         # in parts, to save memory
         for first in range(0, len(offsets), BLOCK):
             part = slice(first, first + BLOCK)
@@ -461,25 +245,14 @@ def _between(halves, clusters, spherical):
     return one - two, np.einsum("kd,kd->k", one + two, one - two) / 2
 
 
-def _beyond(points, rows, labels, normals, offsets):
-    """Sums the points of each cluster on one side of its plane."""
-    offsets = offsets.astype(np.float32)
-
-    def choose(place, block):
-        own = labels[place]
-        side = np.einsum("nd,nd->n", block, normals[own]) > offsets[own]
-        return own[side], block[side]
-
-    return _sum(points, rows, normals.shape, choose)
-
-
-def _moved(clusters, halves, spherical):
+def _moved(clusters, halves, points):
     """Merges pairs of clusters and splits others while the objective improves."""
+    spherical = points.spherical
     worth = _worth(clusters, spherical)
     gains = _worth(halves, spherical) - (1 + ROUNDING) * worth
     gains += _worth(clusters.without(halves), spherical)
     split = np.argsort(-gains, kind="stable")
-    gone, into, losses = _joins(clusters, worth, spherical)
+    gone, into, losses = _joins(clusters, worth, points)
     # a cluster that is split is not merged
     split = split[: _paying(gains[split], losses)]
     free = ~(np.isin(gone, split) | np.isin(into, split))
@@ -499,17 +272,18 @@ def _paying(gains, losses):
     return int((gains[:count] > losses[:count]).sum())
 
 
-def _joins(clusters, worth, spherical):
+def _joins(clusters, worth, points):
     """Finds disjoint pairs of clusters to merge, and the loss of each merge.
 
     An empty cluster is paired with itself, without loss.
     """
+    spherical = points.spherical
     empty = np.flatnonzero(clusters.counts == 0)
     full = np.flatnonzero(clusters.counts)
     sums, counts, worth = (x[full] for x in (*clusters, worth))
     means = _centroids(Clusters(sums, counts), sums, spherical)
     means = means.astype(np.float32)
-    found = _neighbors(means)
+    found = points.neighbors(means, min(NEIGHBORS + 1, len(means)))
     losses = np.empty(found.shape)
     for column, other in enumerate(found.T):
         both = Clusters(sums + sums[other], counts + counts[other])
@@ -530,15 +304,3 @@ def _joins(clusters, worth, spherical):
         np.concatenate([empty, into]),
         np.concatenate([np.zeros(len(empty)), losses[order][kept]]),
     )
-
-
-def _neighbors(means):
-    """Finds the nearest means of each mean, including itself [clusters, few]."""
-    found = np.empty((len(means), min(NEIGHBORS + 1, len(means))), np.int64)
-
-    def find(place, block):
-        _, found[place] = faiss.knn(block, means, found.shape[1])
-
-    points = Points(means, spherical=False, shared=False)
-    points.each(np.arange(len(means)), find)
-    return found

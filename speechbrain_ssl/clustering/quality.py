@@ -8,10 +8,11 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from speechbrain_ssl.clustering.device import chosen, knn
 
 # A clustering is degenerate if its largest cluster exceeds both this share of
 # the utterances and this multiple of the mean size, or if the share of
@@ -402,9 +403,7 @@ def nearest_other(
     cosines : np.ndarray
         Cosines to its centroid [n].
     """
-    cosines, found = faiss.knn(
-        unit, centers, 2, metric=faiss.METRIC_INNER_PRODUCT
-    )
+    cosines, found = knn(unit, centers, 2, True, chosen("auto"))
     place = (found[:, 0] == mine).astype(int)[:, None]
     other, cosine = (
         np.take_along_axis(values, place, axis=1)[:, 0]

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from speechbrain.utils.checkpoints import (
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, optional, schedule, whole
+from speechbrain_ssl.clustering.device import chosen, knn
 from speechbrain_ssl.clustering.quality import centroids
 from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.nnet.schedules import at
@@ -234,17 +234,24 @@ class ClusterTable:
             self._copies[device] = found
         return self._copies[device]
 
-    def nearest(self, count: int) -> torch.Tensor:
+    def nearest(
+        self, count: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
         """Up to ``count`` nearest other clusters of each cluster, the nearest
-        first [clusters, count].
+        first [clusters, count], on a device.
         """
+        if (count, device) not in self._copies:
+            found = self._nearest_clusters(count).to(device)
+            self._copies[count, device] = found
+        return self._copies[count, device]
+
+    def _nearest_clusters(self, count):
+        """Computes what ``nearest`` keeps for each device."""
         if self._nearest is None or self._nearest.shape[1] < count:
             points = self.centroids.numpy()
             # with ties, a cluster may not be its own first neighbor
             wanted = min(count + 1, len(points))
-            _, found = faiss.knn(
-                points, points, wanted, metric=faiss.METRIC_INNER_PRODUCT
-            )
+            _, found = knn(points, points, wanted, True, chosen("auto"))
             found = torch.from_numpy(found)
             other = found != torch.arange(len(found))[:, None]
             order = other.int().argsort(dim=1, descending=True, stable=True)

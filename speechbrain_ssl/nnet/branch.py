@@ -1,5 +1,6 @@
 """One of two siamese networks: features, encoder, head."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ def check_views(
 
 def different_views(
     student: BranchOutput, teacher: BranchOutput | None
-) -> tuple[list[int], list[int]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists pairs of a view of the student and another view of the teacher.
 
     Arguments
@@ -90,9 +91,11 @@ def different_views(
 
     Returns
     -------
-    s, t : list of int
+    s, t : torch.Tensor
         Positions in student and teacher of all pairs of views that are not
-        the same crop; pairs of the first view of the student come first.
+        the same crop; pairs of the first view of the student come first. They
+        are int64 [pairs] on the device of the views: an index that comes from
+        the host would make it wait for the device.
 
     Raises
     ------
@@ -103,7 +106,7 @@ def different_views(
     -------
     >>> views = BranchOutput(torch.zeros(2, 8, 4), torch.zeros(2, 8, 4))
     >>> different_views(views, views)
-    ([0, 1], [1, 0])
+    (tensor([0, 1]), tensor([1, 0]))
     """
     if teacher is None:
         raise ValueError(
@@ -114,19 +117,25 @@ def different_views(
         range(len(views.projection)) if views.view_id is None else views.view_id
         for views in (student, teacher)
     ]
+    return _pairs(*map(tuple, view_ids), student.projection.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs(mine, others, device):
+    """Pairs of different crops; sent to a device once."""
     pairs = [
         (s, t)
-        for s, mine in enumerate(view_ids[0])
-        for t, other in enumerate(view_ids[1])
-        if mine != other
+        for s, view in enumerate(mine)
+        for t, other in enumerate(others)
+        if view != other
     ]
     if not pairs:
         raise ValueError(
             "This objective needs two different views, got "
-            f"{len(view_ids[0])} of the student and {len(view_ids[1])} of the "
+            f"{len(mine)} of the student and {len(others)} of the "
             "teacher: ask the view sampler for more crops"
         )
-    return [s for s, _ in pairs], [t for _, t in pairs]
+    return tuple(torch.tensor(pairs, device=device).T.contiguous().unbind())
 
 
 class Branch(torch.nn.Module):
@@ -177,6 +186,21 @@ class Branch(torch.nn.Module):
         self.embedding_model = embedding_model
         self.head = torch.nn.Identity() if head is None else head
         self.erasing = torch.nn.Identity() if erasing is None else erasing
+
+    def _apply(self, fn, *args, **kwargs):
+        """Moves the tensors of the features that are not buffers, too.
+
+        SpeechBrain keeps window and filters in plain attributes and sends
+        them to the device at each call, which waits for the device.
+        """
+        for part in self.compute_features.modules():
+            for name, value in list(vars(part).items()):
+                if isinstance(value, torch.Tensor):
+                    moved = fn(value)
+                    setattr(part, name, moved)
+                    if hasattr(part, "device_inp"):  # where filters are made
+                        part.device_inp = moved.device
+        return super()._apply(fn, *args, **kwargs)
 
     def forward(self, views: list[torch.Tensor]) -> BranchOutput:
         """Encodes views, in the order given.

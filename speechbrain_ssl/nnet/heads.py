@@ -71,8 +71,8 @@ def predicted_cosine(
     predictor: torch.nn.Module,
     projection: torch.Tensor,
     target: torch.Tensor,
-    s: Sequence[int],
-    t: Sequence[int],
+    s: torch.Tensor,
+    t: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cosine of the predictions from views and the targets of others.
 
@@ -84,7 +84,7 @@ def predicted_cosine(
         Its input [views, batch, dim].
     target : torch.Tensor
         Targets, which get no gradient [views, batch, dim].
-    s, t : list of int
+    s, t : torch.Tensor
         Pairs of views of ``projection`` and ``target``.
 
     Returns

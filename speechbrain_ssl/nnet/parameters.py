@@ -221,9 +221,9 @@ def clip_gradients(
     if not gradients:
         return total
     if each:
-        norms = torch._foreach_norm(gradients)
-        scales: Any = [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in norms]
-        torch._foreach_mul_(gradients, scales)
+        norms = torch.stack(torch._foreach_norm(gradients))
+        scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scales.unbind())
     else:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)

@@ -49,11 +49,17 @@ class RunningStatistics:
         buffers = self.buffers()
         if [x.shape for x in self.copies] != [x.shape for x in buffers]:
             self.copies = [torch.empty_like(x) for x in buffers]
-        if buffers:
-            torch._foreach_copy_(self.copies, buffers)
+        _copy(self.copies, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Gives the buffers the values of the last ``keep``."""
         if self.copies:
-            torch._foreach_copy_(self.buffers(), self.copies)
+            _copy(self.buffers(), self.copies)
+
+
+def _copy(to, values):
+    """Copies tensors, those of one type by few operators of the device."""
+    for dtype in {x.dtype for x in values}:
+        pairs = [(a, b) for a, b in zip(to, values) if b.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*pairs)))

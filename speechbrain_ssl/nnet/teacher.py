@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -72,7 +73,12 @@ class EMATeacher(torch.nn.Module):
         self.network.load_state_dict(student.state_dict())
 
     @torch.no_grad()
-    def update(self, student: torch.nn.Module, epoch: float) -> None:
+    def update(
+        self,
+        student: torch.nn.Module,
+        epoch: float,
+        moved: torch.Tensor | None = None,
+    ) -> None:
         """Moves one step towards the student; call after each optimizer step.
 
         Arguments
@@ -81,8 +87,16 @@ class EMATeacher(torch.nn.Module):
             The network to follow.
         epoch : float
             Training time, for the momentum schedule.
+        moved : torch.Tensor
+            Scalar on the device: 0 if the optimizer has skipped its step, so
+            that the teacher stays, or 1. None: it made its step.
         """
         step = 1.0 - at(self.momentum, epoch)
-        torch._foreach_lerp_(
-            list(self.network.parameters()), list(student.parameters()), step
-        )
+        mine: Any = list(self.network.parameters())
+        theirs: Any = list(student.parameters())
+        if moved is None:
+            torch._foreach_lerp_(mine, theirs, step)
+            return
+        apart: Any = torch._foreach_sub(theirs, mine)
+        torch._foreach_mul_(apart, moved * step)
+        torch._foreach_add_(mine, apart)

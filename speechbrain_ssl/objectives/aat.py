@@ -125,8 +125,8 @@ class AAT(torch.nn.Module):
         everyone = everyone.transpose(0, 1).flatten(1, 2)
         cosine = point.flatten(0, 1) @ everyone.flatten(0, 1).T
         count, batch = everyone.shape[1], point.shape[1]
-        mine = distributed.rank() * batch + torch.arange(batch)
-        mine = mine.to(cosine.device)
+        row = torch.arange(batch, device=cosine.device)
+        mine = distributed.rank() * batch + row
         itself = torch.cat([mine, count + mine])[:, None]
         positive = torch.cat([count + mine, mine])
         # no softmax changes with the bias, which the public code has as well

@@ -115,7 +115,7 @@ class MoCo(torch.nn.Module):
         query = full_precision(student.projection)
         if not self.symmetric:
             # the first query and its first key, as if there were no others
-            query, q, k = query[q[:1]], [0], k[:1]
+            query, q, k = query[q[:1]], q.new_zeros(1), k[:1]
         query = F.normalize(query, dim=-1)
         key = F.normalize(full_precision(teacher.projection.detach()), dim=-1)
         positive = (query[q] * key[k]).sum(-1)

@@ -15,7 +15,11 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number
-from speechbrain_ssl.nnet.branch import BranchOutput, check_views
+from speechbrain_ssl.nnet.branch import (
+    BranchOutput,
+    check_views,
+    different_views,
+)
 from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.precision import full_precision
 
@@ -84,13 +88,12 @@ class SimCLR(torch.nn.Module):
         everyone = everyone.transpose(0, 1).flatten(1, 2)
         cosine = torch.einsum("abd,vnd->abvn", anchor, everyone)
 
-        mine = distributed.rank() * batch + torch.arange(batch)
-        same = torch.zeros(batch, everyone.shape[1], dtype=torch.bool)
-        same[torch.arange(batch), mine] = True
-        same = same.to(cosine.device)[None, :, None]
-        # pairs of different views, those of the first view first
-        a, b = (~torch.eye(views, dtype=torch.bool)).nonzero().T
-        positive = cosine[:, torch.arange(batch), :, mine].permute(1, 2, 0)
+        row = torch.arange(batch, device=cosine.device)
+        mine = distributed.rank() * batch + row
+        utterances = torch.arange(everyone.shape[1], device=cosine.device)
+        same = (mine[:, None] == utterances)[None, :, None]
+        a, b = different_views(student, student)
+        positive = cosine[:, row, :, mine].permute(1, 2, 0)
         positive = positive[a, b]
         negative = cosine.masked_fill(same, -math.inf).flatten(2)
         spread = (negative / self.temperature).logsumexp(-1)[a]

@@ -162,7 +162,7 @@ class SSPS(torch.nn.Module):
         if self.neighbors:
             if len(centroids) < 2:
                 return nothing  # no other cluster
-            near = self.table.nearest(self.neighbors).to(index.device)
+            near = self.table.nearest(self.neighbors, index.device)
             wanted = near[label.clamp(min=0), number % near.shape[1]]
         held = torch.where(self.row >= 0, labels[self.row.clamp(min=0)], -1)
         fits = (held[None] == wanted[:, None]) & (label[:, None] >= 0)

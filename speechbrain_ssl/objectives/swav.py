@@ -104,6 +104,7 @@ class SwAV(torch.nn.Module):
             "queue", torch.zeros(queue_size, target_views, dim)
         )
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self._full = False
 
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
@@ -143,13 +144,23 @@ class SwAV(torch.nn.Module):
         # [utterances, target views, K]: each view has its own assignment
         rows = score.transpose(0, 1)
         size = len(self.queue)
-        if size and epoch >= self.queue_from and self.seen >= size:
+        if size and epoch >= self.queue_from and self._is_full():
             # every process holds the whole queue and contributes a share, as
             # the sums in sinkhorn go over processes
             share = self.queue[distributed.rank() :: distributed.world_size()]
             rows = torch.cat([rows, self.prototypes(share[:, :views])])
         rows = sinkhorn(rows / self.epsilon, self.iterations)
         return rows[:batch].transpose(0, 1)
+
+    def _is_full(self):
+        """Whether the queue is full; it stays so, and is not asked again."""
+        self._full = self._full or bool(self.seen >= len(self.queue))
+        return self._full
+
+    def _load_from_state_dict(self, *args):
+        """Loads a state, whose queue may not be full."""
+        super()._load_from_state_dict(*args)
+        self._full = False
 
     @torch.no_grad()
     def commit(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, whole
+from speechbrain_ssl.devices import Later, send
 from speechbrain_ssl.nnet.branch import (
     BranchOutput,
     check_views,
@@ -83,6 +84,8 @@ class WMSE(torch.nn.Module):
         self.eps = eps
         # seeds the cuts: the same in all processes, and after resuming
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+        self._count = None  # their number on the host; None: not known
+        self._singular = None  # of the last batch, unless it has been read
 
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
@@ -97,7 +100,8 @@ class WMSE(torch.nn.Module):
         ValueError
             If there is only one view, if the batch cannot be cut, if the
             projections are not ``dim`` wide, or if they do not fill all their
-            dimensions although ``eps`` is 0.
+            dimensions although ``eps`` is 0. On an accelerator the last error
+            is raised in the next batch; the loss of this one is not finite.
         """
         s, t = different_views(student, student)
         check_views(self, student, self.dim)
@@ -106,7 +110,8 @@ class WMSE(torch.nn.Module):
         points = distributed.gather_with_gradient(points).transpose(0, 1)
         batch = points.shape[1]
         self._check(batch)
-        parts = points[:, self._cut(batch).to(points.device)]
+        self._refuse_singular()
+        parts = points[:, send(self._cut(batch), points.device)]
         unit = F.normalize(self._whiten(parts), dim=-1)
         cosine = (unit[s] * unit[t]).sum(-1).mean()
         with torch.no_grad():
@@ -124,6 +129,12 @@ class WMSE(torch.nn.Module):
     ) -> None:
         """Lets the next batch be cut into other parts."""
         self.batches += 1
+        self._count = self._count and self._count + 1
+
+    def _load_from_state_dict(self, *args):
+        """Loads a state, with another number of batches."""
+        super()._load_from_state_dict(*args)
+        self._count = None
 
     def _check(self, batch):
         """Refuses what cannot be whitened."""
@@ -138,7 +149,9 @@ class WMSE(torch.nn.Module):
 
     def _cut(self, batch):
         """Utterances of each part [iterations, parts, size]."""
-        generator = torch.Generator().manual_seed(int(self.batches))
+        if not self._count:
+            self._count = int(self.batches)
+        generator = torch.Generator().manual_seed(self._count)
         orders = [
             torch.randperm(batch, generator=generator)
             for _ in range(self.iterations)
@@ -152,19 +165,28 @@ class WMSE(torch.nn.Module):
         # rounded to TF32, a covariance may have no Cholesky decomposition
         parts = (parts - parts.mean(dim=-2, keepdim=True)).double()
         sigma = parts.mT @ parts / (parts.shape[-2] - 1)
-        if not sigma.isfinite().all():
-            return (parts * torch.nan).to(dtype)  # seen in the loss
         eye = torch.eye(self.dim, dtype=parts.dtype, device=parts.device)
-        try:
-            root = torch.linalg.cholesky(
-                (1 - self.eps) * sigma + self.eps * eye
-            )
-        except torch.linalg.LinAlgError as error:
+        finite = sigma.isfinite().all()
+        sigma = torch.where(finite, sigma, eye)
+        root, info = torch.linalg.cholesky_ex(
+            (1 - self.eps) * sigma + self.eps * eye
+        )
+        singular = (info > 0).any()
+        self._singular = Later(singular)
+        if parts.device.type == "cpu":  # nothing to wait for
+            self._refuse_singular()
+        white = torch.linalg.solve_triangular(root, parts.mT, upper=False).mT
+        # a product: what is not finite must show in the loss
+        white = white * torch.where(finite & ~singular, 1.0, torch.nan)
+        return white.to(dtype)
+
+    def _refuse_singular(self):
+        """Raises ValueError if a covariance had no Cholesky decomposition."""
+        found, self._singular = self._singular, None
+        if found is not None and found.read():
             raise ValueError(
                 "W-MSE expects projections that fill all their dimensions, but "
                 "a covariance cannot be inverted: they have collapsed, or dim "
                 f"({self.dim}) is too large. Set eps to 1e-3 or so, raise "
                 "whitening_size, or narrow the head."
-            ) from error
-        white = torch.linalg.solve_triangular(root, parts.mT, upper=False).mT
-        return white.to(dtype)
+            )

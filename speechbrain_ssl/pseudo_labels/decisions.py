@@ -12,9 +12,12 @@ from speechbrain.utils.checkpoints import (
 )
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.devices import Later
 from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.pseudo_labels.loss import LabelDecisions
 
+# Batches on a device whose decisions may not have been fetched yet.
+DELAY = 2
 COLUMNS = ("ID", "spk_id", "loss_log", "selected", "corrected", "label")
 BINS = 60
 
@@ -52,9 +55,13 @@ class Decisions:
             self.labels.clone(),
         )
         self.seen = torch.zeros(count, dtype=torch.bool)
+        self.waiting = []
 
     def write(self, index: torch.Tensor, decided: LabelDecisions) -> None:
         """Adds a batch of all processes.
+
+        Nothing waits for a device: decisions are fetched when it has computed
+        later batches, or before they are used.
 
         Arguments
         ---------
@@ -65,11 +72,23 @@ class Decisions:
         """
         # one message: float64 holds rows, labels and float32 losses
         packed = torch.stack([x.double() for x in (index, *decided)], dim=1)
-        index, *columns = distributed.gather(packed).cpu().unbind(1)
-        # a clip without a face has no loss there
-        self.seen[index.long()] = ~columns[0].isnan()
-        for column, values in zip(self.table, columns):
-            column[index.long()] = values.to(column.dtype)
+        self.waiting.append(Later(distributed.gather(packed)))
+        self.fetch(DELAY if packed.is_cuda else 0)
+
+    def fetch(self, delay: int = 0) -> None:
+        """Fetches decisions, all of them but those of the last batches.
+
+        Arguments
+        ---------
+        delay : int
+            Number of batches that stay where they are.
+        """
+        while len(self.waiting) > delay:
+            index, *columns = self.waiting.pop(0).read().unbind(1)
+            # a clip without a face has no loss there
+            self.seen[index.long()] = ~columns[0].isnan()
+            for column, values in zip(self.table, columns):
+                column[index.long()] = values.to(column.dtype)
 
     def loss_logs(self) -> torch.Tensor:
         """Logarithms of the losses of the utterances seen [utterances]."""
@@ -155,6 +174,7 @@ class Decisions:
     @mark_as_saver
     def _save(self, path):
         """Writes the decisions of an epoch that is not over."""
+        self.fetch()
         torch.save((self.seen, *self.table), path)
 
     @mark_as_loader

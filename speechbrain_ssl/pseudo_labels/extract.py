@@ -680,4 +680,4 @@ def _write_lists(folder, utterances, failed):
 
 def _wait(device):
     """Until all processes of ``torchrun`` are here."""
-    distributed.everywhere(torch.tensor(True, device=device))
+    bool(distributed.everywhere(torch.tensor(True, device=device)))

@@ -5,11 +5,14 @@ import sys
 import faiss
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from speechbrain_ssl.clustering import kmeans as algorithm
 from speechbrain_ssl.clustering.clusterers import TwoStage
+from speechbrain_ssl.clustering.device import DevicePoints, torch_knn
 from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.points import nearest
 from tests.test_distributed import WORLD, run
 
 rng = np.random.default_rng
@@ -109,8 +112,8 @@ def test_sums_are_exact_in_any_order(spherical):
     rows, shuffled = np.arange(5000), rng(2).permutation(5000)
     points.find_step(rows)
     one = np.ones((1, 3), np.float32)
-    _, first = algorithm._assign(points, rows, one)
-    _, second = algorithm._assign(points, shuffled, one)
+    _, first = points.assign(rows, one)
+    _, second = points.assign(shuffled, one)
     assert np.array_equal(first.sums, second.sums)
     plain = algorithm.read_points(X, rows, spherical).sum(0, dtype=np.float64)
     # rounded 5000 times to a share of the largest one
@@ -166,7 +169,7 @@ def test_moved_centroids_leave_a_bad_start(move):
         centroids, _ = algorithm._iterate(
             points, np.arange(200), centroids, rng(2), move
         )
-    labels = algorithm.nearest(points.X.astype(np.float32), centroids, True)
+    labels = nearest(points.X.astype(np.float32), centroids, True)
     assert (adjusted_rand_score(truth, labels) == 1.0) == move
 
 
@@ -181,7 +184,7 @@ def test_an_empty_cluster_gets_a_half_of_the_one_that_gains_most(spherical):
     centroids, worth = algorithm._iterate(
         points, np.arange(40), start.astype(np.float32), rng(0), False
     )
-    labels = algorithm.nearest(X.astype(np.float32), centroids, spherical)
+    labels = nearest(X.astype(np.float32), centroids, spherical)
     assert labels[::10].tolist() in ([0, 1, 2, 3], [0, 1, 3, 2])
 
 
@@ -211,7 +214,9 @@ def test_pairs_to_join_are_disjoint_and_the_cheapest_come_first():
     sums = draw.standard_normal((30, 4)) * counts[:, None]
     clusters = algorithm.Clusters(sums, counts)
     worth = algorithm._worth(clusters, False)
-    gone, into, losses = algorithm._joins(clusters, worth, False)
+    gone, into, losses = algorithm._joins(
+        clusters, worth, algorithm.Points(sums, False, False)
+    )
     empty = np.flatnonzero(counts == 0)
     assert gone[: len(empty)].tolist() == into[: len(empty)].tolist()
     assert gone[: len(empty)].tolist() == empty.tolist()
@@ -223,3 +228,57 @@ def test_pairs_to_join_are_disjoint_and_the_cheapest_come_first():
     gap = sums[a] / counts[a] - sums[b] / counts[b]
     ward = counts[a] * counts[b] / (counts[a] + counts[b]) * gap @ gap
     assert losses[-1] == pytest.approx(ward)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("room", [True, False], ids=["resident", "in pieces"])
+def test_a_device_finds_the_clusters_of_threads(name, room, monkeypatch):
+    """Plain torch, here on the CPU: the objective of each iteration."""
+    monkeypatch.setattr("speechbrain_ssl.clustering.device.PIECE", 700)
+    monkeypatch.setattr("speechbrain_ssl.clustering.device.AT_ONCE", 9000)
+    monkeypatch.setattr(DevicePoints, "_has_room", lambda *_: room)
+    points, _ = mixture(4000, 12, 130, 0.7)
+    points *= 2.0
+    settings = {**SETTINGS[name], "n_iter": 6}
+    one, other = KMeans(**settings, device="cpu"), KMeans(**settings)
+    monkeypatch.setattr(
+        other,
+        "_points",
+        lambda X: DevicePoints(X, other.spherical, False, torch.device("cpu")),
+    )
+    labels, found = one.fit_predict(points), other.fit_predict(points)
+    assert adjusted_rand_score(labels, found) > 0.995
+    assert other.n_empty_ == one.n_empty_
+    # the same centroids give the same labels, ties included
+    other.cluster_centers_ = one.cluster_centers_
+    assert (other.predict(points) == labels).all()
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_a_device_settles_ties_as_threads_do(spherical):
+    """Rounding errors of float32 must not choose between equal centroids."""
+    draw = rng(3)
+    centroids = draw.standard_normal((9, 24)).astype(np.float32)
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    centroids[7] = centroids[2]  # equal: the first one is taken
+    centroids[8] = centroids[4] + 1e-7
+    points = centroids[draw.integers(0, 9, 300)]
+    points += 0.01 * draw.standard_normal(points.shape).astype(np.float32)
+    there = DevicePoints(points, spherical, False, torch.device("cpu"))
+    near = nearest(there.X, centroids, spherical)
+    if spherical:
+        near = nearest(
+            algorithm.read_points(points, slice(None), True), centroids, True
+        )
+    assert (there.nearest(centroids) == near).all()
+    assert 7 not in near and 2 in near
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_neighbors_on_a_device_are_those_of_faiss(spherical):
+    points = rng(0).standard_normal((50, 8)).astype(np.float32)
+    metric = faiss.METRIC_INNER_PRODUCT if spherical else faiss.METRIC_L2
+    wanted = faiss.knn(points[:20], points, 5, metric=metric)
+    found = torch_knn(points[:20], points, 5, spherical, torch.device("cpu"))
+    assert (found[1] == wanted[1]).all()
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)

@@ -16,6 +16,7 @@ FLOORS = [
     ("watch", -1),
     ("distributed", 0),
     ("checks", 0),
+    ("devices", 0),
     ("files", 0),
     ("help", 0),
     ("hub", 0),

@@ -1,0 +1,65 @@
+"""Transfers to and from an accelerator for which the host does not wait."""
+
+from typing import Any
+
+import torch
+
+
+def send(x: Any, device: torch.device | str) -> torch.Tensor:
+    """Copies a tensor to a device, behind the work that the device has.
+
+    A plain ``.to(device)`` waits until the device has done all of it.
+
+    Arguments
+    ---------
+    x : torch.Tensor or list
+        Of the host, or of the device already.
+    device : torch.device
+        Where to.
+
+    Returns
+    -------
+    torch.Tensor
+        On the device.
+
+    Example
+    -------
+    >>> send([1, 2], "cpu")
+    tensor([1, 2])
+    """
+    x = torch.as_tensor(x)
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+class Later:
+    """Values of a device that the host reads after it has asked for more work.
+
+    The copy is queued when the object is made. ``read`` waits for what the
+    device was asked for before that, and not for what was asked for since: a
+    device with enough work in its queue does not stand still.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        On any device.
+
+    Example
+    -------
+    >>> Later(torch.ones(2)).read()
+    tensor([1., 1.])
+    """
+
+    def __init__(self, x: torch.Tensor):
+        self.copy = x.detach().to("cpu", non_blocking=True)
+        self.event = None
+        if x.device.type == "cuda":
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def read(self) -> torch.Tensor:
+        """Returns the values, on the CPU."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.copy
