@@ -58,7 +58,10 @@ def start(run_opts: Any, seconds: float = 50) -> None:
         if size > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
             wait = datetime.timedelta(seconds=seconds)
             meeting = torch.distributed.rendezvous("env://", timeout=wait)
-            store = torch.distributed.PrefixStore("watch", next(meeting)[0])
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = torch.distributed.PrefixStore(
+                f"watch/{attempt}", next(meeting)[0]
+            )
             watch.meet(store, size, seconds)
             watch.begin(store, size, seconds)
         ddp_init_group(run_opts)

@@ -105,9 +105,7 @@ def begin(
                 link.settimeout(seconds)
                 links[link] = link.recv(256).decode()
     else:
-        port = int(store.get("watch"))
-        host = os.environ["MASTER_ADDR"]
-        link = socket.create_connection((host, port), timeout=seconds)
+        link = _connect(store, seconds)
         link.sendall(f"{rank} on {socket.gethostname()}".encode())
         first = store.get("here/0").decode()
         links[link] = f"0 on {first}"
@@ -119,6 +117,21 @@ def begin(
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, TESTS)
     _Watch.links, _Watch.lost, _Watch.is_over = links, None, False
     threading.Thread(target=_listen, daemon=True).start()
+
+
+def _connect(store, seconds):
+    """Connects with the first process."""
+    end = time.monotonic() + seconds
+    while True:
+        # an elastic launcher keeps the store when it restarts processes: the
+        # port may still be that of the first process before
+        place = os.environ["MASTER_ADDR"], int(store.get("watch"))
+        try:
+            return socket.create_connection(place, timeout=seconds)
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def lost(seconds: float = 5.0) -> str | None:

@@ -3,6 +3,7 @@
 import datetime
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -125,3 +126,15 @@ def test_a_forked_worker_does_not_hold_the_connection(monkeypatch, capfd):
     os.kill(group.pids[1], signal.SIGKILL)
     assert group.codes() == [1, -signal.SIGKILL]
     assert time.monotonic() - began < 7
+
+
+def test_a_restart_is_not_misled_by_the_port_of_before(monkeypatch):
+    group = Group(2, monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stale = server.getsockname()[1]  # closed from here on
+    group.store.set("watch", str(stale))
+    group.store.set("here/0", "host")
+    group.start(lambda rank: None, ranks=[1])
+    time.sleep(1)
+    group.start(lambda rank: None, ranks=[0])
+    assert group.codes() == [0, 0]
