@@ -193,6 +193,26 @@ def test_contradictions_of_speakers_are_refused(tmp_path, rows, message):
         read_truth(path, ["a.wav"])
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "speakers.csv is empty. Expected a line ID,spk_id"),
+        (
+            "ID,spk_id\na,Andr\xe9\n".encode("latin-1"),
+            "Save it as CSV in UTF-8",
+        ),
+        (b"ID,name\na,Ann\n", "has the columns ID, name; expected ID and one"),
+    ],
+)
+def test_a_file_without_speakers_says_what_is_expected(
+    tmp_path, content, message
+):
+    path = tmp_path / "speakers.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_truth(path, ["a.wav"])
+
+
 def test_the_log_says_which_of_two_speaker_columns_is_used(tmp_path, caplog):
     path = tmp_path / "speakers.csv"
     path.write_text("ID,speaker,spk_id\na,Ann,1\nb,Bob,1\n")
