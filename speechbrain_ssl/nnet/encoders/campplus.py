@@ -7,6 +7,7 @@ not fit.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -285,7 +286,8 @@ class CAMPlusPlus(torch.nn.Module):
             frames = torch.arange(x.shape[-1], device=x.device)
             ends = (lengths.to(x.device) * x.shape[-1]).round().clamp(min=1)
             heard = (frames < ends[:, None])[:, None].to(x.dtype)
-        for block, transit in zip(self.blocks, self.transits):
+        blocks: Any = self.blocks  # of a ModuleList in a ModuleList
+        for block, transit in zip(blocks, self.transits):
             for layer in block:
                 x = torch.cat([x, layer(x, heard)], 1)
             x = transit(x)
