@@ -119,8 +119,8 @@ lower; {augmented:.4f} accepts {percent:.3g} % of such pairs.
 Error model: if all of these pairs are of two speakers, {percent:.3g} % is the
 rate of false acceptances. If a share s of them is of one speaker, the rate is
 between ({percent:.3g} % - s) / (1 - s) and {percent:.3g} % / (1 - s). The rate
-of false rejections is unknown. Other audio may need another threshold; a
-labelled list measures it:
+of false rejections is unknown. All this holds for recordings like that audio;
+on other audio the rate may be many times higher. A labelled list measures it:
 `speechbrain-ssl verify --model_folder FOLDER --trials LIST`.
 
 ```python

@@ -28,7 +28,8 @@ promise holds if all pairs are of two speakers (s = 0); otherwise the true rate
 is lower, and ``false_acceptance_low`` is its lower limit at the given s. Two
 conditions have thresholds of their own: ``threshold`` is for recordings as they
 are, ``threshold_augmented`` for two recordings of different channels, whose
-cosines are lower. The first one is the higher and safer one.
+cosines are lower. The promise is about recordings like this audio: on clean
+recordings of one kind, thresholds from audio of many channels are too low.
 """
 
 import hashlib
