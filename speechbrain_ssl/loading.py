@@ -115,6 +115,8 @@ def face_size_of(encoder: EncoderClassifier) -> int | None:
     int
         None for a voice encoder.
     """
+    if isinstance(encoder, OnnxEncoder):
+        return None
     features = encoder.mods.compute_features
     return features.size if isinstance(features, Pixels) else None
 
