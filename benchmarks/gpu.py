@@ -364,7 +364,7 @@ def resume(args, report):
 
     def train(output, kill):
         further = ["--number_of_epochs=3", "--dev_trials=null"]
-        further += ["--ckpt_interval_steps=1"]
+        further += ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=1"]
         run = [sys.executable, *command(args, path, output, *further)]
         running = subprocess.Popen(run, start_new_session=True)
         log = pathlib.Path(output, "train_log.jsonl")
