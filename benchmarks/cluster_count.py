@@ -1,12 +1,13 @@
-"""What the numbers of clusters that need no label are worth.
+"""Compares clusters that need no label with the true speakers.
 
-    > python benchmarks/cluster_count.py RESULTS/pseudo_labels/embeddings \
+    > python benchmarks/cluster_count.py LABELS/embeddings [more folders] \
         --truth SPEECH/truth/train_speakers.csv
 
-Clusters the embeddings that ``make_pseudo_labels.py`` extracted: by Ward's
-linkage with the number of clusters of the best silhouette (``BestCount``), in
-levels (``Levels``), and with the true number of speakers. Prints a Markdown
-table; true speakers are read for it and for the last row alone.
+Clusters the embeddings that ``make_pseudo_labels.py`` extracted, e.g. with and
+without ``--augmented_copies``: by Ward's linkage with the number of clusters of
+the best silhouette (``BestCount``), in levels (``Levels``), and with the true
+number of speakers; each also with ``Whitened``. Prints a Markdown table. True
+speakers are read for the table and for the rows with their number.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
 from speechbrain_ssl.clustering.clusterers import TwoStage
 from speechbrain_ssl.clustering.count import BestCount, Levels
+from speechbrain_ssl.clustering.quality import oracle
+from speechbrain_ssl.clustering.whitening import Whitened
 from speechbrain_ssl.pseudo_labels.extract import load
 from speechbrain_ssl.pseudo_labels.labels import read_truth
 
@@ -23,29 +26,37 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7)
 
 
 def main():
-    """Clusters in three ways and compares with the truth."""
+    """Clusters each folder in six ways and compares with the truth."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("embeddings_folder")
+    parser.add_argument("embeddings_folders", nargs="+")
     parser.add_argument("--truth", required=True)
     args = parser.parse_args()
-    found = load(args.embeddings_folder)
-    truth = read_truth(args.truth, found.ids)
-    speakers = len(np.unique(truth))
-    ward, points = TwoStage(linkage="ward"), np.array(found.matrix)
-    clusterers = {
-        "largest silhouette": BestCount(ward, SHARES),
-        "levels": Levels(ward, SHARES),
-        "true number of speakers": BestCount(ward, speakers),
-    }
-    print("| clusters by | clusters | ARI | AMI |\n|---|---|---|---|")
-    for name, clusterer in clusterers.items():
-        labels = clusterer.fit_predict(points)
-        ari = adjusted_rand_score(truth, labels)
-        ami = adjusted_mutual_info_score(truth, labels)
-        count = len(np.unique(labels))
-        print(f"| {name} | {count} | {ari:.3f} | {ami:.3f} |", flush=True)
-        for level in getattr(clusterer, "levels_", ()):
-            print(f"<!-- {level} -->")
+    print(
+        "| embeddings | clusters by | whitened | clusters | wrong | ARI | AMI |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for folder in args.embeddings_folders:
+        found = load(folder)
+        truth = read_truth(args.truth, found.ids)
+        speakers = len(np.unique(truth))
+        ward, points = TwoStage(linkage="ward"), np.array(found.matrix)
+        ways = {
+            "largest silhouette": BestCount(ward, SHARES),
+            "levels": Levels(ward, SHARES),
+            "true number of speakers": Levels(ward, speakers),
+        }
+        for name, way in ways.items():
+            for whitened in (False, True):
+                clusterer = Whitened(way) if whitened else way
+                labels = clusterer.fit_predict(points)
+                purity = oracle(labels, truth)["purity"]
+                print(
+                    f"| {folder} | {name} | {'yes' if whitened else 'no'} "
+                    f"| {len(np.unique(labels))} | {100 * (1 - purity):.1f} % "
+                    f"| {adjusted_rand_score(truth, labels):.3f} "
+                    f"| {adjusted_mutual_info_score(truth, labels):.3f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
