@@ -22,13 +22,19 @@ class Whitened(ClusterMixin, BaseEstimator):
     as in the unsupervised domain adaptation of speaker recognition (D.
     Garcia-Romero et al., Odyssey 2014).
 
+    Give it to ``Levels`` or ``BestCount`` as their clusterer: they compare
+    numbers of clusters in the space of the embeddings. The other way round
+    (``Whitened(Levels(...))``), they would do so in the whitened space, in which
+    also clusters of nothing look compact.
+
     The mean of the embeddings is subtracted, and they have unit length before
     and after whitening. They need 4 x n x dim bytes in memory.
 
     Arguments
     ---------
     clusterer : object
-        Clusterer with ``fit_predict``.
+        Clusterer with ``fit_predict``; its ``n_clusters`` can be set by
+        ``set_params``.
     iterations : int
         Number of times to whiten and cluster again; 0 only subtracts the mean.
     shrinkage : float
@@ -66,6 +72,12 @@ class Whitened(ClusterMixin, BaseEstimator):
         """Whether all processes must call ``fit_predict``."""
         return getattr(self.clusterer, "distributed", False)
 
+    def set_params(self, n_clusters: Any = None, **others: Any) -> "Whitened":
+        """Sets the number of clusters of the clusterer, or own arguments."""
+        if n_clusters is not None:
+            self.clusterer.set_params(n_clusters=n_clusters)
+        return super().set_params(**others)
+
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters.
 
@@ -77,8 +89,7 @@ class Whitened(ClusterMixin, BaseEstimator):
         Returns
         -------
         np.ndarray
-            Cluster of each embedding, -1 for none [n]. Attributes of the
-            clusterer, such as ``levels_``, are those of the last clustering.
+            Cluster of each embedding, -1 for none [n].
         """
         everything = np.zeros(len(X), dtype=np.int64)
         points = np.concatenate(
@@ -91,9 +102,6 @@ class Whitened(ClusterMixin, BaseEstimator):
             whitened = points @ self._whitening(points, labels)
             whitened /= _norms(whitened)
             labels = np.asarray(self.clusterer.fit_predict(whitened))
-        for name in ("levels_", "n_clusters_", "n_empty_"):
-            if hasattr(self.clusterer, name):
-                setattr(self, name, getattr(self.clusterer, name))
         return labels
 
     def _whitening(self, points, labels):

@@ -57,12 +57,13 @@ def test_lengths_and_the_mean_of_embeddings_do_not_matter():
     assert (Whitened(by_ward(30)).fit_predict(longer) == found).all()
 
 
-def test_levels_of_the_clusterer_are_those_of_the_last_clustering():
-    points, _ = in_places()
-    whitened = Whitened(Levels(by_ward(2), [0.1, 0.3]))
-    labels = whitened.fit_predict(points)
-    assert whitened.n_clusters_ == len(set(labels))
-    assert whitened.levels_[0]["points"] == len(points)
+def test_levels_set_the_number_of_clusters():
+    points, voice = in_places()
+    levels = Levels(Whitened(by_ward(2)), len(set(voice)))
+    found = levels.fit_predict(points)
+    assert adjusted_rand_score(voice, found) > 0.95
+    whitened = Whitened(by_ward(2)).set_params(n_clusters=30, iterations=0)
+    assert whitened.clusterer.n_clusters == 30 and whitened.iterations == 0
 
 
 def test_unlabelled_points_do_not_widen_clusters():

@@ -377,8 +377,7 @@ def cluster(hparams, embeddings):
     report : dict
         ``clustering``, ``quality`` and, with true speakers, ``oracle``.
     """
-    points = embeddings.matrix
-    clusterer = hparams["whitening"] or hparams["clusterer"]
+    points, clusterer = embeddings.matrix, hparams["clusterer"]
     if hparams["unit_length"]:
         points = np.array(points, dtype=np.float32)
         norms = np.linalg.norm(points, axis=1, keepdims=True)
@@ -399,8 +398,7 @@ def cluster(hparams, embeddings):
             clusterer, points, raw
         )
     clustering = {
-        "clusterer": type(hparams["clusterer"]).__name__,
-        "whitened": hparams["whitening"] is not None,
+        "clusterer": type(clusterer).__name__,
         "seed": hparams["seed"],
         "empty_clusters": getattr(clusterer, "n_empty_", None),
         "levels": getattr(clusterer, "levels_", None),
@@ -646,8 +644,7 @@ def main(argv):
             "The job that does the last missing part makes the labels."
         )
         return None
-    clusterer = hparams["whitening"] or hparams["clusterer"]
-    together = getattr(clusterer, "distributed", False)
+    together = getattr(hparams["clusterer"], "distributed", False)
     if distributed.rank() > 0 and not together:
         return None
     found = cluster(hparams, embeddings)
