@@ -61,5 +61,5 @@ class RunningStatistics:
 def _copy(to, values):
     """Copies tensors, those of one type by few operators of the device."""
     for dtype in {x.dtype for x in values}:
-        pairs = [(a, b) for a, b in zip(to, values) if b.dtype == dtype]
-        torch._foreach_copy_(*map(list, zip(*pairs)))
+        mine = [i for i, value in enumerate(values) if value.dtype == dtype]
+        torch._foreach_copy_([to[i] for i in mine], [values[i] for i in mine])

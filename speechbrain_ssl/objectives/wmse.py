@@ -84,8 +84,12 @@ class WMSE(torch.nn.Module):
         self.eps = eps
         # seeds the cuts: the same in all processes, and after resuming
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
-        self._count = None  # their number on the host; None: not known
-        self._singular = None  # of the last batch, unless it has been read
+        self._count: int | None = (
+            None  # their number on the host; None: not known
+        )
+        self._singular: Later | None = (
+            None  # of the last batch, unless it has been read
+        )
 
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
