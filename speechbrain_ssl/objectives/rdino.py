@@ -46,8 +46,10 @@ class RDINO(torch.nn.Module):
     Example
     -------
     >>> from speechbrain_ssl.nnet.branch import BranchOutput
-    >>>     >>> crops = torch.randn(3, 8, 16 + 32)
-    >>> student, teacher = BranchOutput(crops, crops), BranchOutput(crops[:2], crops[:2])
+    >>> from speechbrain_ssl.objectives.dino import DINO
+    >>> crops = torch.randn(3, 8, 16 + 32)
+    >>> student = BranchOutput(crops, crops)
+    >>> teacher = BranchOutput(crops[:2], crops[:2])
     >>> objective = RDINO(DINO(prototypes=32), width=16)
     >>> loss, stats = objective(student, teacher, 0.0)
     >>> "covariance" in stats, "teacher_entropy" in stats

@@ -47,6 +47,7 @@ def utterances(tmp_path_factory):
 PATHS = {
     tuple(re.findall(r"!\w+:([\w.]+)", views_section(path))): path
     for path in sorted(RECIPES.glob("*/*/hparams/train_*.yaml"))
+    if not path.stem.endswith("_face")  # their audio has a column of faces
 }
 
 
@@ -95,6 +96,7 @@ def test_workers_end_with_the_training_without_a_signal(error):
         num_workers=2,
         epoch_counter=counter,
         number_of_epochs=1,
+        sequential_rows=False,
     )
     with contextlib.nullcontext() if error is None else pytest.raises(KeyError):
         experiment.fit(brain, [1, 2, 3], training, None)

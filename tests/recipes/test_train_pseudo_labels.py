@@ -100,7 +100,7 @@ def test_centers_start_at_means_where_the_encoder_has_a_start(
 ):
     calls = []
     monkeypatch.setattr(
-        PseudoLabelBrain, "_start_from_centroids", lambda _: calls.append(1)
+        PseudoLabelBrain, "_start_from_centroids", lambda *_: calls.append(1)
     )
     out = run()
     assert not calls
