@@ -335,8 +335,8 @@ def processes(args, report):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         launch += [f"--nproc_per_node={count}"]
         further = ["--number_of_epochs=2"]
-        if args.small:
-            further.append("--head=null")
+        if not torch.cuda.is_available():
+            further.append("--distributed_backend=gloo")
         subprocess.run(
             [*launch, *command(args, path, output, *further)], check=True
         )
