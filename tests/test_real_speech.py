@@ -61,7 +61,8 @@ def test_a_round_of_pseudo_labels_keeps_what_was_learnt(run):
     assert 100 < labels["clusters"] < 837
     assert 0 < train["selected"] <= 1
     before, after = (row["lists"]["wild"]["EER"] for row in (start, end))
-    assert after < before + 0.5
+    # the interval of an EER on this list is about two points to each side
+    assert after < before + 1.0
 
 
 def test_scores_on_disk_give_the_same_eer_to_scikit_learn(run):
@@ -69,7 +70,9 @@ def test_scores_on_disk_give_the_same_eer_to_scikit_learn(run):
     rows = [line.split() for line in open(folder / "scores.txt")]
     labels = np.array([int(row[0]) for row in rows])
     scores = np.array([float(row[-1]) for row in rows])
-    false_alarm, hit, _ = sklearn.metrics.roc_curve(labels, scores)
+    false_alarm, hit, _ = sklearn.metrics.roc_curve(
+        labels, scores, drop_intermediate=False
+    )
     point = np.argmin(np.abs(1 - hit - false_alarm))
     expected = 50 * (1 - hit[point] + false_alarm[point])
     metrics = json.loads((folder / "metrics.json").read_text())
