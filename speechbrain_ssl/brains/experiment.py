@@ -535,7 +535,7 @@ def training_set(
     Returns
     -------
     Utterances
-        Of a sampler of faces, those that have one.
+        For faces, the utterances that have one.
     """
     if faces.COLUMN not in view_sampler.columns:
         return read_annotation(csv_path, data_folder)

@@ -25,10 +25,10 @@ class Whitened(ClusterMixin, BaseEstimator):
     Give it to ``Levels`` or ``BestCount`` as their clusterer: they compare
     numbers of clusters in the space of the embeddings. The other way round
     (``Whitened(Levels(...))``), they would do so in the whitened space, in which
-    also clusters of nothing look compact.
+    too few clusters won on one test set.
 
     The mean of the embeddings is subtracted, and they have unit length before
-    and after whitening. They need 4 x n x dim bytes in memory.
+    and after whitening. Copies of them take about 16 x n x dim bytes in memory.
 
     Arguments
     ---------
@@ -109,7 +109,6 @@ class Whitened(ClusterMixin, BaseEstimator):
         known = labels >= 0
         _, cluster = np.unique(labels[known], return_inverse=True)
         sizes = np.bincount(cluster)
-        # a singleton has no variance; Bessel's correction for the others
         spread = points[known].astype(np.float64)
         means = np.zeros((len(sizes), points.shape[1]))
         np.add.at(means, cluster, spread)

@@ -69,7 +69,7 @@ def find_faces(paths: Iterable[str]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Path of an audio file -> its face; without those that have none.
+        Path of an audio file -> its face; files without a face are left out.
 
     Example
     -------
@@ -224,7 +224,7 @@ def try_faces(
     Returns
     -------
     FileEmbeddings
-        Embeddings, NaN for those that failed, and errors by number.
+        Embeddings (NaN where one failed), and errors by number.
     """
     failed: dict[int, Exception] = {}
     rows: dict[int, torch.Tensor] = {}

@@ -150,7 +150,7 @@ def faces_of(paths, faces_folder):
     Returns
     -------
     dict of str to str
-        Path of an audio file -> its face; without those that have none.
+        Path of an audio file -> its face; files without a face are left out.
 
     Raises
     ------
