@@ -1,6 +1,8 @@
 """A tab of headless Chromium, driven over a pipe (DevTools protocol)."""
 
 import contextlib
+import fcntl
+import functools
 import json
 import os
 import select
@@ -12,6 +14,22 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))),
     None,
 )
+
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu")
+
+
+@functools.cache
+def starts():
+    """Whether Chromium is installed and can show an empty page."""
+    if CHROMIUM is None:
+        return False
+    show = [CHROMIUM, *FLAGS, "--dump-dom", "about:blank"]
+    try:
+        found = subprocess.run(show, capture_output=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return False
+    return found.returncode == 0 and b"<html>" in found.stdout
 
 
 class Tab:
@@ -53,7 +71,9 @@ class Tab:
         while b"\0" not in self.buffer:
             ready, _, _ = select.select([self.pipes[1]], [], [], 60)
             assert ready, "Chromium does not answer"
-            self.buffer += os.read(self.pipes[1], 65536)
+            received = os.read(self.pipes[1], 65536)
+            assert received, "Chromium has ended"
+            self.buffer += received
         text, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(text)
 
@@ -92,25 +112,22 @@ class Tab:
 def tab(folder):
     """Starts Chromium and opens a tab; its profile is in ``folder``."""
     down, up = os.pipe(), os.pipe()
-
-    def to_known_numbers():
-        # copies first: the pipes may have these numbers themselves
-        ends = os.dup(down[0]), os.dup(up[1])
-        os.dup2(ends[0], 3)
-        os.dup2(ends[1], 4)
-
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu")
+    # bash moves the pipes to the numbers that Chromium knows, because code
+    # between fork and exec may wait for a lock for ever
+    reads, writes = (
+        fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (down[0], up[1])
+    )
     browser = subprocess.Popen(
         [
-            *(CHROMIUM, *flags, "--remote-debugging-pipe"),
+            *("bash", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "bash"),
+            *(CHROMIUM, *FLAGS, "--remote-debugging-pipe"),
             *("--disable-background-networking", f"--user-data-dir={folder}"),
         ],
-        close_fds=False,
-        preexec_fn=to_known_numbers,
+        pass_fds=(reads, writes),
         stderr=subprocess.DEVNULL,
     )
-    os.close(down[0])
-    os.close(up[1])
+    for end in (down[0], up[1], reads, writes):
+        os.close(end)
     try:
         yield Tab(down[1], up[0])
     finally:

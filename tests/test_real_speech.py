@@ -17,9 +17,12 @@ import sklearn.metrics
 ROOT = pathlib.Path(__file__).parents[1]
 REAL = os.environ.get("SPEECHBRAIN_SSL_REAL_SPEECH")
 
-pytestmark = pytest.mark.skipif(
-    not REAL, reason="SPEECHBRAIN_SSL_REAL_SPEECH names no folder of speech"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not REAL, reason="SPEECHBRAIN_SSL_REAL_SPEECH names no folder of speech"
+    ),
+    pytest.mark.timeout(2400),  # the first one trains
+]
 
 
 @pytest.fixture(scope="module")

@@ -68,9 +68,7 @@ def test_a_missing_model_is_named_without_a_traceback(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    browser.CHROMIUM is None, reason="chromium is not installed"
-)
+@pytest.mark.skipif("not browser.starts()", reason="Chromium does not start")
 def test_chromium_compares_two_files_and_loads_nothing_from_elsewhere(
     pair, tmp_path
 ):

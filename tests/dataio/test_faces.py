@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_ssl.dataio import faces
+from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
@@ -25,11 +25,16 @@ def picture(path, color=0, size=(12, 10)):
 
 
 def video(path, colors, rate=10):
-    """A video with a frame of each gray."""
-    encoders = pytest.importorskip("torchcodec.encoders")
+    """A video with a frame of each gray, where torchcodec and FFmpeg are."""
+    try:
+        audio.import_torchcodec()
+    except OSError as error:
+        pytest.skip(str(error))
+    from torchcodec.encoders import VideoEncoder
+
     frames = torch.tensor(colors, dtype=torch.uint8).view(-1, 1, 1, 1)
     frames = frames.expand(-1, 3, 32, 32).contiguous()
-    encoders.VideoEncoder(frames, frame_rate=rate).to_file(str(path))
+    VideoEncoder(frames, frame_rate=rate).to_file(str(path))
     return str(path)
 
 

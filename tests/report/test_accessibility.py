@@ -8,20 +8,16 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 
 import pytest
 
+from tests import browser
 from tests.report import pages
 
 ROOT = pathlib.Path(__file__).parents[2]
 AXE = pathlib.Path(
     os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core/axe.min.js")
-)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))),
-    None,
 )
 # 0 is dark, 1 light
 SCHEMES = {"light": 1, "dark": 0}
@@ -32,8 +28,8 @@ found.violations.map(v => [v.id, v.help, v.nodes.map(n => n.html)])) + "AXE"})
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.skipif(not AXE.is_file(), reason=f"there is no {AXE} (axe-core)")
+@pytest.mark.skipif("not browser.starts()", reason="Chromium does not start")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["run", "rounds", "clusters"])
 def test_axe_finds_no_violation(name, scheme, tmp_path):
@@ -43,7 +39,7 @@ def test_axe_finds_no_violation(name, scheme, tmp_path):
     page.write_text(text.replace("</body>", script + "</body>"))
     done = subprocess.run(
         [
-            *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"),
+            *(browser.CHROMIUM, *browser.FLAGS),
             f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
             *("--virtual-time-budget=20000", "--dump-dom", page.as_uri()),
         ],
