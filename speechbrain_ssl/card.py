@@ -149,26 +149,11 @@ def write_card(
 ) -> None:
     """Writes the card of a model that was not verified yet.
 
-    Arguments
-    ---------
-    folder : str
-        The exported folder.
-    name : str
-        Name that the code of the card loads it by.
-    notes : str
-        The first paragraph: how it was trained.
-    facts : dict
-        Rows of a table: data, objective, encoder, seed, label use ...
-    sample_rate : int
-        Of the model's audio in Hz; 0: it takes faces.
-    dim : int
-        Width of the embeddings.
-    needs : str
-        Sentence on the packages that loading needs.
-    tags : list of str
-        For the hub's search, beside those of every speaker encoder.
-    base_model : str
-        The hub's name of the pretrained network; None: there is none.
+    The code of the card loads the model as ``name``; ``notes`` is the first
+    paragraph, on the training, and ``facts`` are the rows of a table. A
+    ``sample_rate`` of 0 is that of a face encoder, ``dim`` the width of the
+    embeddings, ``needs`` a sentence on the packages that loading needs.
+    ``base_model`` is the hub's name of the pretrained network.
     """
     kind = "speaker" if sample_rate else "face"
     data = ModelCardData(
@@ -304,26 +289,13 @@ def set_label_free_threshold(
 
 
 def read_threshold(folder: str) -> dict[str, Any] | None:
-    """The threshold that ``suggest_threshold`` or
-    ``set_label_free_threshold`` wrote.
+    """The threshold that was written by one of the two functions above.
 
-    Arguments
-    ---------
-    folder : str
-        An exported folder.
-
-    Returns
-    -------
-    dict
-        ``threshold`` on the cosine. Of a labelled list also ``EER`` in percent,
-        ``trials``, its name, and what else ``suggest_threshold`` was given.
-        Without labels ``label_free`` (True), ``audio`` and the rates of
-        ``set_label_free_threshold``. None if there is no threshold.
-
-    Raises
-    ------
-    ValueError
-        If the file is no such JSON, or the threshold is not in [-1, 1].
+    It is a dict with ``threshold`` on the cosine. Of a labelled list it has
+    also ``EER`` in percent, ``trials``, its name, and what else
+    ``suggest_threshold`` was given; without labels ``label_free`` (True),
+    ``audio`` and the rates of ``set_label_free_threshold``. None if there is no
+    threshold.
     """
     path = os.path.join(folder, THRESHOLD_NAME)
     if not os.path.isfile(path):
@@ -348,23 +320,10 @@ def publish_card(
     license: str | None = None,
     language: Sequence[str] | None = None,
 ) -> str:
-    """The card as it is published under another name.
+    """Text of the card as it is published under another name.
 
-    Arguments
-    ---------
-    folder : str
-        The exported folder; it is not changed.
-    source : str
-        Name that the code of the card loads the model by.
-    license : str
-        The hub's name of a license; None: that of the card.
-    language : list of str
-        ISO 639 codes; None: those of the card.
-
-    Returns
-    -------
-    str
-        The text.
+    The code of the card loads the model as ``source``. ``license`` is the hub's
+    name, ``language`` has ISO 639 codes; None: those of the card.
     """
     card = read_card(folder)
     data: Any = card.data
@@ -381,25 +340,7 @@ def publish_card(
 
 
 def read_card(folder: str) -> ModelCard:
-    """Reads the card of a model folder.
-
-    Arguments
-    ---------
-    folder : str
-        The folder.
-
-    Returns
-    -------
-    ModelCard
-        Metadata and text.
-
-    Raises
-    ------
-    OSError
-        If there is none.
-    ValueError
-        If it is not UTF-8, or its metadata are no YAML.
-    """
+    """Reads metadata and text of the card of a model folder."""
     path = os.path.join(folder, CARD_NAME)
     try:
         with open(path, encoding="utf-8") as file:
@@ -417,16 +358,9 @@ def read_card(folder: str) -> ModelCard:
 def set_origin(
     folder: str, license: str | None, base_model: str | None
 ) -> None:
-    """Writes into a card what the model was made from.
+    """Writes license and hub name of a model's source into its card.
 
-    Arguments
-    ---------
-    folder : str
-        The exported folder.
-    license : str
-        License of the source; None: unknown.
-    base_model : str
-        Its name on the hub; None: it has none.
+    Either is None if it is unknown.
     """
     card = read_card(folder)
     data: Any = card.data

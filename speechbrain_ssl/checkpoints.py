@@ -143,28 +143,12 @@ class AtomicCheckpointer(Checkpointer):
     ) -> Checkpoint | None:
         """Saves a checkpoint; call it in all processes.
 
-        Arguments
-        ---------
-        meta : dict
-            Metrics and marks to choose by; NumPy and torch values are fine.
-        end_of_epoch : bool
-            False for a checkpoint in the middle of an epoch.
-        name : str
-            Name after ``CKPT+``, replacing a checkpoint of that name; by
-            default the time.
-        verbosity : int
-            Logging level of the message.
-
-        Returns
-        -------
-        Checkpoint
-            None in other processes than the main one, and when the disk
-            refused it (see ``failed_saves``).
-
-        Raises
-        ------
-        OSError
-            If it could not be written and ``strict`` is set.
+        ``meta`` has metrics and marks to choose by; NumPy and torch values are
+        fine. ``end_of_epoch`` is False in the middle of an epoch. ``name``
+        follows ``CKPT+`` and replaces a checkpoint of that name; by default it
+        is the time. Gives None in other processes than the main one, and when
+        the disk refused the checkpoint: ``strict`` makes that an error (see
+        ``failed_saves``).
         """
         checkpoint = self._save(meta, end_of_epoch, name, verbosity)
         return checkpoint if if_main_process() else None
@@ -296,13 +280,8 @@ class AtomicCheckpointer(Checkpointer):
     def list_checkpoints(self) -> list[Checkpoint]:
         """Lists the checkpoints, without the ones that are seen to be damaged.
 
-        Files are compared with the manifest by size; they are read in full
-        only when a checkpoint is chosen.
-
-        Returns
-        -------
-        list
-            Of ``Checkpoint``.
+        Files are compared with the manifest by size; they are read in full only
+        when a checkpoint is chosen.
         """
         return self._survey()[0]
 
@@ -339,17 +318,8 @@ class AtomicCheckpointer(Checkpointer):
     ) -> Checkpoint | None:
         """Picks the best checkpoint that reads back as it was written.
 
-        The arguments are SpeechBrain's.
-
-        Returns
-        -------
-        Checkpoint
-            None if there is none to choose from.
-
-        Raises
-        ------
-        RuntimeError
-            If there are some, but all are damaged.
+        The arguments are SpeechBrain's. It is a RuntimeError if all are
+        damaged.
         """
         ranked = self.find_checkpoints(
             importance_key, max_key, min_key, ckpt_predicate
@@ -363,18 +333,7 @@ class AtomicCheckpointer(Checkpointer):
         return None
 
     def is_whole(self, checkpoint: Checkpoint) -> bool:
-        """Reads all files of a checkpoint and compares the checksums.
-
-        Arguments
-        ---------
-        checkpoint : Checkpoint
-            One that was listed.
-
-        Returns
-        -------
-        bool
-            False, after a warning, if it is damaged.
-        """
+        """Compares the checksums of all files of a checkpoint."""
         damage = find_damage(checkpoint.path)
         if damage is not None:
             self._damage[checkpoint.path] = damage
@@ -390,17 +349,8 @@ class AtomicCheckpointer(Checkpointer):
     ) -> Checkpoint | None:
         """Loads the best whole checkpoint, the same in all processes.
 
-        The arguments are SpeechBrain's: the newest one by default.
-
-        Returns
-        -------
-        Checkpoint
-            The one that was loaded; None if there is none.
-
-        Raises
-        ------
-        RuntimeError
-            If there are checkpoints, but all are damaged.
+        The arguments are SpeechBrain's: the newest one by default. It is a
+        RuntimeError if all are damaged.
         """
         attempt = _Attempt()
         chosen = attempt.on_main(
@@ -544,16 +494,8 @@ class AtomicCheckpointer(Checkpointer):
 def plain(value: Any) -> Any:
     """Turns a value into what any YAML reader understands.
 
-    Arguments
-    ---------
-    value : Any
-        Tensors and arrays become numbers or lists, tuples and sets lists;
-        what is no number, text, None, list or dictionary becomes its text.
-
-    Returns
-    -------
-    Any
-        Of float, int, str, bool, None, list and dict only.
+    Tensors and arrays become numbers or lists, tuples and sets become lists;
+    what is no number, text, None, list or dictionary becomes its text.
 
     Example
     -------
@@ -584,11 +526,6 @@ def write_manifest(folder: str | os.PathLike) -> None:
 
     Also makes a checkpoint of SpeechBrain's own ``Checkpointer`` acceptable to
     ``AtomicCheckpointer``.
-
-    Arguments
-    ---------
-    folder : str
-        A checkpoint in which all files have been written.
     """
     folder = pathlib.Path(folder)
     files = {}
@@ -610,17 +547,8 @@ def write_manifest(folder: str | os.PathLike) -> None:
 def find_damage(folder: str | os.PathLike, read: bool = True) -> str | None:
     """Compares a checkpoint with its manifest.
 
-    Arguments
-    ---------
-    folder : str
-        The checkpoint.
-    read : bool
-        Whether to read the files and compare checksums, not just sizes.
-
-    Returns
-    -------
-    str
-        Which file is wrong, and how; None if all is well.
+    With ``read``, files are read and checksums compared, not just sizes. Gives
+    which file is wrong, and how; None if all is well.
     """
     folder = pathlib.Path(folder)
     try:
@@ -656,25 +584,9 @@ def average_of_last(
 ) -> dict:
     """Averages the last end-of-epoch checkpoints of a module.
 
-    Arguments
-    ---------
-    checkpointer : AtomicCheckpointer
-        Where the checkpoints are.
-    name : str
-        Name of the recoverable.
-    count : int
-        How many to average; with fewer, all there are, with a warning.
-
-    Returns
-    -------
-    dict
-        State dict on the CPU: floating-point tensors are averaged in float64
-        and have their own type again, all else is the newest one's.
-
-    Raises
-    ------
-    ValueError
-        If there is no such checkpoint, or the tensors differ in name or shape.
+    With fewer than ``count``, all there are, with a warning. Gives a state dict
+    on the CPU: floating-point tensors are averaged in float64 and have their
+    own type again, all else is the newest one's.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}.")

@@ -52,17 +52,9 @@ class Rule(NamedTuple):
 
 
 def checked(**rules: Rule) -> Callable:
-    """Checks arguments of a function or of a class's constructor.
+    """Decorator that checks arguments of a function or constructor by name.
 
-    Arguments
-    ---------
-    **rules : Rule
-        By name of the argument. Defaults are not checked.
-
-    Returns
-    -------
-    Callable
-        A decorator.
+    Defaults are not checked.
 
     Example
     -------
@@ -97,21 +89,9 @@ def checked(**rules: Rule) -> Callable:
 
 
 def check(name: str, value: Any, rule: Rule) -> None:
-    """Checks a single value.
+    """Raises an ArgumentError if a value breaks a rule.
 
-    Arguments
-    ---------
-    name : str
-        Of the argument or the key.
-    value : Any
-        What was given.
-    rule : Rule
-        What it must be.
-
-    Raises
-    ------
-    ArgumentError
-        If the rule does not hold.
+    ``name`` is the argument or key, for the message.
     """
     fault = None
     try:
@@ -125,20 +105,7 @@ def check(name: str, value: Any, rule: Rule) -> None:
 
 
 def check_keys(settings: Mapping[str, Any], **rules: Rule) -> None:
-    """Checks the values of several keys.
-
-    Arguments
-    ---------
-    settings : Mapping
-        Key -> value.
-    **rules : Rule
-        By key.
-
-    Raises
-    ------
-    ArgumentError
-        If a rule does not hold; the message names the key.
-    """
+    """Checks the values of several keys; an ArgumentError names the key."""
     for name, rule in rules.items():
         check(name, settings[name], rule)
 
@@ -151,17 +118,8 @@ def number(
 ) -> Rule:
     """A real number in a range; NaN never is.
 
-    Arguments
-    ---------
-    low, high : float
-        Bounds that are allowed themselves.
-    above, below : float
-        Bounds that are not.
-
-    Returns
-    -------
-    Rule
-        For ``checked``.
+    The bounds ``low`` and ``high`` are allowed themselves, ``above`` and
+    ``below`` are not.
     """
 
     def holds(value):
@@ -177,18 +135,7 @@ def number(
 
 
 def whole(low: int = 0, high: float = math.inf) -> Rule:
-    """A whole number in a range.
-
-    Arguments
-    ---------
-    low, high : int
-        Bounds that are allowed themselves.
-
-    Returns
-    -------
-    Rule
-        For ``checked``.
-    """
+    """A whole number in a range, bounds included."""
 
     def holds(value):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -201,16 +148,8 @@ def whole(low: int = 0, high: float = math.inf) -> Rule:
 def schedule(rule: Rule) -> Rule:
     """A number, or a schedule of such numbers.
 
-    Arguments
-    ---------
-    rule : Rule
-        For the number; of a schedule, for its value at the first epoch and
-        for the arguments ``start`` and ``stop`` that a YAML gives it.
-
-    Returns
-    -------
-    Rule
-        For ``checked``.
+    Of a schedule, the rule holds for its value at the first epoch and for the
+    arguments ``start`` and ``stop`` that a YAML gives it.
     """
 
     def holds(value):
@@ -225,20 +164,7 @@ def schedule(rule: Rule) -> Rule:
 
 
 def each(rule: Rule, length: int | None = None) -> Rule:
-    """A list whose items all follow a rule.
-
-    Arguments
-    ---------
-    rule : Rule
-        For the items.
-    length : int
-        How many there must be; None: any number.
-
-    Returns
-    -------
-    Rule
-        For ``checked``.
-    """
+    """A list, of a length or of any, whose items all follow a rule."""
 
     def holds(value):
         return (
@@ -253,18 +179,7 @@ def each(rule: Rule, length: int | None = None) -> Rule:
 
 
 def interval(rule: Rule) -> Rule:
-    """A pair [from, to] of values that follow a rule.
-
-    Arguments
-    ---------
-    rule : Rule
-        For both ends.
-
-    Returns
-    -------
-    Rule
-        For ``checked``.
-    """
+    """A pair [from, to] of values that both follow a rule."""
 
     def holds(value):
         return each(rule, 2).holds(value) and value[0] <= value[1]
@@ -275,15 +190,7 @@ def interval(rule: Rule) -> Rule:
 def one_of(*choices: Any) -> Rule:
     """One of some values, of the same type.
 
-    Arguments
-    ---------
-    *choices : Any
-        The values; True, False and None among them are shown as in YAML.
-
-    Returns
-    -------
-    Rule
-        For ``checked``.
+    True, False and None among them are shown as in YAML.
     """
 
     def holds(value):
@@ -295,18 +202,7 @@ def one_of(*choices: Any) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """None, or what another rule says.
-
-    Arguments
-    ---------
-    rule : Rule
-        For other values than None.
-
-    Returns
-    -------
-    Rule
-        For ``checked``.
-    """
+    """None, or what another rule says."""
     return Rule(
         lambda value: value is None or rule.holds(value),
         f"{rule.text}, or null",

@@ -8,19 +8,8 @@ import torch
 def send(x: Any, device: torch.device | str) -> torch.Tensor:
     """Copies a tensor to a device, behind the work that the device has.
 
-    A plain ``.to(device)`` waits until the device has done all of it.
-
-    Arguments
-    ---------
-    x : torch.Tensor or list
-        Of the host, or of the device already.
-    device : torch.device
-        Where to.
-
-    Returns
-    -------
-    torch.Tensor
-        On the device.
+    A plain ``.to(device)`` waits until the device has done all of it. ``x`` is
+    a tensor or list of the host, or of the device already.
 
     Example
     -------

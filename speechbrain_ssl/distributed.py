@@ -20,13 +20,7 @@ from speechbrain_ssl import watch
 
 
 def world_size() -> int:
-    """Number of processes.
-
-    Returns
-    -------
-    int
-        1 unless torch.distributed is initialised.
-    """
+    """Number of processes; 1 unless torch.distributed is initialised."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1
@@ -36,20 +30,8 @@ def start(run_opts: Any, seconds: float = 50) -> None:
     """Joins the group of processes that a launcher started, if there is one.
 
     From then on all processes end soon after one of them is lost, see
-    ``speechbrain_ssl.watch``.
-
-    Arguments
-    ---------
-    run_opts : RunOptions
-        SpeechBrain's run options.
-    seconds : float
-        How long to wait for the other processes: if one was killed, the
-        others end instead of waiting for hours.
-
-    Raises
-    ------
-    ValueError
-        If some processes do not start, or one ends before all are there.
+    ``speechbrain_ssl.watch``. It waits ``seconds`` for the other processes: if
+    one was killed, the others end instead of waiting for hours.
     """
     if os.environ.get("RANK", "0") != "0" and "MASTER_ADDR" in os.environ:
         _find_first(seconds)
@@ -94,22 +76,8 @@ def _find_first(seconds):
 def on_first(function: Callable, *args: Any) -> Any:
     """Runs a function in the first process; if it fails, all processes fail.
 
-    Arguments
-    ---------
-    function : Callable
-        It must not wait for other processes.
-    *args : tuple
-        Its arguments.
-
-    Returns
-    -------
-    Any
-        The result in the first process, None in the others.
-
-    Raises
-    ------
-    ValueError
-        In the other processes, if the function raised an exception.
+    The function must not wait for other processes. Its result is returned in
+    the first process, None in the others.
     """
     if world_size() == 1:
         return function(*args)
@@ -139,13 +107,7 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """Number of this process, from 0.
-
-    Returns
-    -------
-    int
-        0 unless torch.distributed is initialised.
-    """
+    """Number of this process, from 0; 0 without torch.distributed."""
     return torch.distributed.get_rank() if world_size() > 1 else 0
 
 
@@ -153,15 +115,7 @@ def rank() -> int:
 def gather(x: torch.Tensor) -> torch.Tensor:
     """Concatenates the tensors of all processes along the first axis.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        Same shape in all processes.
-
-    Returns
-    -------
-    torch.Tensor
-        All of them, without gradient.
+    They have the same shape; the result has no gradient.
     """
     if world_size() == 1:
         return x
@@ -171,18 +125,7 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(x: Any) -> list:
-    """Lists an object of each process, in all processes.
-
-    Arguments
-    ---------
-    x : Any
-        Something that can be pickled.
-
-    Returns
-    -------
-    list
-        One of each process.
-    """
+    """Lists an object of each process, which is pickled, in all processes."""
     if world_size() == 1 or ddp_prevent_block():
         return [x]
     objects = [None] * world_size()
@@ -215,16 +158,6 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
     The gradient of each process is the sum over the losses of all of them,
     so that averaging over processes, as DDP does, gives the gradient of the
     mean loss.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Same shape in all processes.
-
-    Returns
-    -------
-    torch.Tensor
-        All of them, concatenated along the first axis.
     """
     if world_size() == 1:
         return x
@@ -232,18 +165,7 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 def mean(x: torch.Tensor) -> torch.Tensor:
-    """Mean over processes of a tensor.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Same shape in all processes.
-
-    Returns
-    -------
-    torch.Tensor
-        The same bits in all processes; differentiable.
-    """
+    """Mean of a tensor over processes: differentiable, the same bits in all."""
     if world_size() == 1:
         return x
     return torch.distributed.nn.functional.all_reduce(x) / world_size()
@@ -253,15 +175,8 @@ def mean(x: torch.Tensor) -> torch.Tensor:
 def everywhere(flags: torch.Tensor) -> torch.Tensor:
     """Whether something is true in all processes.
 
-    Arguments
-    ---------
-    flags : torch.Tensor
-        Booleans of any shape, on the device of the process.
-
-    Returns
-    -------
-    torch.Tensor
-        bool, the same in all processes; nothing waits for its values.
+    ``flags`` are booleans of any shape, on the device of the process; nothing
+    waits for their values.
     """
     if world_size() == 1:
         return flags
@@ -274,15 +189,8 @@ def everywhere(flags: torch.Tensor) -> torch.Tensor:
 def from_first(x: torch.Tensor) -> torch.Tensor:
     """The first process's tensor, for all.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        Same shape and type in all processes; overwritten in the others.
-
-    Returns
-    -------
-    torch.Tensor
-        On the device of ``x``.
+    Shape and type are the same in all processes; ``x`` is overwritten in the
+    others.
     """
     if world_size() == 1:
         return x

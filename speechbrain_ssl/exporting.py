@@ -244,20 +244,7 @@ def export(
 def check_export(branch: Branch, hparams_text: str, prefix: str = "") -> None:
     """Checks before training that an encoder can be exported after it.
 
-    Arguments
-    ---------
-    branch : speechbrain_ssl.nnet.branch.Branch
-        The encoder, with whatever weights.
-    hparams_text : str
-        Content of the YAML it was made from.
-    prefix : str
-        See ``encoder_hparams``.
-
-    Raises
-    ------
-    ValueError
-        If SpeechBrain could not load the exported encoder, or it would give
-        other embeddings.
+    The weights may be any.
     """
     with tempfile.TemporaryDirectory() as folder:
         _write(folder, hparams_text, branch, prefix)

@@ -87,17 +87,7 @@ def _open_locked(path):
 
 
 def hash_of(*parts: str | os.PathLike | bytes) -> str:
-    """SHA-256 of files or bytes, one after the other.
-
-    Arguments
-    ---------
-    *parts : str | bytes
-        Paths of files, or bytes.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
+    """SHA-256 of files (by their paths) or bytes, one after the other.
 
     Example
     -------
@@ -122,17 +112,8 @@ def occupy(folder: str | os.PathLike) -> Iterator[None]:
     The lock is one of the operating system (POSIX ``fcntl``): it goes with the
     process, however that ends, and child processes do not inherit it. Hosts
     that share a disk see each other's locks if its file system has them (NFS
-    with a lock service does); else a warning says that there is no lock.
-
-    Arguments
-    ---------
-    folder : str
-        The folder; it is made. ``.in_use`` in it names the process.
-
-    Raises
-    ------
-    ValueError
-        If another process occupies it; the message names process and host.
+    with a lock service does); else a warning says that there is no lock. The
+    folder is made; ``.in_use`` in it names the process.
     """
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, ".in_use")
@@ -175,24 +156,9 @@ def read_json(
     advice: str = "Restore it from a copy, or delete it and run the command "
     "that wrote it again.",
 ) -> Any:
-    """Reads a JSON file; a damaged one is named.
+    """Reads a JSON file; an empty, cut off or damaged one is named.
 
-    Arguments
-    ---------
-    path : str
-        The file.
-    advice : str
-        Last sentence of the error.
-
-    Returns
-    -------
-    Any
-        Its content.
-
-    Raises
-    ------
-    ValueError
-        If the file is empty, cut off or not JSON.
+    ``advice`` is the last sentence of the error.
     """
     with open(path, encoding="utf-8") as file:
         try:
@@ -209,17 +175,7 @@ def read_jsonl(path: str | os.PathLike) -> list:
     """Reads a log with one JSON value on each line.
 
     A line that is not JSON, such as the end of a log whose writer was killed,
-    is left out, with a warning that names it.
-
-    Arguments
-    ---------
-    path : str
-        The log; a missing one has no lines.
-
-    Returns
-    -------
-    list
-        The values.
+    is left out, with a warning that names it. A missing log has no lines.
     """
     values = []
     if not os.path.exists(path):
@@ -239,15 +195,7 @@ def read_jsonl(path: str | os.PathLike) -> list:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes a JSON file, whole or not at all.
-
-    Arguments
-    ---------
-    path : str
-        The file; its folder is made.
-    content : Any
-        What JSON can hold.
-    """
+    """Writes a JSON file, whole or not at all; its folder is made."""
     with write_whole(path) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
 
@@ -353,21 +301,9 @@ def refuse_changes(
 def differences(
     before: Mapping, now: Mapping, may_change: Collection[str] = ()
 ) -> list[str]:
-    """Lists settings that differ, each with both values.
+    """Lists settings that differ, such as ``"  seed: was 1, is 2"``.
 
-    Arguments
-    ---------
-    before : Mapping
-        Earlier settings, maybe nested.
-    now : Mapping
-        Settings of now.
-    may_change : collection of str
-        Keys at the top to leave out.
-
-    Returns
-    -------
-    list of str
-        Such as ``"  seed: was 1, is 2"``.
+    Settings may be nested; ``may_change`` are keys at the top to leave out.
     """
     return [
         line

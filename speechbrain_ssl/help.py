@@ -25,17 +25,7 @@ WIDTH = 79
 def command_parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
     """The parser of a command, which completes no names.
 
-    Arguments
-    ---------
-    text : str
-        Its help: the docstring of the module.
-    **options
-        More arguments of ``ArgumentParser``.
-
-    Returns
-    -------
-    argparse.ArgumentParser
-        Without arguments yet.
+    ``text`` is its help: the docstring of the module.
     """
     return argparse.ArgumentParser(
         description=text,
@@ -48,15 +38,8 @@ def command_parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
 def answer_help(description: str, reads_yaml: bool = True) -> None:
     """Prints the help of a script and ends it, if ``--help`` was given.
 
-    Call it before the slow imports.
-
-    Arguments
-    ---------
-    description : str
-        Docstring of the script.
-    reads_yaml : bool
-        Whether the script has the options of a YAML file; else the docstring
-        is the help.
+    Call it before the slow imports. With ``reads_yaml``, the help lists the
+    keys of a YAML; else the docstring is the help.
     """
     argv = sys.argv[1:]
     if not {"-h", "--help"} & set(argv):
@@ -68,21 +51,9 @@ def answer_help(description: str, reads_yaml: bool = True) -> None:
 
 
 def help_text(description: str, script: str, argv: list[str]) -> str:
-    """The help of a script that reads a YAML file.
+    """The help of a script: description, keys of its YAML, run options.
 
-    Arguments
-    ---------
-    description : str
-        Docstring of the script.
-    script : str
-        Its path.
-    argv : list of str
-        Its arguments. If the first one is a YAML file, its keys are listed.
-
-    Returns
-    -------
-    str
-        Description, keys with comments and defaults, run options.
+    Keys are listed if the first argument is a YAML file.
     """
     name = pathlib.Path(script).name
     file = pathlib.Path(argv[0])
@@ -117,18 +88,9 @@ def help_text(description: str, script: str, argv: list[str]) -> str:
 
 
 def keys_of(text: str) -> str:
-    """Lists the keys of a YAML file as options.
+    """Lists the keys of a YAML with their defaults and comments as options.
 
-    Arguments
-    ---------
-    text : str
-        Content of the file.
-
-    Returns
-    -------
-    str
-        A line for each key with its default and comment; below it the
-        arguments of objects. Headings are those of the file.
+    Below a key are the arguments of its object. Headings are those of the file.
 
     Example
     -------

@@ -48,16 +48,8 @@ class Snapshot(NamedTuple):
 def is_name(source: str) -> bool:
     """Whether a source is meant for the hub.
 
-    Arguments
-    ---------
-    source : str
-        A path, or a name on the hub.
-
-    Returns
-    -------
-    bool
-        True for ``user/name`` unless there is such a path, or it ends with
-        ``.onnx``.
+    True for ``user/name`` unless there is such a path, or it ends with
+    ``.onnx``.
 
     Example
     -------
@@ -77,26 +69,8 @@ def fetch(
 ) -> Snapshot:
     """Downloads a model of the hub, unless it is in the cache.
 
-    Arguments
-    ---------
-    source : str
-        A path, which is returned as it is, or a name on the hub.
-    revision : str
-        Branch, tag or commit; None: that in ``source``, or main.
-    offline : bool
-        Whether to use the cache only.
-
-    Returns
-    -------
-    Snapshot
-        Folder, name and commit.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the hub, or the cache, has no such model.
-    ValueError
-        If a path has a revision, or a name has two different ones.
+    A path is returned as it is. ``revision`` is a branch, tag or commit; None:
+    that in ``source``, or main. ``offline`` uses the cache only.
     """
     source = os.fspath(source)
     if not is_name(source):
@@ -145,21 +119,5 @@ def fetch(
 
 
 def local_folder(source: str | os.PathLike) -> str:
-    """The folder of a model, downloaded if it is on the hub.
-
-    Arguments
-    ---------
-    source : str
-        A path, or a name on the hub.
-
-    Returns
-    -------
-    str
-        The path, or a folder of the cache.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the hub has no such model.
-    """
+    """The folder of a model, downloaded to the cache if it is on the hub."""
     return fetch(source).folder

@@ -103,18 +103,7 @@ def load_encoder(
 
 
 def face_size_of(encoder: EncoderClassifier) -> int | None:
-    """Height and width of the images of a face encoder.
-
-    Arguments
-    ---------
-    encoder : EncoderClassifier
-        From ``load_encoder``.
-
-    Returns
-    -------
-    int
-        None for a voice encoder.
-    """
+    """Height and width of the images of a face encoder; None for voices."""
     if isinstance(encoder, OnnxEncoder):
         return None
     features = encoder.mods.compute_features
@@ -179,21 +168,9 @@ def _load_statistics(folder, modules, loadables):
 def start_from(branch: torch.nn.Module, source: str) -> None:
     """Gives an encoder the weights of an earlier training, all of them.
 
-    Arguments
-    ---------
-    branch : speechbrain_ssl.nnet.branch.Branch
-        Its ``embedding_model`` gets the weights.
-    source : str
-        An exported folder, its name on the Hugging Face hub, or a file of a
-        checkpoint: ``student.ckpt``, ``teacher.ckpt`` or ``encoder.ckpt``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder or file.
-    ValueError
-        If it holds no weights, those of another encoder, or those of an
-        encoder for another sample rate.
+    ``branch.embedding_model`` gets the weights of ``source``: an exported
+    folder, its name on the Hugging Face hub, or a file of a checkpoint
+    (``student.ckpt``, ``teacher.ckpt`` or ``encoder.ckpt``).
     """
     if is_onnx(source):
         raise ValueError(
@@ -232,19 +209,8 @@ def check_sample_rate(
 ) -> None:
     """Checks that an encoder is built for the sample rate of its audio.
 
-    Arguments
-    ---------
-    modules : iterable of torch.nn.Module
-        The encoder, its features included.
-    sample_rate : int
-        The rate of the audio in Hz.
-
-    Raises
-    ------
-    ValueError
-        If features are computed for another rate, if their FFT is shorter
-        than their window, or if a pretrained transformer gets another rate
-        than 16000 Hz.
+    Features must be computed for the rate, with an FFT that is not shorter than
+    their window; pretrained transformers need 16000 Hz.
     """
     for module in modules:
         for part in module.modules():
@@ -270,21 +236,7 @@ def continue_run(
 ) -> None:
     """Takes over encoder and classifier from a run on pseudo-labels.
 
-    Arguments
-    ---------
-    encoder : speechbrain_ssl.nnet.branch.Branch
-        Gets the run's encoder, all of it.
-    classifier : torch.nn.Module
-        Gets the run's classifier.
-    run_folder : str
-        The run's output folder; its newest checkpoint is read.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no checkpoint.
-    ValueError
-        If names or shapes of the weights are others.
+    They are those of the run's newest checkpoint.
     """
     checkpointer = _checkpoints(run_folder)
     checkpoint = checkpointer.find_checkpoint()
@@ -309,33 +261,11 @@ def weights_of_run(
     average_last: int = 1,
     select_by: str | None = None,
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights that the export of a run takes.
+    """The weights that the export of a run takes, and a text of their origin.
 
-    Arguments
-    ---------
-    run_folder : str
-        The run's output folder.
-    name : str
-        Name of the branch in the checkpoints: student, teacher or encoder.
-    save : str
-        Name of the folder of checkpoints.
-    average_last : int
-        Number of end-of-epoch checkpoints to average.
-    select_by : str
-        Figure of the checkpoints whose least value chooses one; None: the
-        newest one.
-
-    Returns
-    -------
-    weights : dict of str to torch.Tensor
-        Of the encoder's network.
-    origin : str
-        Names the checkpoints.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no checkpoint.
+    ``name`` is the branch in the checkpoints: student, teacher or encoder.
+    ``average_last`` end-of-epoch checkpoints are averaged; ``select_by`` is a
+    figure whose least value chooses a checkpoint, None the newest one.
     """
     checkpointer = _checkpoints(run_folder, save)
     checkpoint = checkpointer.find_checkpoint(
@@ -380,23 +310,7 @@ def _encoder_part(weights):
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """Reads a file of weights, and nothing that could run.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        On the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or holds anything but tensors.
-    """
+    """Reads a file of weights to the CPU, and nothing that could run."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -427,21 +341,8 @@ def load_weights(
 ) -> None:
     """Loads weights into a network that must have exactly these.
 
-    Arguments
-    ---------
-    module : torch.nn.Module
-        The network.
-    weights : dict of str to torch.Tensor
-        Its weights.
-    source : str
-        Where they come from, for the message.
-    name : str
-        What the network is, for the message.
-
-    Raises
-    ------
-    ValueError
-        If names or shapes are others.
+    ``source`` and ``name`` say in the message where the weights come from and
+    what the network is.
     """
     try:
         module.load_state_dict(weights)
@@ -453,23 +354,7 @@ def load_weights(
 
 
 def read_text(path: str) -> str:
-    """Reads a text file; one that is no text is named.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-
-    Returns
-    -------
-    str
-        Its content.
-
-    Raises
-    ------
-    ValueError
-        If it is not UTF-8.
-    """
+    """Reads a text file; one that is not UTF-8 is named."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -478,30 +363,13 @@ def read_text(path: str) -> str:
 
 
 def is_export(folder: str) -> bool:
-    """Whether a folder has the files of an exported model.
-
-    Arguments
-    ---------
-    folder : str
-        The folder.
-
-    Returns
-    -------
-    bool
-        True if it has.
-    """
+    """Whether a folder has the files of an exported model."""
     names = (HPARAMS_NAME, WEIGHTS_NAME)
     return all(os.path.isfile(os.path.join(folder, n)) for n in names)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Adds the option of commands that load model folders.
-
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Gets ``--trust NAME``, which may be repeated.
-    """
+    """Adds ``--trust NAME`` of commands that load model folders."""
     parser.add_argument(
         "--trust",
         action="append",
@@ -514,16 +382,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 def check_folder(folder: str) -> None:
     """Refuses a folder that is not an exported model.
 
-    Arguments
-    ---------
-    folder : str
-        The folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is missing, or files are; the message names a folder inside of it
-        that is a model.
+    The message names missing files, and a folder inside of it that is a model.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"No such model folder: {folder}")

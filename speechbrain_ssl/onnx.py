@@ -84,17 +84,9 @@ class ConvolvedSTFT(torch.nn.Module):
         self.register_buffer("bases", bases.float()[:, None])
 
     def forward(self, wavs: torch.Tensor) -> torch.Tensor:
-        """Waveforms to spectra.
+        """Waveforms [batch, time] to spectra.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms [batch, time].
-
-        Returns
-        -------
-        torch.Tensor
-            Real and imaginary parts [batch, frames, n_fft // 2 + 1, 2].
+        Real and imaginary parts are [batch, frames, n_fft // 2 + 1, 2].
         """
         half = self.n_fft // 2
         wavs = torch.nn.functional.pad(wavs, (half, half))[:, None]
@@ -127,18 +119,7 @@ class Encoder(torch.nn.Module):
                     setattr(module, name, ConvolvedSTFT(child))
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Waveforms to embeddings.
-
-        Arguments
-        ---------
-        waveforms : torch.Tensor
-            Of one length [batch, time].
-
-        Returns
-        -------
-        torch.Tensor
-            Embeddings [batch, emb_dim].
-        """
+        """Waveforms of one length [batch, time] to [batch, emb_dim]."""
         places = torch.arange(torch.sym_max(waveforms.shape[1], self.shortest))
         # a tensor: the exporter knows no remainder of symbolic numbers
         count = torch.ones_like(waveforms[0], dtype=torch.int64).sum()

@@ -168,18 +168,8 @@ def load_experiment(
 def settings_of(hparams_file: str, overrides: str = "") -> dict:
     """Reads the settings in a YAML file, and makes no objects of them.
 
-    Arguments
-    ---------
-    hparams_file : str
-        The YAML file.
-    overrides : str
-        Changes as YAML, as ``load_experiment`` returns them.
-
-    Returns
-    -------
-    dict
-        Key -> plain value; ``[tag, value]`` where there is a tag such as
-        ``!new:`` or ``!ref``, which is not resolved. Included files are read.
+    ``overrides`` are changes as YAML. Values with a tag such as ``!new:`` or
+    ``!ref`` are ``[tag, value]``, not resolved. Included files are read.
 
     Example
     -------
@@ -200,16 +190,8 @@ def settings_of(hparams_file: str, overrides: str = "") -> dict:
 def overrides_of(changes: Mapping[str, Any]) -> str:
     """Changes as YAML, from values as the command line has them.
 
-    Arguments
-    ---------
-    changes : dict
-        Key -> value. Text is read as that of the command line: it may be
-        YAML with tags.
-
-    Returns
-    -------
-    str
-        For ``settings_of`` and ``resolved``.
+    Text may be YAML with tags. The result is for ``settings_of`` and
+    ``resolved``.
 
     Example
     -------
@@ -223,19 +205,7 @@ def overrides_of(changes: Mapping[str, Any]) -> str:
 
 
 def resolved(hparams_file: str, overrides: str = "") -> str:
-    """A YAML file with its changes, and without references and inclusions.
-
-    Arguments
-    ---------
-    hparams_file : str
-        The YAML file.
-    overrides : str
-        Changes as YAML, as ``load_experiment`` returns them.
-
-    Returns
-    -------
-    str
-        The text, which ``load_hyperpyyaml`` reads.
+    """Text of a YAML with its changes, without references and inclusions.
 
     Example
     -------
@@ -371,13 +341,7 @@ def _plain(node, folder):
 
 
 def run_option_types() -> dict:
-    """The run options that SpeechBrain takes on the command line.
-
-    Returns
-    -------
-    dict
-        Name -> type, as annotated in ``RunOptions``.
-    """
+    """Types of the run options that SpeechBrain takes on the command line."""
     types = typing.get_type_hints(RunOptions)
     return {
         name: types[name]

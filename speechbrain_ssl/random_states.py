@@ -75,17 +75,7 @@ class RandomStates:
         without at each ``on_fit_batch_start``. The uninterrupted run drew the
         loader's random numbers after an end-of-epoch checkpoint but before an
         intra-epoch one, so the former is put back before the loader is
-        iterated, the latter after.
-
-        Arguments
-        ---------
-        starting_epoch : bool
-            Whether the loader is still to be iterated.
-
-        Returns
-        -------
-        bool
-            Whether states were put back now.
+        iterated, the latter after. Says whether states were put back now.
         """
         if self._pending is None:
             return False

@@ -14,14 +14,10 @@ def keep_memory() -> bool:
     """Stops glibc from handing large tensors back to the kernel.
 
     By default every tensor of more than 32 MB is a fresh mapping, whose pages
-    the kernel clears at each step. Training allocates the same sizes again
-    and again, so the process keeps them: 15 to 50 % of a step on a CPU.
-    Call it before the first large tensor; other allocators are left alone.
-
-    Returns
-    -------
-    bool
-        Whether the allocator took the setting.
+    the kernel clears at each step. Training allocates the same sizes again and
+    again, so the process keeps them: 15 to 50 % of a step on a CPU. Call it
+    before the first large tensor; other allocators are left alone. It is False
+    if the allocator did not take the setting.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -33,16 +29,8 @@ def keep_memory() -> bool:
 def default_precision(device: str = "cpu") -> str:
     """The faster of the number formats that train as well as float32.
 
-    Arguments
-    ---------
-    device : str
-        Where training is going to run.
-
-    Returns
-    -------
-    str
-        ``bf16`` on accelerators that have it and on processors that multiply
-        it in hardware, ``fp32`` elsewhere.
+    It is ``bf16`` on accelerators that have it and on processors that multiply
+    it in hardware, ``fp32`` elsewhere.
     """
     if str(device).startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(False) else "fp32"

@@ -68,21 +68,8 @@ class UnsafeError(ValueError):
 def check(text: str, origin: str, trust: Sequence[str] = ()) -> None:
     """Refuses a file that names anything but networks.
 
-    Arguments
-    ---------
-    text : str
-        Content of the file.
-    origin : str
-        Its path, for messages.
-    trust : list of str
-        Modules or classes that the user allows beside those of this module.
-
-    Raises
-    ------
-    UnsafeError
-        If the file has any other tag; the message names line and tag.
-    ValueError
-        If the file is no YAML.
+    ``origin`` is its path, for messages; ``trust`` names modules or classes
+    that the user allows beside those of this module.
     """
     for node in _nodes(_compose(text, origin)):
         tag = _tag(node)
@@ -103,31 +90,9 @@ def build(
 ) -> list[Any]:
     """Builds some objects of a file, and nothing else of it.
 
-    Arguments
-    ---------
-    text : str
-        Content of the file.
-    origin : str
-        Its path, for messages.
-    keys : list of tuple of str
-        The objects: a key of the file, and keys inside of it.
-    trust : list of str
-        Modules or classes that the user allows beside those of this module.
-    sources : bool
-        Whether networks may be loaded from files or the hub: for a training
-        run of the user's own.
-
-    Returns
-    -------
-    list
-        The objects in the order of ``keys``; None where there is no such key.
-
-    Raises
-    ------
-    UnsafeError
-        If an object needs code that is not allowed to run.
-    ValueError
-        If the file is no YAML, or a class does not take its arguments.
+    An object is a key of the file, and keys inside of it; None where there is
+    no such key. ``sources`` allows networks from files or the hub, for a
+    training run of the user's own. See ``check`` for the other arguments.
     """
     for node in _nodes(_compose(text, origin)):
         # the only tags that resolving references acts upon

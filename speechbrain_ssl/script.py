@@ -72,15 +72,7 @@ class Interrupted(SystemExit):
 
 
 def run_script(main: Callable, argv: list[str] | None = None) -> None:
-    """Runs a script's main function and ends the process.
-
-    Arguments
-    ---------
-    main : Callable
-        Takes the arguments of the command line.
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
+    """Runs a script's main function and ends the process."""
     name = os.path.basename(sys.argv[0])
     for logger_name in QUIET:
         logging.getLogger(logger_name).addFilter(_is_warning)
@@ -154,12 +146,8 @@ def defer_signals() -> Iterator[None]:
     """Lets a training finish its step and save before a signal ends it.
 
     Within the block a signal is noted, see ``stop_requested``; the same signal
-    some seconds later ends the process at once.
-
-    Raises
-    ------
-    Interrupted
-        At the end of the block, if a signal was noted and not obeyed.
+    some seconds later ends the process at once. The block ends with
+    ``Interrupted`` if a signal was noted and not obeyed.
     """
     _Signals.deferred, _Signals.received = True, None
     try:
@@ -173,13 +161,8 @@ def defer_signals() -> Iterator[None]:
 def outlive_signal(worker: int) -> None:
     """Lets a loader worker outlive a signal that its whole group receives.
 
-    The training needs its workers until the step is done. A second SIGTERM
-    ends a worker, as when the loader is closed.
-
-    Arguments
-    ---------
-    worker : int
-        Its number; this is a ``worker_init_fn``.
+    The training needs its workers until the step is done. A second SIGTERM ends
+    a worker, as when the loader is closed. This is a ``worker_init_fn``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(
@@ -189,13 +172,7 @@ def outlive_signal(worker: int) -> None:
 
 
 def stop_requested() -> int | None:
-    """The deferred signal that was received, if any.
-
-    Returns
-    -------
-    int
-        Number of the signal; None without one.
-    """
+    """Number of the deferred signal that was received, or None."""
     return _Signals.received if _Signals.deferred else None
 
 
@@ -218,15 +195,7 @@ def _on_signal(number, frame):
 def comes_from_users_code(error: BaseException) -> bool:
     """Whether code of neither this package nor a library raised an error.
 
-    Arguments
-    ---------
-    error : BaseException
-        With its traceback; causes are looked at, too.
-
-    Returns
-    -------
-    bool
-        True for the fault of a plugin, whose author needs the traceback.
+    Causes are looked at, too. The author of a plugin needs the traceback.
     """
     script = pathlib.Path(sys.argv[0]).resolve()
     known = [

@@ -29,17 +29,8 @@ def only_job(folder: str) -> Iterator[IO]:
     """Waits until nothing works in a folder any more.
 
     Commands started by ``run_command`` hold the lock as well: one that has
-    outlived a job that was killed is waited for.
-
-    Arguments
-    ---------
-    folder : str
-        The folder of the job; it is made.
-
-    Yields
-    ------
-    io.IOBase
-        The lock, for ``run_command``.
+    outlived a job that was killed is waited for. Gives the lock, for
+    ``run_command``.
     """
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, LOCK), "a") as lock:
@@ -58,32 +49,12 @@ def only_job(folder: str) -> Iterator[IO]:
 def run_stage(
     folder: str, inputs: dict, work: Callable, command: Sequence[str] = ()
 ) -> bool:
-    """Does the work of a stage, unless it is done.
+    """Does the work of a stage, unless it is done; says whether it did.
 
-    Arguments
-    ---------
-    folder : str
-        The stage's folder; it is made.
-    inputs : dict
-        All that decides what comes out, as JSON: settings, and hashes of
-        files.
-    work : Callable
-        Does it; returns an exit code, or None for 0. May find what an
-        earlier attempt left behind.
-    command : list of str
-        What is run, for those who read stage.json.
-
-    Returns
-    -------
-    bool
-        Whether there was something to do.
-
-    Raises
-    ------
-    ValueError
-        If the stage was begun with other inputs.
-    ChildProcessError
-        If the exit code is not 0.
+    ``inputs`` are all that decides what comes out, as JSON: settings, and
+    hashes of files; a stage begun with others is an error. ``work`` returns an
+    exit code, or None for 0; it may find what an earlier attempt left behind.
+    ``command`` is what is run, for the readers of stage.json.
 
     Example
     -------
@@ -127,19 +98,7 @@ def run_stage(
 def run_command(command: list[str], folder: str, lock: IO) -> int:
     """Runs a command; its output goes to the console and to ``stage.log``.
 
-    Arguments
-    ---------
-    command : list of str
-        The program and its arguments.
-    folder : str
-        The stage's folder.
-    lock : io.IOBase
-        What ``only_job`` gave.
-
-    Returns
-    -------
-    int
-        The exit code; -9 if signal 9 ended it.
+    ``lock`` is from ``only_job``. The exit code is -9 if signal 9 ended it.
     """
     process: Any = None
     with open(os.path.join(folder, LOG), "ab") as log:

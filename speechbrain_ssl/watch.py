@@ -37,22 +37,7 @@ class _Watch:
 def meet(
     store: torch.distributed.Store, world_size: int, seconds: float
 ) -> None:
-    """Waits until all processes have started.
-
-    Arguments
-    ---------
-    store : torch.distributed.Store
-        Of the group.
-    world_size : int
-        Number of processes.
-    seconds : float
-        How long to wait.
-
-    Raises
-    ------
-    ValueError
-        If some are missing; the message names them.
-    """
+    """Waits until all processes have started; an error names missing ones."""
     rank = int(os.environ["RANK"])
     store.set(f"here/{rank}", socket.gethostname())
     end = time.monotonic() + seconds
@@ -75,22 +60,7 @@ def meet(
 def begin(
     store: torch.distributed.Store, world_size: int, seconds: float
 ) -> None:
-    """Connects this process with the first one, and watches from a thread.
-
-    Arguments
-    ---------
-    store : torch.distributed.Store
-        Of the group.
-    world_size : int
-        Number of processes.
-    seconds : float
-        How long to wait for the connection.
-
-    Raises
-    ------
-    OSError
-        If there is no connection.
-    """
+    """Connects this process with the first one, and watches from a thread."""
     rank, links = int(os.environ["RANK"]), {}
     if rank == 0:
         dual = socket.has_dualstack_ipv6()
@@ -135,17 +105,9 @@ def _connect(store, seconds):
 
 
 def lost(seconds: float = 5.0) -> str | None:
-    """Says which process was lost.
+    """Says which process was lost; None if none is known to be.
 
-    Arguments
-    ---------
-    seconds : float
-        How long to wait until the thread has noticed it.
-
-    Returns
-    -------
-    str
-        A sentence; None if no process is known to be lost.
+    Waits some seconds until the thread has noticed it.
     """
     end = time.monotonic() + seconds
     while _Watch.links and _Watch.lost is None and time.monotonic() < end:

@@ -179,33 +179,14 @@ class SpeakerBrain(sb.Brain):
         return self.hparams.epoch_counter.current - 1 + done
 
     def module(self, name: str) -> Any:
-        """A module without the wrappers of DDP and of torch.compile.
-
-        Arguments
-        ---------
-        name : str
-            Key of ``self.modules``.
-
-        Returns
-        -------
-        torch.nn.Module
-            The object of the hparams file.
-        """
+        """A module without the wrappers of DDP and of torch.compile."""
         module = self.this_process(name)
         return getattr(module, "_orig_mod", module)
 
     def this_process(self, name: str) -> Any:
         """A module without the wrapper of DDP, but compiled with --compile.
 
-        Arguments
-        ---------
-        name : str
-            Key of ``self.modules``.
-
-        Returns
-        -------
-        torch.nn.Module
-            The module to call without communication between processes.
+        It is called without communication between processes.
         """
         module = self.modules[name]
         return getattr(module, "module", module)
@@ -218,21 +199,11 @@ class SpeakerBrain(sb.Brain):
     def make_dataloader(
         self, dataset: UtteranceDataset, stage: sb.Stage, **kwargs: Any
     ) -> Any:
-        """Makes the loader and notes the length of an epoch.
+        """Makes the loader, and notes the length of an epoch.
 
-        Arguments
-        ---------
-        dataset : UtteranceDataset
-            The training set.
-        stage : sb.Stage
-            Always TRAIN: utterances are verified by ``verify_epoch``.
-        **kwargs : dict
-            For ``EpochLoader``, with the ``sampler`` of this process.
-
-        Returns
-        -------
-        EpochLoader
-            The loader; it is part of checkpoints.
+        ``stage`` is always TRAIN: utterances are verified by ``verify_epoch``.
+        ``kwargs`` are those of ``EpochLoader``, with the ``sampler`` of this
+        process. The loader is part of checkpoints.
         """
         if self.on_gpu:  # copies from other memory would wait
             kwargs.setdefault("pin_memory", True)
@@ -356,11 +327,8 @@ class SpeakerBrain(sb.Brain):
     def all_stats_help(self) -> dict[str, str]:
         """What each logged statistic means, for ``stats_help.json``.
 
-        Returns
-        -------
-        dict of str to str
-            The ``stats_help`` of this class, of the modules and of the
-            objects among the hyperparameters.
+        They are those of this class, of the modules and of the objects among
+        the hyperparameters.
         """
         modules = [self.module(name) for name in self.modules]
         sources = [self, *modules, *vars(self.hparams).values()]
@@ -371,18 +339,7 @@ class SpeakerBrain(sb.Brain):
         }
 
     def fit_batch(self, batch: PaddedBatch) -> torch.Tensor:
-        """One batch: forward, backward, commit and, if it is time, a step.
-
-        Arguments
-        ---------
-        batch : PaddedBatch
-            A batch of the loader.
-
-        Returns
-        -------
-        torch.Tensor
-            The loss.
-        """
+        """One batch: forward, backward, commit and, if it is time, a step."""
         # if resumed inside an epoch: making the loader drew random numbers
         self.random_states.restore_pending()
         self.wait_seconds += time.monotonic() - self.clock
@@ -493,11 +450,8 @@ class SpeakerBrain(sb.Brain):
     def optimizers_step(self) -> bool:
         """Removes gradients of frozen modules, clips the others, steps.
 
-        Returns
-        -------
-        bool
-            Whether a step was made: not if gradients are not finite. On an
-            accelerator True may turn out wrong; ``moved`` has the answer.
+        Gives False if no step was made because gradients are not finite. On an
+        accelerator True may turn out wrong; ``moved`` has the answer.
         """
         self.scaler.unscale_(self.optimizer)
         for parameter in self.summed:  # DDP has averaged
@@ -615,10 +569,7 @@ class SpeakerBrain(sb.Brain):
     def note(self, stats: dict[str, torch.Tensor]) -> None:
         """Adds scalars of a batch to the sums of the epoch.
 
-        Arguments
-        ---------
-        stats : dict of str to torch.Tensor
-            They stay on their device, so that nothing waits for them.
+        They stay on their device, so that nothing waits for them.
         """
         for name, value in stats.items():
             total, count = self.sums.get(name, (0.0, 0))
@@ -672,15 +623,7 @@ class SpeakerBrain(sb.Brain):
     def describe_epoch(self, seconds: float) -> list[str]:
         """Adds speed and signs of collapse to ``train_stats``.
 
-        Arguments
-        ---------
-        seconds : float
-            Duration of the epoch.
-
-        Returns
-        -------
-        list of str
-            Warnings for the log.
+        ``seconds`` is the duration of the epoch. Gives warnings for the log.
         """
         summary = self.collapse.summarize()
         self.train_stats.update(summary)
@@ -696,17 +639,9 @@ class SpeakerBrain(sb.Brain):
         return warnings
 
     def verify_epoch(self, epoch: int) -> dict[str, float]:
-        """Computes the error rates of ``dev_trials`` and the self-check.
+        """Error rates of ``dev_trials`` and the self-check after an epoch.
 
-        Arguments
-        ---------
-        epoch : int
-            The epoch that has ended.
-
-        Returns
-        -------
-        dict of str to float
-            For log and checkpoint; empty if there is nothing to verify.
+        They are for log and checkpoint; empty if there is nothing to verify.
         """
         found = {}
         if not sb.utils.distributed.if_main_process():
@@ -734,13 +669,7 @@ class SpeakerBrain(sb.Brain):
         return found
 
     def self_check(self) -> dict | None:
-        """Measures the evaluated branch without labels.
-
-        Returns
-        -------
-        dict
-            From ``selfcheck``; None if there is no self-check.
-        """
+        """Measures the evaluated branch without labels, if that is asked for."""
         check = vars(self.hparams).get("selfcheck")
         if check is None:
             return None
@@ -838,12 +767,9 @@ class SpeakerBrain(sb.Brain):
     def _recover(self, path, end_of_epoch):
         """Reads what ``_save`` wrote.
 
-        Raises
-        ------
-        ValueError
-            If an epoch would continue with steps of another size, so that
-            utterances would be left out or seen twice. If the training set is
-            another one, as clusters and queues identify utterances by rows.
+        It is an error if an epoch would continue with steps of another size, so
+        that utterances would be left out or seen twice, or if the training set
+        is another one, as clusters and queues identify utterances by rows.
         """
         super()._recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as file:
@@ -892,13 +818,7 @@ class EpochLog:
         self.waiting = []
 
     def write(self, record: dict) -> None:
-        """Adds a record.
-
-        Arguments
-        ---------
-        record : dict
-            With ``epoch``.
-        """
+        """Adds a record, which has ``epoch``."""
         self.waiting.append(record)
         with writing(self.path):
             records = read_jsonl(self.path)
@@ -918,10 +838,7 @@ class EpochLog:
 def writing(what: str | os.PathLike) -> Iterator[None]:
     """Logs an error instead of ending the training, as of a full disk.
 
-    Arguments
-    ---------
-    what : str
-        What is written, for the message.
+    ``what`` is what is written, for the message.
     """
     try:
         yield

@@ -49,13 +49,7 @@ class CollapseStats:
 
     @torch.no_grad()
     def append(self, embedding: torch.Tensor) -> None:
-        """Adds embeddings.
-
-        Arguments
-        ---------
-        embedding : torch.Tensor
-            Any leading axes [..., emb_dim].
-        """
+        """Adds embeddings of any leading axes [..., emb_dim]."""
         unit = F.normalize(embedding.detach().float().flatten(0, -2), dim=-1)
         # covariances are small differences, which TF32 would round away
         unit = unit.double()
@@ -91,18 +85,7 @@ class CollapseStats:
 
     @staticmethod
     def warnings(summary: dict[str, float]) -> list[str]:
-        """Says in words what is wrong.
-
-        Arguments
-        ---------
-        summary : dict of str to float
-            From ``summarize``.
-
-        Returns
-        -------
-        list of str
-            One sentence for each sign of collapse; empty if there is none.
-        """
+        """A sentence for each sign of collapse in a summary."""
         found = []
         if summary.get("embedding_spread", 1.0) < LOW_SPREAD:
             found.append(

@@ -353,17 +353,9 @@ def _try_optimizer(opt_class):
 
 
 def check_rules(*rules: tuple[Any, str]) -> None:
-    """Checks settings that must fit each other.
+    """Raises an OptionsError with the message of the first broken rule.
 
-    Arguments
-    ---------
-    *rules : tuple of (bool, str)
-        Whether a rule holds, and the message if it does not.
-
-    Raises
-    ------
-    OptionsError
-        With the message of the first rule that does not hold.
+    A rule is whether it holds, and the message if it does not.
     """
     for holds, message in rules:
         if not holds:
@@ -375,17 +367,8 @@ def check_recoverables(
 ) -> None:
     """Checks that a checkpoint holds all parts of a training with a state.
 
-    Arguments
-    ---------
-    checkpointer : AtomicCheckpointer
-        With its recoverables.
-    parts : dict
-        Name in the YAML -> module or other object.
-
-    Raises
-    ------
-    OptionsError
-        If one is missing: a resumed run would begin it anew.
+    ``parts`` has the modules or other objects by their names in the YAML. A
+    resumed run would begin a missing part anew.
     """
     saved = [id(value) for value in checkpointer.recoverables.values()]
     for name, part in parts.items():
@@ -427,27 +410,9 @@ def open_run(
 ) -> Iterator[Run]:
     """Starts the processes and occupies the folder of a run.
 
-    Arguments
-    ---------
-    output_folder : str
-        The folder.
-    hparams_file : str
-        The YAML file.
-    overrides : str
-        Changes of the command line, as ``load_experiment`` returns them.
-    run_opts : RunOptions
-        SpeechBrain's run options.
-
-    Yields
-    ------
-    Run
-        For ``fit`` and ``export_model``.
-
-    Raises
-    ------
-    ValueError
-        If another process trains in the folder, or its run was started with
-        other settings; see ``MAY_CHANGE``.
+    ``overrides`` are the changes of the command line, as ``load_experiment``
+    returns them. It is an error if another process trains in the folder, or its
+    run was started with settings that differ beyond ``MAY_CHANGE``.
     """
     distributed.start(run_opts)
     settings = settings_of(hparams_file, overrides)
@@ -496,20 +461,7 @@ def _record(run):
 
 
 def is_resumed(training: Training, train_annotation: str) -> bool:
-    """Whether a run goes on, with the training CSV that it began with.
-
-    Arguments
-    ---------
-    training : Training
-        Settings of the run.
-    train_annotation : str
-        The training CSV.
-
-    Returns
-    -------
-    bool
-        True if there are a checkpoint and a training CSV.
-    """
+    """Whether there are a checkpoint and a training CSV to continue with."""
     return bool(
         os.path.isfile(train_annotation)
         and training.checkpointer.list_checkpoints()
@@ -521,22 +473,7 @@ def training_set(
     data_folder: str | None,
     view_sampler: ViewSampler | FaceSampler,
 ) -> Utterances:
-    """Reads the training CSV; a sampler of faces needs a face in each row.
-
-    Arguments
-    ---------
-    csv_path : str
-        The training CSV.
-    data_folder : str
-        Replaces ``$data_root``.
-    view_sampler : ViewSampler | FaceSampler
-        Takes some of the columns.
-
-    Returns
-    -------
-    Utterances
-        For faces, the utterances that have one.
-    """
+    """Reads the training CSV; of faces, only the utterances that have one."""
     if faces.COLUMN not in view_sampler.columns:
         return read_annotation(csv_path, data_folder)
     found = read_annotation(csv_path, data_folder, extra=(faces.COLUMN,))
@@ -554,26 +491,8 @@ def make_selfcheck(
 ) -> tuple[np.ndarray, SelfCheck | None]:
     """Prepares the self-check without labels, if there is one.
 
-    Arguments
-    ---------
-    utterances : Utterances
-        The training set.
-    training : Training
-        Settings.
-    view_sampler : ViewSampler | FaceSampler
-        Says the sample rate.
-
-    Returns
-    -------
-    kept : np.ndarray
-        bool, whether an utterance is trained on [utterances].
-    check : SelfCheck
-        Of the first process; None in others, or without a self-check.
-
-    Raises
-    ------
-    ValueError
-        If there is too little audio, or training has no audio.
+    Gives whether each utterance is trained on [utterances], and the self-check
+    of the first process; None in others, or without a self-check.
     """
     kept = np.ones(len(utterances), dtype=bool)
     folder, share = training.selfcheck_folder, training.selfcheck_share
@@ -612,25 +531,7 @@ def views_of(
     view_sampler: ViewSampler | FaceSampler,
     face_sampler: FaceSampler | None = None,
 ) -> UtteranceDataset:
-    """The training set: augmented views of utterances, and no label.
-
-    Arguments
-    ---------
-    utterances : Utterances
-        Rows of the training CSV.
-    view_sampler : ViewSampler | FaceSampler
-        Cuts and augments segments or faces.
-    face_sampler : FaceSampler
-        Gives the faces beside the voices; None: there are none.
-
-    Returns
-    -------
-    UtteranceDataset
-        Gives ``id``, ``index``, ``views``, ``draws``, ``speed`` and
-        ``unreadable``; with ``face_sampler`` also ``face_views``,
-        ``face_draws`` and ``face_problem`` (None; empty if the utterance has
-        no face, else why it cannot be read).
-    """
+    """The training set: augmented views of utterances, and no label."""
     view_sampler.prepare(utterances)
 
     # no local function: workers that are not forked get a pickle
@@ -682,26 +583,12 @@ def fit(
     run: Run,
     sampler: Callable | None = None,
 ) -> None:
-    """Trains to the last epoch, or goes on from the newest checkpoint.
+    """Trains to the last epoch, from the newest checkpoint if there is one.
 
-    Arguments
-    ---------
-    brain : SpeakerBrain
-        Knows how to train.
-    train_set : UtteranceDataset
-        From ``views_of``.
-    training : Training
-        Settings.
-    run : Run
-        From ``open_run``; its settings are recorded now.
-    sampler : Callable
-        Makes the sampler from seed, rank, world_size and batch_size; by
-        default each utterance comes once in an epoch.
-
-    Raises
-    ------
-    Interrupted
-        After a checkpoint, if SIGTERM or SIGINT asks for it.
+    The settings of ``run`` are recorded now. ``sampler`` makes a sampler from
+    seed, rank, world_size and batch_size; by default each utterance comes once
+    in an epoch. SIGTERM and SIGINT end the training after a checkpoint, by
+    ``Interrupted``.
     """
     share: dict[str, Any] = {
         "seed": training.seed,
@@ -787,22 +674,9 @@ def time_steps(
 ) -> tuple[SSLBrain, float]:
     """Times steps of a self-supervised training, without checkpoints or logs.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file of a self-supervised training; its training
-        CSV must be there.
-    run_opts : RunOptions
-        SpeechBrain's run options, with ``optimizer_step_limit``.
-    steps : int
-        That limit; the first ones are not timed.
-
-    Returns
-    -------
-    brain : SSLBrain
-        After these steps.
-    seconds : float
-        Median time of a step.
+    ``steps`` is the ``optimizer_step_limit`` of the run options; the first
+    steps are not timed. The training CSV must be there. Gives the brain after
+    these steps, and the median seconds of a step.
     """
     utterances = training_set(
         hparams["train_annotation"],
@@ -844,18 +718,7 @@ def _try_branch(brain, branch):
 
 
 def choose_checkpoint(training: Training) -> None:
-    """Loads the checkpoint that a declared labelled list selects, if any.
-
-    Arguments
-    ---------
-    training : Training
-        Settings.
-
-    Raises
-    ------
-    ValueError
-        If no checkpoint has the figure to choose by.
-    """
+    """Loads the checkpoint that a declared labelled list selects, if any."""
     name = training.select_by
     if not name:
         return
@@ -879,28 +742,11 @@ def export_model(
 ) -> str:
     """Exports the trained encoder, averaged over the last checkpoints.
 
-    Arguments
-    ---------
-    brain : SpeakerBrain
-        After training.
-    training : Training
-        Settings.
-    run : Run
-        From ``open_run``.
-    name : str
-        Name of the exported module among the recoverables.
-    notes : str
-        First sentence of the model card.
-    facts : dict of str to str
-        For the card, beside or instead of those of ``describe``.
-    prefix : str
-        ``face_`` for the face encoder of an audio-visual training, which goes
-        to the folder ``face_model``.
-
-    Returns
-    -------
-    str
-        The folder that SpeechBrain loads.
+    ``name`` is that of the exported module among the recoverables, ``notes``
+    the first sentence of the model card, and ``facts`` stand beside or instead
+    of those of ``describe``. The ``prefix`` of the face encoder of an
+    audio-visual training is ``face_``: it goes to the folder ``face_model``.
+    Gives the folder that SpeechBrain loads.
     """
     if training.average_last > 1:
         brain.module(name).load_state_dict(
@@ -944,20 +790,7 @@ def export_model(
 
 
 def describe(brain: SpeakerBrain, training: Training) -> dict[str, str]:
-    """Facts about a training for the model card.
-
-    Arguments
-    ---------
-    brain : SpeakerBrain
-        After training.
-    training : Training
-        Settings.
-
-    Returns
-    -------
-    dict of str to str
-        Facts by name.
-    """
+    """Facts about a training for the model card, by name."""
     labels = getattr(brain, "labels", None)
     utterances = _utterances_of(brain)
     hours = utterances.durations.double().sum().item() / 3600
@@ -1134,27 +967,8 @@ def train_on_labels(
 ) -> PseudoLabelBrain:
     """Trains an encoder and a classifier on labels.
 
-    Arguments
-    ---------
-    labels : Labels
-        Labelled utterances and their classes.
-    training : Training
-        Settings of any training.
-    settings : LabelTraining
-        Settings of a training on labels.
-    run : Run
-        From ``open_run``.
-    hparams : dict
-        The loaded hparams file, for the brain.
-    run_opts : RunOptions
-        SpeechBrain's run options.
-    brain_class : type
-        PseudoLabelBrain, or one that watches it.
-
-    Returns
-    -------
-    PseudoLabelBrain
-        After training. Its gates are drawn, and corrected labels written.
+    ``brain_class`` is PseudoLabelBrain, or a class that watches it. Gives the
+    brain after training; its gates are drawn, and corrected labels written.
     """
     kept, check = make_selfcheck(
         labels.utterances, training, settings.view_sampler

@@ -216,21 +216,7 @@ class PseudoLabelBrain(SpeakerBrain):
     def compute_forward(
         self, batch: PaddedBatch, stage: sb.Stage
     ) -> list[Prediction]:
-        """Computes the cosines of augmented and of clean views.
-
-        Arguments
-        ---------
-        batch : PaddedBatch
-            With ``views``, ``draws`` and ``index``; with faces also
-            ``face_views``, ``face_draws`` and ``face_problem``.
-        stage : sb.Stage
-            Always TRAIN.
-
-        Returns
-        -------
-        list of Prediction
-            Of the voice and, with faces, of the face.
-        """
+        """Cosines of augmented and clean views, of voices and of faces if any."""
         batch = batch.to(self.device, non_blocking=True)
         return [self._predict(modality, batch) for modality in self.modalities]
 
@@ -274,19 +260,7 @@ class PseudoLabelBrain(SpeakerBrain):
     ) -> StepResult:
         """The gated loss, or the sum of those of voice and face.
 
-        Arguments
-        ---------
-        predictions : list of Prediction
-            From ``compute_forward``.
-        batch : PaddedBatch
-            With ``index`` and ``speed``.
-        stage : sb.Stage
-            Always TRAIN.
-
-        Returns
-        -------
-        StepResult
-            Its ``commit`` keeps the decisions for the gates.
+        ``commit`` of the result keeps the decisions for the gates.
         """
         index, speed = (
             send(x, self.device) for x in (batch.index, batch.speed)

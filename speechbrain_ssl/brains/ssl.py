@@ -66,19 +66,8 @@ class SSLBrain(SpeakerBrain):
     ) -> tuple[BranchOutput, BranchOutput | None]:
         """Runs student and teacher on the augmented views of a batch.
 
-        Arguments
-        ---------
-        batch : PaddedBatch
-            With ``views``, ``draws`` and ``index``.
-        stage : sb.Stage
-            Always TRAIN: utterances are verified by ``verify_epoch``.
-
-        Returns
-        -------
-        student : BranchOutput
-            Of all crops, or of the local ones.
-        teacher : BranchOutput
-            Of the global crops, or None.
+        The student has all crops, or the local ones; the teacher the global
+        ones, or None.
         """
         batch = batch.to(self.device, non_blocking=True)
         sampler = self.hparams.view_sampler
@@ -108,22 +97,7 @@ class SSLBrain(SpeakerBrain):
         batch: PaddedBatch,
         stage: sb.Stage,
     ) -> StepResult:
-        """The objective's loss.
-
-        Arguments
-        ---------
-        predictions : tuple of BranchOutput
-            Outputs of student and teacher.
-        batch : PaddedBatch
-            Not needed: objectives see tensors only.
-        stage : sb.Stage
-            Always TRAIN.
-
-        Returns
-        -------
-        StepResult
-            With the statistics of the objective and the agreement of views.
-        """
+        """The objective's loss, with its statistics and agreement of views."""
         student, teacher = predictions
         # half precision of cosines is too little for small temperatures
         with torch.autocast(torch.device(self.device).type, enabled=False):

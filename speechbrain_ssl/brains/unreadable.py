@@ -50,10 +50,7 @@ class UnreadableUtterances:
     def note(self, batch: list[dict[str, str]]) -> None:
         """Counts the utterances of a batch and lists new unreadable ones.
 
-        Arguments
-        ---------
-        batch : list of dict
-            Item ``unreadable`` of each sample: reasons by ID.
+        Each sample's item ``unreadable`` has reasons by ID.
         """
         for reasons in filter(None, batch):
             self.replaced += 1
@@ -62,22 +59,10 @@ class UnreadableUtterances:
             self._add(self.new)
 
     def finish(self, utterances: int) -> int:
-        """Ends an epoch in all processes.
+        """Ends an epoch in all processes; counts the utterances replaced in it.
 
-        Arguments
-        ---------
-        utterances : int
-            Utterances of the epoch, of all processes.
-
-        Returns
-        -------
-        int
-            Number of utterances that were replaced in this epoch.
-
-        Raises
-        ------
-        ValueError
-            If they are too many.
+        ``utterances`` is the number of those of the epoch, of all processes.
+        Too many replaced ones are an error.
         """
         parts = distributed.gather_objects((self.replaced, self.new))
         self.replaced, self.new = 0, {}

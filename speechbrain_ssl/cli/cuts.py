@@ -27,26 +27,10 @@ SOURCES = ("file", "url")
 def write_cuts(
     cuts_path: str, csv_path: str, data_root: str | None = None
 ) -> int:
-    """Writes a training CSV of cuts; the module's docstring has the rules.
+    """Writes a training CSV of cuts, and counts the rows.
 
-    Arguments
-    ---------
-    cuts_path : str
-        The manifest.
-    csv_path : str
-        The training CSV.
-    data_root : str
-        Folder that ``$data_root`` stands for; None: whole paths.
-
-    Returns
-    -------
-    int
-        Number of rows.
-
-    Raises
-    ------
-    ValueError
-        If a cut cannot be a row; the message has its line and ID.
+    The module's docstring has the rules; with ``data_root`` None, paths are
+    whole.
 
     Example
     -------
@@ -119,13 +103,7 @@ def _row(cut: dict, root: str | None) -> tuple:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``cuts``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
+    """The command line of ``cuts``."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -44,15 +44,7 @@ OPTIONAL = {
 
 
 def describe() -> tuple[list[str], bool]:
-    """Looks at the environment.
-
-    Returns
-    -------
-    lines : list of str
-        For people.
-    healthy : bool
-        Whether all packages that are always needed can be imported.
-    """
+    """Lines about the environment, and whether all needed packages import."""
     import speechbrain_ssl
 
     lines = [
@@ -109,13 +101,7 @@ def _devices():
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``doctor``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default; must be empty.
-    """
+    """The command line of ``doctor``, which has no arguments."""
     if argv:
         print(__doc__)
         sys.exit(0 if argv[0] in ("-h", "--help") else 2)

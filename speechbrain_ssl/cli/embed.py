@@ -169,22 +169,10 @@ def cut_windows(
 ) -> tuple[Utterances, dict[str, tuple[str, str, str]]]:
     """Cuts utterances into windows.
 
-    Arguments
-    ---------
-    utterances : Utterances
-        What to cut.
-    output_folder : str
-        Gets ``windows.csv``, the annotation of the windows.
-    length, hop : float
-        Length of a window, and time from one start to the next, in seconds.
-
-    Returns
-    -------
-    windows : Utterances
-        With the ID ``ID@start-stop``.
-    times : dict of str to tuple of str
-        ID of the utterance, start and stop in seconds from the beginning of
-        the file, by ID of the window.
+    ``output_folder`` gets ``windows.csv``, the annotation of the windows, whose
+    IDs are ``ID@start-stop``; ``length`` of a window and ``hop`` from one start
+    to the next are seconds. Gives the windows and, by their IDs, the ID of the
+    utterance, start and stop in seconds from the beginning of the file.
     """
     items = [utterances.row(row) for row in range(len(utterances))]
     with concurrent.futures.ThreadPoolExecutor() as pool:

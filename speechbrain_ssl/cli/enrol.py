@@ -101,23 +101,7 @@ def enrol(
 
 
 def speakers_of(database: str) -> dict[str, torch.Tensor]:
-    """Reads a folder of speakers.
-
-    Arguments
-    ---------
-    database : str
-        The folder.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Embeddings of the recordings of each speaker [files, emb_dim].
-
-    Raises
-    ------
-    ValueError
-        If there is no speaker, or a file is damaged.
-    """
+    """Embeddings of the recordings of each speaker [files, emb_dim]."""
     found = {}
     for file in sorted(os.listdir(database)):
         if file.endswith(ENDING):
@@ -132,24 +116,8 @@ def speakers_of(database: str) -> dict[str, torch.Tensor]:
 def model_of_database(database: str, model: str | None = None) -> str:
     """The model of a folder of speakers.
 
-    Arguments
-    ---------
-    database : str
-        The folder; it may be missing if a model is given.
-    model : str
-        An exported folder, or its name on the hub; None: that of the database.
-
-    Returns
-    -------
-    str
-        The model's folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no database and no model is given.
-    ValueError
-        If the model is another one than that of the enrolled speakers.
+    The folder may be missing if a model is given: an exported folder, or its
+    name on the hub. It must be the model of the speakers that are enrolled.
     """
     path = os.path.join(database, DATABASE)
     if not os.path.exists(path):
@@ -181,24 +149,7 @@ def embed_paths(
     device: str | None = None,
     trust: Sequence[str] = (),
 ) -> torch.Tensor:
-    """Embeds files, and ends with an error if one cannot be embedded.
-
-    Arguments
-    ---------
-    model : str
-        An exported folder.
-    paths : list of str
-        The files.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    trust : list of str
-        See ``load_encoder``.
-
-    Returns
-    -------
-    torch.Tensor
-        Embeddings [files, emb_dim].
-    """
+    """Embeds files [files, emb_dim]; one that cannot be embedded is an error."""
     for path in paths:
         if not audio.is_file(path):
             raise FileNotFoundError(f"There is no file {path}.")

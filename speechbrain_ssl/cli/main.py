@@ -67,18 +67,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
+    """Runs a command, ``sys.argv[1:]`` by default; gives the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     command, *rest = argv or ["--help"]
     if command in ("-h", "--help"):

@@ -45,36 +45,10 @@ def compare(
     test: str,
     device: str = "cpu",
 ) -> tuple[str, "Figure"]:
-    """Compares two recordings.
+    """Compares two recordings: text for people, and the plot of ``score_plot``.
 
-    Arguments
-    ---------
-    encode : Callable
-        See ``embed_files``.
-    sample_rate : int
-        Sample rate of the encoder in Hz.
-    threshold : float
-        Lowest cosine that counts as the same speaker; None: no decision.
-    enrol, test : str
-        The recordings.
-    device : str
-        Where the encoder is.
-
-    Returns
-    -------
-    text : str
-        Score, decision and notes about the audio.
-    figure : matplotlib.figure.Figure
-        See ``speechbrain_ssl.report.plots.score_plot``.
-
-    Raises
-    ------
-    OSError
-        If a recording cannot be read.
-    ValueError
-        If a recording is empty or digital silence.
-    EncoderError
-        If the encoder fails.
+    ``threshold`` is the lowest cosine that counts as the same speaker; None: no
+    decision.
     """
     settings = {"device": device, "progress": False}
     paths = [enrol, test]
@@ -115,28 +89,8 @@ def make_page(
 ) -> "gradio.Blocks":
     """Makes the page; its method ``launch`` serves it.
 
-    Arguments
-    ---------
-    model_folder : str
-        An exported folder, or its name on the hub.
-    threshold : float
-        Lowest cosine that counts as the same speaker; None: the model's own.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    trust : list of str
-        See ``load_encoder``.
-
-    Returns
-    -------
-    gradio.Blocks
-        The page.
-
-    Raises
-    ------
-    ImportError
-        If gradio is not installed.
-    OSError
-        If there is no such model.
+    ``threshold`` is the lowest cosine that counts as the same speaker; None:
+    the model's own.
     """
     # before the import: nothing is sent to Gradio's makers
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -189,17 +143,7 @@ def make_page(
 def launch(page: "gradio.Blocks", **options: Any) -> tuple[Any, str, str]:
     """Serves the page on this machine, without fonts of other servers.
 
-    Arguments
-    ---------
-    page : gradio.Blocks
-        The page.
-    **options : Any
-        More arguments of ``gradio.Blocks.launch``.
-
-    Returns
-    -------
-    tuple
-        Server, local address and an empty public address.
+    Gives server, local address and an empty public address.
     """
     import gradio
 

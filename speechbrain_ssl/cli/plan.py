@@ -34,19 +34,7 @@ COLUMNS = {
 
 
 def plain(settings: dict, key: str) -> Any:
-    """A value of a YAML, with references to other keys followed.
-
-    Arguments
-    ---------
-    settings : dict
-        What ``settings_of`` read.
-    key : str
-        The key.
-
-    Returns
-    -------
-    Any
-        The value; None if there is no such key.
+    """A value of a YAML, with references to other keys followed, or None.
 
     Example
     -------
@@ -71,23 +59,11 @@ def argument(settings: dict, key: str, name: str) -> Any:
 def plan_training(
     name: str, settings: dict, corpus: dict, rate: dict | None
 ) -> dict:
-    """Steps and costs of one training.
+    """Steps and costs of one training, a value for each of ``COLUMNS``.
 
-    Arguments
-    ---------
-    name : str
-        Of the stage.
-    settings : dict
-        Of its YAML.
-    corpus : dict
-        ``utterances``, ``hours``, ``gpus`` and ``accumulation``.
-    rate : dict
-        What was measured of its YAML; None if nothing was.
-
-    Returns
-    -------
-    dict
-        One value for each of ``COLUMNS``; None where nothing was measured.
+    ``corpus`` has ``utterances``, ``hours``, ``gpus`` and ``accumulation``;
+    ``rate`` is what was measured of the YAML, None if nothing was: then costs
+    are None.
     """
     batch, gpus = plain(settings, "batch_size"), corpus["gpus"]
     epochs = plain(settings, "number_of_epochs")
@@ -127,23 +103,10 @@ def plan_training(
 def plan_labels(
     name: str, settings: dict, corpus: dict, rate: dict | None
 ) -> dict:
-    """Costs of extraction and clustering.
+    """Costs of extraction and clustering, as ``plan_training`` gives them.
 
-    Arguments
-    ---------
-    name : str
-        Of the stage.
-    settings : dict
-        Of its YAML.
-    corpus : dict
-        ``utterances``, ``hours``, ``gpus`` and ``accumulation``.
-    rate : dict
-        What was measured of the encoder's training; None if nothing was.
-
-    Returns
-    -------
-    dict
-        As ``plan_training``; hours are those of the extraction.
+    ``rate`` was measured of the encoder's training; hours are those of the
+    extraction.
     """
     row = {"stage": name, **dict.fromkeys(COLUMNS.keys() - {"stage"})}
     if rate is None:
@@ -164,21 +127,8 @@ def plan(
 ) -> list[dict]:
     """Rows of a YAML: one of a training, or one of each stage of rounds.
 
-    Arguments
-    ---------
-    hparams : pathlib.Path
-        The YAML.
-    corpus : dict
-        ``utterances``, ``hours``, ``gpus`` and ``accumulation``.
-    rates : dict
-        What was measured, by the names of YAMLs.
-    changes : str
-        Changes of the YAML, as YAML.
-
-    Returns
-    -------
-    list of dict
-        See ``plan_training``.
+    ``rates`` were measured, by the names of YAMLs; ``changes`` of the YAML are
+    YAML.
     """
     settings = settings_of(str(hparams), changes)
     if "rounds" not in settings:
@@ -209,24 +159,9 @@ def plan(
 
 
 def read_rates(path: str | None, device: str | None) -> dict:
-    """Measured rates by the names of YAMLs.
+    """Measured rates by the names of YAMLs; empty without a file.
 
-    Arguments
-    ---------
-    path : str
-        File of ``benchmarks/rates.py``; None: nothing was measured.
-    device : str
-        Name of the device to take rates of; None: the file must have one.
-
-    Returns
-    -------
-    dict
-        Records of the file.
-
-    Raises
-    ------
-    ValueError
-        If the file has rates of several devices, or none of the device.
+    With ``device`` None, the file must have rates of one device.
     """
     if path is None:
         return {}
@@ -242,18 +177,7 @@ def read_rates(path: str | None, device: str | None) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """Rows as text, with a sum of the hours.
-
-    Arguments
-    ---------
-    rows : list of dict
-        Of ``plan``.
-
-    Returns
-    -------
-    str
-        A Markdown table.
-    """
+    """Rows as a Markdown table, with a sum of the hours."""
 
     def shown(value):
         if value is None:
@@ -328,22 +252,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def as_yaml(words: list[str]) -> str:
-    """Overrides of a command line as YAML.
-
-    Arguments
-    ---------
-    words : list of str
-        ``--key=value`` or ``--key value``.
-
-    Returns
-    -------
-    str
-        A line for each key.
-
-    Raises
-    ------
-    ValueError
-        If a word belongs to no key.
+    """Overrides of a command line, ``--key=value`` or ``--key value``, as YAML.
 
     Example
     -------

@@ -25,13 +25,7 @@ SCRIPT_OF_KEY = {
 
 
 def folder() -> pathlib.Path:
-    """The folder of recipes.
-
-    Returns
-    -------
-    pathlib.Path
-        ``recipes`` of the checkout, or the copy in the installed package.
-    """
+    """``recipes`` of the checkout, or the copy in the installed package."""
     package = pathlib.Path(speechbrain_ssl.__file__).parent
     checkout = package.parent / "recipes"
     return checkout if checkout.is_dir() else package / "_recipes"
@@ -40,10 +34,7 @@ def folder() -> pathlib.Path:
 def names() -> dict[str, pathlib.Path]:
     """The YAMLs that ``train`` knows by name.
 
-    Returns
-    -------
-    dict of str to pathlib.Path
-        ``moco`` is that of AudioFolder, ``voxceleb/moco`` that of VoxCeleb.
+    ``moco`` is that of AudioFolder, ``voxceleb/moco`` that of VoxCeleb.
     """
     found = {}
     for path in sorted(folder().glob("*/SSL/hparams/train_*.yaml")):
@@ -54,13 +45,7 @@ def names() -> dict[str, pathlib.Path]:
 
 
 def train(argv: list[str]) -> None:
-    """Trains by a YAML, with the script that belongs to it.
-
-    Arguments
-    ---------
-    argv : list of str
-        A name of ``names`` or the path of a YAML, and the script's arguments.
-    """
+    """Trains by a YAML, named or by its path, with the script for it."""
     if not argv or argv[0] in ("-h", "--help"):
         print(
             "usage: speechbrain-ssl train YAML [--key value ...]\n\nYAML is a "
@@ -91,13 +76,7 @@ def train(argv: list[str]) -> None:
 
 
 def adapt(argv: list[str]) -> None:
-    """Adapts an encoder, see ``recipes/AudioFolder/Adapt/adapt.py``.
-
-    Arguments
-    ---------
-    argv : list of str
-        Source, folder of audio, and the script's arguments.
-    """
+    """Adapts an encoder, see ``recipes/AudioFolder/Adapt/adapt.py``."""
     script = folder() / "AudioFolder/Adapt/adapt.py"
     places, rest = argv[:2], argv[2:]
     if {"-h", "--help"} & set(argv):
@@ -115,15 +94,9 @@ def adapt(argv: list[str]) -> None:
 def run(script: pathlib.Path, hparams: str | None, argv: list[str]) -> None:
     """Runs a recipe's script in this process.
 
-    Arguments
-    ---------
-    script : pathlib.Path
-        The script.
-    hparams : str
-        Path of its YAML, or its name in ``hparams`` beside the script; not
-        used if ``argv`` begins with another one. None: it needs no YAML.
-    argv : list of str
-        Its further arguments.
+    ``hparams`` is the path of its YAML, or its name in ``hparams`` beside the
+    script; not used if ``argv`` begins with another one. None: it needs no
+    YAML.
     """
     if hparams is not None and not (argv and argv[0].endswith(".yaml")):
         path = pathlib.Path(hparams)
@@ -139,24 +112,8 @@ def run(script: pathlib.Path, hparams: str | None, argv: list[str]) -> None:
 def copy(corpus: str, output_folder: str) -> pathlib.Path:
     """Copies a recipe, to change its YAMLs and scripts.
 
-    Arguments
-    ---------
-    corpus : str
-        ``audiofolder``, ``voxceleb`` or ``audiofolder/adapt``.
-    output_folder : str
-        A folder that does not exist yet.
-
-    Returns
-    -------
-    pathlib.Path
-        ``output_folder``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such recipe.
-    FileExistsError
-        If the folder exists.
+    ``corpus`` is ``audiofolder``, ``voxceleb`` or ``audiofolder/adapt``. The
+    output folder must not exist yet.
     """
     known = {path.parent.name.lower(): path for path in folder().glob("*/SSL")}
     for path in folder().glob("*/Adapt"):

@@ -241,22 +241,7 @@ def threshold_of(
 ) -> float | None:
     """The threshold that decides: the given one, else that of the model.
 
-    Arguments
-    ---------
-    model_folder : str
-        An exported folder.
-    threshold : float
-        Lowest cosine that counts as the same speaker, or None.
-
-    Returns
-    -------
-    float
-        None if none is given and the model has none.
-
-    Raises
-    ------
-    ValueError
-        If it is no cosine.
+    None if none is given and the model has none.
     """
     if threshold is None:
         return (read_threshold(model_folder) or {}).get("threshold")

@@ -154,13 +154,7 @@ def _rows(row, pieces, rate, root):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of ``segment``.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``sys.argv[1:]`` by default.
-    """
+    """The command line of ``segment``."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

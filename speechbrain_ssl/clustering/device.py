@@ -33,15 +33,7 @@ ROOM = 0.6
 def chosen(device: str) -> torch.device:
     """The device that a name stands for.
 
-    Arguments
-    ---------
-    device : str
-        ``auto``: the GPU of this process if there is one, or else the CPU.
-
-    Returns
-    -------
-    torch.device
-        The device.
+    ``auto``: the GPU of this process if there is one, or else the CPU.
 
     Example
     -------
@@ -229,24 +221,9 @@ def knn(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nearest centers of points: by faiss on the CPU, by torch on a GPU.
 
-    Arguments
-    ---------
-    points : np.ndarray
-        float32 [n, dim].
-    centers : np.ndarray
-        float32 [centers, dim].
-    count : int
-        Number of nearest ones, at most that of the centers.
-    spherical : bool
-        Whether to compare by product, or by distance.
-    device : torch.device
-        Where to compute.
-
-    Returns
-    -------
-    scores, found : np.ndarray
-        float32 products or squared distances, the nearest first, and int64
-        numbers of the centers [n, count].
+    ``count`` is at most the number of centers; ``spherical`` compares by
+    product instead of distance. Gives float32 products or squared distances,
+    the nearest first, and int64 numbers of the centers [n, count].
 
     Example
     -------

@@ -89,13 +89,9 @@ class Points:
     ) -> None:
         """Calls a function for each block of this process, in threads.
 
-        Arguments
-        ---------
-        rows : np.ndarray
-            Sorted rows of all processes [count].
-        function : callable
-            Takes a slice, the position of the block in the part of this
-            process, and the points of the block, float32 [block, dim].
+        ``rows`` are sorted rows of all processes. The function takes a slice,
+        the position of the block in the part of this process, and the points of
+        the block, float32 [block, dim].
         """
         self.read(rows[self.part(len(rows))], function)
 
@@ -134,21 +130,10 @@ class Points:
     def assign(
         self, rows: np.ndarray, centroids: np.ndarray
     ) -> tuple[Any, Clusters]:
-        """Assigns points to the nearest centroids.
+        """Assigns points to the nearest centroids [clusters, dim].
 
-        Arguments
-        ---------
-        rows : np.ndarray
-            Sorted rows of all processes [count].
-        centroids : np.ndarray
-            float32 [clusters, dim].
-
-        Returns
-        -------
-        labels : np.ndarray
-            int64 cluster of each row of this process, for ``beyond``.
-        clusters : Clusters
-            Of the rows of all processes.
+        ``rows`` are sorted rows of all processes. Gives the cluster of each row
+        of this process, for ``beyond``, and the Clusters of all processes.
         """
         part = self.part(len(rows))
         labels = np.empty(part.stop - part.start, np.int64)
@@ -171,19 +156,9 @@ class Points:
     ) -> Clusters:
         """Sums the points of each cluster on one side of its plane.
 
-        Arguments
-        ---------
-        rows : np.ndarray
-            Sorted rows of all processes [count].
-        labels : np.ndarray
-            From ``assign``.
-        normals, offsets : np.ndarray
-            float32 planes of the clusters [clusters, dim] and [clusters].
-
-        Returns
-        -------
-        Clusters
-            Of the points whose product with the normal is above the offset.
+        ``labels`` are from ``assign``; planes have ``normals`` [clusters, dim]
+        and ``offsets`` [clusters]. Points whose product with the normal is
+        above the offset are summed.
         """
 
         def choose(place, block):
@@ -224,20 +199,7 @@ class Points:
         return labels
 
     def neighbors(self, means: np.ndarray, count: int) -> np.ndarray:
-        """Nearest means of each mean, including itself.
-
-        Arguments
-        ---------
-        means : np.ndarray
-            float32 [clusters, dim].
-        count : int
-            Number of neighbors.
-
-        Returns
-        -------
-        np.ndarray
-            int64, the nearest first [clusters, count].
-        """
+        """Nearest means of each mean, itself included, the nearest first."""
         found = np.empty((len(means), count), np.int64)
 
         def find(place, block):
@@ -252,13 +214,7 @@ class Points:
 def read_points(
     X: np.ndarray, rows: np.ndarray | slice, unit: bool
 ) -> np.ndarray:
-    """Copies rows of X to float32 [rows, dim], scaled to unit length if asked.
-
-    Raises
-    ------
-    ValueError
-        If a point is not finite.
-    """
+    """Copies rows of X to float32 [rows, dim], of unit length if asked."""
     points = np.array(X[rows], np.float32, order="C")
     squares = np.einsum("nd,nd->n", points, points)
     # squares of large numbers may be infinite too
@@ -276,21 +232,10 @@ def read_points(
 def nearest(
     points: np.ndarray, centroids: np.ndarray, spherical: bool
 ) -> np.ndarray:
-    """Finds the nearest centroid of each point, whatever the batch is.
+    """Number of the nearest centroid of each point, whatever the batch is.
 
-    Arguments
-    ---------
-    points : np.ndarray
-        float32 [rows, dim].
-    centroids : np.ndarray
-        float32 [clusters, dim].
-    spherical : bool
-        Whether to compare by product, or by distance.
-
-    Returns
-    -------
-    np.ndarray
-        int64 number of the centroid, the first one of equals [rows].
+    ``spherical`` compares by product instead of distance; of equals, the first
+    one is taken.
     """
     scores, found = faiss.knn(
         points, centroids, min(2, len(centroids)), metric=_metric(spherical)

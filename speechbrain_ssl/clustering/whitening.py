@@ -79,18 +79,7 @@ class Whitened(ClusterMixin, BaseEstimator):
         return super().set_params(**others)
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters.
-
-        Arguments
-        ---------
-        X : np.ndarray
-            Embeddings of any norm [n, dim].
-
-        Returns
-        -------
-        np.ndarray
-            Cluster of each embedding, -1 for none [n].
-        """
+        """Cluster of each embedding of any norm, -1 for none [n]."""
         everything = np.zeros(len(X), dtype=np.int64)
         points = np.concatenate(
             [unit for _, unit in unit_chunks(X, everything)]

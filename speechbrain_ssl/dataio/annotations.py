@@ -109,20 +109,7 @@ class Utterances:
         mapped: columns.Mapped,
         data_root: str | os.PathLike | None = None,
     ) -> "Utterances":
-        """Utterances whose columns are mapped from a file.
-
-        Arguments
-        ---------
-        mapped : Mapped
-            From ``columns.open_columns``.
-        data_root : str
-            Folder that replaces ``$data_root``.
-
-        Returns
-        -------
-        Utterances
-            They take memory once for all processes of the machine.
-        """
+        """Utterances with mapped columns, once in memory for all processes."""
         self = cls.__new__(cls)
         vars(self).update(mapped.columns)
         self.data_root = data_root and absolute(os.fspath(data_root))
@@ -138,14 +125,7 @@ class Utterances:
         return _map_again, (path, header["key"], self.data_root)
 
     def hash(self) -> str:
-        """Tells the rows from all others, wherever their audio lies.
-
-        Returns
-        -------
-        str
-            SHA-256 of IDs, paths below ``$data_root``, extra columns, starts
-            and stops.
-        """
+        """SHA-256 of the rows, with paths below ``$data_root``."""
         if self.mapped is not None:
             return self.mapped.header["hash"]
         return columns.hash_columns(vars(self))
@@ -178,23 +158,7 @@ class Utterances:
         return (self.row(index)["wav"] for index in range(len(self)))
 
     def having(self, column: str) -> "Utterances":
-        """Returns the rows that have a value in an extra column.
-
-        Arguments
-        ---------
-        column : str
-            Name of the column.
-
-        Returns
-        -------
-        Utterances
-            These rows, in their order.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
+        """The rows that have a value in an extra column; there must be one."""
         width = 2 + len(self.extra)
         lengths = self.offsets.diff().view(-1, width)
         kept = lengths[:, 2 + self.extra.index(column)] > 0
@@ -205,18 +169,7 @@ class Utterances:
         return self.take(kept)
 
     def take(self, kept: np.ndarray | torch.Tensor) -> "Utterances":
-        """Returns some of the rows.
-
-        Arguments
-        ---------
-        kept : np.ndarray
-            bool, whether a row is returned [rows].
-
-        Returns
-        -------
-        Utterances
-            These rows, in their order.
-        """
+        """The rows where ``kept`` is True [rows], in their order."""
         kept = torch.as_tensor(kept)
         width = 2 + len(self.extra)
         lengths = self.offsets.diff().view(-1, width)
@@ -340,14 +293,9 @@ def _map_again(path, key, data_root):
 
 
 def _read_columns(csv_path, data_root, extra, new_file):
-    """Parses an annotation into a file for each column.
+    """Parses an annotation into a file of ``new_file`` for each column.
 
-    Returns
-    -------
-    columns : dict of str to IO
-        Files from ``new_file``.
-    rooted : bool
-        Whether a path may start with ``$data_root``.
+    Also says whether a path may start with ``$data_root``.
     """
     rows = numbered_rows(csv_path)
     header = _read_header(rows, csv_path, extra)
@@ -430,17 +378,7 @@ def write_annotation(
 def portable(path: str, data_root: str | os.PathLike | None) -> str:
     """Replaces the folder of the audio in a path by ``$data_root``.
 
-    Arguments
-    ---------
-    path : str
-        The path.
-    data_root : str
-        The folder; None changes nothing.
-
-    Returns
-    -------
-    str
-        For a cell of an annotation.
+    The folder None changes nothing.
 
     Example
     -------

@@ -57,20 +57,11 @@ class AudioBank(NamedTuple):
         return bank
 
     def read(self, position: torch.Tensor, frames: int) -> torch.Tensor:
-        """Reads segments, each from one clip.
+        """Reads segments, each from one clip, in [-1, 1) [rows, frames].
 
-        Arguments
-        ---------
-        position : torch.Tensor
-            First sample of each segment, int64 [rows]. It is lowered if the
-            clip ends before the segment.
-        frames : int
-            Length of the segments; no clip may be shorter.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 in [-1, 1) [rows, frames].
+        ``position`` is the first sample of each segment, int64 [rows]; it is
+        lowered if the clip ends before the segment. No clip may be shorter than
+        a segment.
         """
         clip = torch.searchsorted(self.starts, position, right=True) - 1
         last = self.starts[clip] + self.lengths[clip] - frames
@@ -88,31 +79,9 @@ def clips_of_folder(
 ) -> list[torch.Tensor]:
     """Reads audio files of a folder and its subfolders, in random order.
 
-    Files that cannot be read or are silent are left out; a warning names
-    them.
-
-    Arguments
-    ---------
-    folder : str
-        The folder.
-    sample_rate : int
-        Sample rate of the clips in Hz.
-    max_hours : float
-        Hours of audio to read.
-    rng : np.random.Generator
-        Draws the order of the files.
-
-    Returns
-    -------
-    list of torch.Tensor
-        Clips of ``CLIP_SECONDS`` or more, with a peak of one, int16 [time].
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder has no audio.
-    ValueError
-        If no file can be used.
+    Files that cannot be read or are silent are left out; a warning names them.
+    ``max_hours`` of audio are read. Gives clips of ``CLIP_SECONDS`` or more,
+    with a peak of one, int16 [time].
     """
     paths, _ = audio.find(folder)
     rows = [(paths[choice], 0, None) for choice in rng.permutation(len(paths))]
@@ -132,27 +101,9 @@ def clips_of_babble(
 ) -> list[torch.Tensor]:
     """Mixes random utterances of a training set.
 
-    Arguments
-    ---------
-    utterances : Utterances
-        Rows with ``wav``, ``start`` and ``stop``.
-    sample_rate : int
-        Sample rate of the clips in Hz.
-    voices : list of int
-        Smallest and largest number of utterances in a mixture.
-    rng : np.random.Generator
-        Draws the utterances.
-
-    Returns
-    -------
-    list of torch.Tensor
-        ``BABBLE_CROWDS`` clips of at most ``BABBLE_HOURS``, with different
-        numbers of voices, int16 [time].
-
-    Raises
-    ------
-    ValueError
-        If no utterance can be used.
+    ``voices`` has the smallest and largest number of utterances in a mixture.
+    Gives ``BABBLE_CROWDS`` clips of at most ``BABBLE_HOURS``, with different
+    numbers of voices, int16 [time].
     """
     frames = int(3600 * BABBLE_HOURS * sample_rate)
     rows = (
@@ -180,19 +131,7 @@ def colored_noise(
 ) -> list[torch.Tensor]:
     """Generates white to brown noise of varying level.
 
-    Arguments
-    ---------
-    count : int
-        Number of clips.
-    sample_rate : int
-        Sample rate in Hz.
-    rng : np.random.Generator
-        Random generator.
-
-    Returns
-    -------
-    list of torch.Tensor
-        Clips of ``CLIP_SECONDS``, int16 [time].
+    Gives ``count`` clips of ``CLIP_SECONDS``, int16 [time].
     """
     frames = int(CLIP_SECONDS * sample_rate)
     hertz = np.arange(1, frames // 2 + 1) * sample_rate / frames
@@ -220,23 +159,8 @@ def simulate_rirs(
 
     Polack's statistical model: direct sound, early reflections, and noise that
     decays exponentially, faster at high frequencies (J.-D. Polack, "La
-    transmission de l'énergie sonore dans les salles", 1988).
-
-    Arguments
-    ---------
-    count : int
-        Number of RIRs.
-    sample_rate : int
-        Sample rate in Hz.
-    rng : np.random.Generator
-        Random generator.
-    seconds : float
-        Length of the RIRs.
-
-    Returns
-    -------
-    torch.Tensor
-        RIRs of unit energy [count, seconds * sample_rate].
+    transmission de l'énergie sonore dans les salles", 1988). Gives RIRs of unit
+    energy [count, seconds * sample_rate].
     """
     frames = int(seconds * sample_rate)
     time = np.arange(frames) / sample_rate
@@ -267,33 +191,10 @@ def read_rirs(
 ) -> list[torch.Tensor]:
     """Reads measured RIRs from a folder and its subfolders.
 
-    Files that cannot be read or are silent are left out; a warning names
-    them.
-
-    Arguments
-    ---------
-    folder : str
-        The folder.
-    sample_rate : int
-        Sample rate of the RIRs in Hz.
-    seconds : float
-        Length of the RIRs, from the direct sound on; they are cut or padded.
-    max_hours : float
-        Hours of RIRs to keep, from randomly chosen files.
-    rng : np.random.Generator
-        Draws the files.
-
-    Returns
-    -------
-    list of torch.Tensor
-        RIRs of unit energy [seconds * sample_rate].
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder has no audio.
-    ValueError
-        If no file can be used.
+    Files that cannot be read or are silent are left out; a warning names them.
+    At most ``max_hours`` of RIRs are kept, from randomly chosen files. They
+    have unit energy and ``seconds`` from the direct sound on; they are cut or
+    padded.
     """
     frames = int(seconds * sample_rate)
     paths, _ = audio.find(folder)

@@ -57,20 +57,7 @@ class Mapped(NamedTuple):
 
 
 def key_of(csv_path: str | os.PathLike, extra: tuple[str, ...]) -> dict:
-    """What a file of columns was made from: the CSV file as it is now.
-
-    Arguments
-    ---------
-    csv_path : str
-        The CSV file.
-    extra : tuple of str
-        Names of the extra columns that were read.
-
-    Returns
-    -------
-    dict
-        As JSON can hold it.
-    """
+    """What columns are made from: the CSV as it is now, and extra columns."""
     status = os.stat(csv_path)
     return {
         "version": VERSION,
@@ -81,33 +68,14 @@ def key_of(csv_path: str | os.PathLike, extra: tuple[str, ...]) -> dict:
 
 
 def place_of(csv_path: str | os.PathLike, extra: tuple[str, ...]) -> str:
-    """The file for the columns of a CSV file.
-
-    Arguments
-    ---------
-    csv_path : str
-        The CSV file.
-    extra : tuple of str
-        Names of the extra columns.
-
-    Returns
-    -------
-    str
-        ``CSV.columns``; with extra columns another file.
-    """
+    """File for the columns of a CSV; another one with extra columns."""
     mark = hashlib.sha256("\n".join(extra).encode()).hexdigest()[:8]
     return f"{os.fspath(csv_path)}.{mark + '.' if extra else ''}columns"
 
 
 @contextlib.contextmanager
 def only_one(csv_path: str | os.PathLike) -> Iterator[None]:
-    """Lets one process of a machine at a time work on a CSV file.
-
-    Arguments
-    ---------
-    csv_path : str
-        The CSV file, which is locked until the block ends.
-    """
+    """Locks a CSV: one process of a machine at a time works on it."""
     with open(csv_path, "rb") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -115,20 +83,7 @@ def only_one(csv_path: str | os.PathLike) -> Iterator[None]:
 
 
 def open_columns(path: str, key: Mapping) -> Mapped | None:
-    """Maps columns.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-    key : Mapping
-        From ``key_of``.
-
-    Returns
-    -------
-    Mapped
-        None if there is no such file, or it was made from something else.
-    """
+    """Maps columns; None if they are missing or have another key."""
     try:
         with open(path, "rb") as file:
             header = json.loads(file.readline(HEADER))
@@ -150,18 +105,9 @@ def open_columns(path: str, key: Mapping) -> Mapped | None:
 def write_columns(
     path: str, key: Mapping, rooted: bool, columns: Mapping[str, IO]
 ) -> None:
-    """Writes columns, whole or not at all.
+    """Writes columns from an open file each, whole or not at all.
 
-    Arguments
-    ---------
-    path : str
-        The file.
-    key : Mapping
-        From ``key_of``.
-    rooted : bool
-        Whether a path starts with ``$data_root``.
-    columns : dict of str to IO
-        An open file with the values of each column.
+    ``rooted`` says whether a path starts with ``$data_root``.
     """
     header: dict[str, Any] = {"key": key, "rooted": rooted, "columns": {}}
     place = HEADER
@@ -193,18 +139,7 @@ def _hash(files):
 
 
 def hash_columns(columns: Mapping[str, torch.Tensor]) -> str:
-    """The hash that ``write_columns`` writes, of columns in memory.
-
-    Arguments
-    ---------
-    columns : dict of str to torch.Tensor
-        The columns.
-
-    Returns
-    -------
-    str
-        SHA-256, 64 hexadecimal digits.
-    """
+    """The hash that ``write_columns`` writes, of columns in memory."""
     digest = hashlib.sha256()
     for name in HASHED:
         digest.update(columns[name].numpy().data)

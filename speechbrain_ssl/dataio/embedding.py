@@ -247,21 +247,7 @@ def try_files(
 
 
 def describe(windowed: int, with_silence: int, seconds: float) -> list[str]:
-    """Returns log lines about long files and digital silence.
-
-    Arguments
-    ---------
-    windowed : int
-        Number of files that were split into windows.
-    with_silence : int
-        Number of files with digital silence.
-    seconds : float
-        Total digital silence in seconds.
-
-    Returns
-    -------
-    list of str
-        Up to two lines.
+    """Up to two log lines about windowed files and digital silence.
 
     Example
     -------
@@ -283,19 +269,7 @@ def describe(windowed: int, with_silence: int, seconds: float) -> list[str]:
 
 
 def remove_silence(wav: torch.Tensor, sample_rate: int) -> torch.Tensor:
-    """Removes digital silence of at least ``SILENCE_SECONDS``.
-
-    Arguments
-    ---------
-    wav : torch.Tensor
-        Samples [time].
-    sample_rate : int
-        Sample rate in Hz.
-
-    Returns
-    -------
-    torch.Tensor
-        The remaining samples [time].
+    """Removes digital silence of ``SILENCE_SECONDS`` or more from a wav [time].
 
     Example
     -------

@@ -15,23 +15,9 @@ from speechbrain_ssl.files import write_whole
 def read_map(path: str, values: int = 1) -> dict[str, tuple[str, ...]]:
     """Reads a file with lines ``key value ...``, such as wav.scp or segments.
 
-    Arguments
-    ---------
-    path : str
-        The file.
-    values : int
-        Number of values on a line. With one value, it may contain spaces.
-
-    Returns
-    -------
-    dict of str to tuple of str
-        The values by key, in the order of the file.
-
-    Raises
-    ------
-    ValueError
-        If a line has another number of values, a key stands on two lines, or
-        a value is a command; the message names file and line.
+    There are ``values`` values on a line; a single one may contain spaces.
+    Another number of values, a repeated key and a command are errors, which
+    name file and line.
     """
     found: dict[str, tuple[str, ...]] = {}
     with open(path, encoding="utf-8") as file:
@@ -64,19 +50,7 @@ def write_vectors(
 ) -> None:
     """Writes ``xvector.ark`` (binary float vectors) and ``xvector.scp``.
 
-    Arguments
-    ---------
-    folder : str
-        Where to write.
-    ids : list of str
-        Key of each row.
-    matrix : np.ndarray
-        The vectors [rows, dim].
-
-    Raises
-    ------
-    ValueError
-        If a key has a space, which Kaldi does not allow.
+    ``ids`` are the keys of the rows of ``matrix`` [rows, dim].
     """
     check_keys(ids)
     ark = os.path.abspath(os.path.join(folder, "xvector.ark"))

@@ -14,29 +14,12 @@ from speechbrain_ssl.dataio.annotations import (
 def find_utterances(
     source: str, output_folder: str, data_root: str | None = None
 ) -> Utterances:
-    """Lists audio as an annotation.
+    """Lists audio as an annotation, one row for each file.
 
-    Arguments
-    ---------
-    source : str
-        A folder or file of audio, a list of paths or an annotation.
-    output_folder : str
-        Gets ``utterances.csv``, unless there is an annotation, and
-        ``skipped.csv`` with the files of a folder that are left out.
-    data_root : str
-        What ``$data_root`` stands for in an annotation.
-
-    Returns
-    -------
-    Utterances
-        One for each file, or those of the annotation.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder or file.
-    ValueError
-        If the list names nothing, or something twice.
+    ``source`` is a folder or file of audio, a list of paths, or an annotation
+    with ``data_root`` for ``$data_root``. ``output_folder`` gets
+    ``utterances.csv``, unless there is an annotation, and ``skipped.csv`` with
+    the files of a folder that are left out.
     """
     if source.lower().endswith(".csv"):
         return read_annotation(source, data_root)

@@ -122,17 +122,8 @@ def join(
 ) -> list[tuple[float, float]]:
     """Joins speech over short pauses, and extends it.
 
-    Arguments
-    ---------
-    spans : list of tuple of float
-        Start and stop of speech in seconds, in order.
-    length : float
-        Of the recording in seconds.
-
-    Returns
-    -------
-    list of tuple of float
-        Fewer and longer spans.
+    ``spans`` are start and stop in seconds, in order; the recording has
+    ``length`` seconds.
     """
     joined: list[list[float]] = []
     for start, stop in spans:
@@ -155,26 +146,9 @@ def find_speech(
 ) -> tuple[list[tuple[float, float]], int]:
     """Finds speech in a recording, block by block.
 
-    Arguments
-    ---------
-    path : str
-        The recording.
-    detect : Callable
-        ``energy`` or ``silero``.
-    start, stop : int
-        First frame to look at, and one after the last, at the file's rate.
-
-    Returns
-    -------
-    spans : list of tuple of float
-        Start and stop of speech in seconds from ``start``.
-    rate : int
-        Sample rate of the file in Hz.
-
-    Raises
-    ------
-    AudioError
-        If the recording cannot be read.
+    ``start`` and ``stop`` are the first frame to look at and the one after the
+    last, at the file's rate. Gives spans in seconds from ``start``, and the
+    sample rate of the file in Hz.
     """
     with audio.open(path) as file:
         stop = file.frames if stop is None else stop
@@ -201,17 +175,7 @@ def cut(
 ) -> list[tuple[float, float]]:
     """Cuts long speech into equal parts, and leaves short speech out.
 
-    Arguments
-    ---------
-    spans : list of tuple of float
-        Start and stop of speech in seconds.
-    shortest, longest : float
-        Limits of a part in seconds.
-
-    Returns
-    -------
-    list of tuple of float
-        The parts.
+    ``spans`` and the limits of a part are seconds.
 
     Example
     -------

@@ -17,23 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_faces(csv_path: str | None) -> dict[str, str]:
-    """Reads the faces of files of trial lists.
+    """Reads the faces of files of trial lists, by file.
 
-    Arguments
-    ---------
-    csv_path : str
-        A CSV file with the columns ``ID`` (a file, as the lists name it) and
-        ``face``, from the folder of the CSV; None: no such file.
-
-    Returns
-    -------
-    dict of str to str
-        Face by file.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing.
+    The CSV has the columns ``ID`` (a file, as the lists name it) and ``face``,
+    from the folder of the CSV; None: no such file.
     """
     if csv_path is None:
         return {}
@@ -58,32 +45,11 @@ def embed_face_cohort(
     data_folder: str | None = None,
     device: str | torch.device = "cpu",
 ) -> torch.Tensor:
-    """Embeds the faces of a cohort.
+    """Embeds the faces of a cohort that can be read [faces, emb_dim].
 
-    Arguments
-    ---------
-    encode : Callable
-        Pixels [batch, 3 * size * size] and relative lengths to embeddings.
-    size : int
-        Height and width of the images.
-    cohort : str
-        A folder of audio with faces, or an annotation with a column ``face``.
-    count : int
-        At most, evenly spread.
-    data_folder : str
-        Replaces ``$data_root`` in the annotation.
-    device : str | torch.device
-        Where the encoder is.
-
-    Returns
-    -------
-    torch.Tensor
-        Of the faces that can be read [faces, emb_dim].
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no face.
+    ``size`` is height and width of the images. ``cohort`` is a folder of audio
+    with faces, or an annotation with a column ``face``; at most ``count`` of
+    them are taken, evenly spread.
     """
     if os.path.isdir(cohort):
         images = sorted(faces.find_faces(audio.find(cohort)[0]).values())
@@ -139,13 +105,7 @@ class FaceScores:
         self.known: dict[str, torch.Tensor] = {}
 
     def scorers(self) -> dict[str, Callable]:
-        """Scorers by kind, for ``verify``.
-
-        Returns
-        -------
-        dict of str to Callable
-            ``face`` and ``fused``, and the same after AS-norm with a cohort.
-        """
+        """Scorers for ``verify``: faces, fused, and both after AS-norm."""
         kinds = ["face", "fused"]
         if self.cohorts is not None:
             kinds += ["face_as_norm", "fused_as_norm"]

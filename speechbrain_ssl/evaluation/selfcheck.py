@@ -230,19 +230,8 @@ class SelfCheck:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of all parts.
 
-        Arguments
-        ---------
-        embed : Callable
-            As for a call.
-        device : str | torch.device
-            Device of the encoder.
-
-        Returns
-        -------
-        clean : np.ndarray
-            Of the first and second parts as recorded [2, utterances, emb_dim].
-        augmented : np.ndarray
-            Of their augmented copies [copies, 2, utterances, emb_dim].
+        The first and second parts as recorded [2, utterances, emb_dim], and
+        their augmented copies [copies, 2, utterances, emb_dim].
         """
         copies = [self._embed(embed, device, draws) for draws in self.draws]
         return self._embed(embed, device, None), np.stack(copies)
@@ -267,19 +256,9 @@ def strong_augmentation(
     rir_folder: str | None = None,
     seed: int = 0,
 ) -> Augmentation:
-    """The augmentation of the self-check: the channel of a part is its own.
+    """The augmentation of the self-check: each part has its own channel.
 
-    Arguments
-    ---------
-    noise_folder, rir_folder : str
-        Recordings; None: generated noise and RIRs.
-    seed : int
-        Seed of generated noise and RIRs.
-
-    Returns
-    -------
-    Augmentation
-        Not prepared yet.
+    Noise and RIRs without a folder are generated from the seed.
     """
     return Augmentation(
         effects={
@@ -369,15 +348,7 @@ def measure(
 def stats_of(figures: dict) -> dict[str, float]:
     """The figures that a training logs and chooses checkpoints by.
 
-    Arguments
-    ---------
-    figures : dict
-        From ``SelfCheck``.
-
-    Returns
-    -------
-    dict of str to float
-        By the names in ``SelfCheck.stats_help``.
+    Names are those of ``SelfCheck.stats_help``.
     """
     found = {"selfcheck": figures["cross_entropy"]}
     for name in ("EER", "effective_rank", "agreement"):
@@ -389,17 +360,7 @@ def stats_of(figures: dict) -> dict[str, float]:
 def cross_entropy(scores: np.ndarray, targets: np.ndarray) -> float:
     """Cllr of scores after the best affine map, found on the same trials.
 
-    Arguments
-    ---------
-    scores : np.ndarray
-        Score of each trial [trials].
-    targets : np.ndarray
-        1 for target trials, 0 for non-target trials [trials].
-
-    Returns
-    -------
-    float
-        Bits, in [0, 1]; 1 is the cost of scores that say nothing.
+    In bits, from 0 to 1, which is the cost of scores that say nothing.
 
     Example
     -------
@@ -454,16 +415,6 @@ def sources_of(utterances: Utterances) -> np.ndarray:
 
     Where there are fewer than ``FEWEST_SOURCES`` folders, they do not tell
     recordings apart, and each file is a source.
-
-    Arguments
-    ---------
-    utterances : Utterances
-        The utterances.
-
-    Returns
-    -------
-    np.ndarray
-        int64 number of the source [utterances].
     """
     paths = list(utterances.wavs())
     folders = [os.path.dirname(path) for path in paths]
@@ -475,19 +426,8 @@ def held_out(utterances: Utterances, share: float) -> np.ndarray:
     """Chooses utterances to keep out of training, by whole sources.
 
     The choice depends on the names of files and folders only, so that trainings
-    with other settings keep out the same audio.
-
-    Arguments
-    ---------
-    utterances : Utterances
-        The training set.
-    share : float
-        Share of the utterances, 0 to 1.
-
-    Returns
-    -------
-    np.ndarray
-        bool, whether an utterance is held out [utterances].
+    with other settings keep out the same audio. ``share`` is that of the
+    utterances. Gives a bool for each utterance.
     """
     sources = sources_of(utterances)
     wanted = round(share * len(sources))
@@ -507,19 +447,7 @@ def held_out(utterances: Utterances, share: float) -> np.ndarray:
 def in_order(ids: Sequence[str], sources: np.ndarray, seed: int) -> list[int]:
     """Rows in a random order: first one of each source, then the second ones.
 
-    Arguments
-    ---------
-    ids : list of str
-        IDs of utterances; the order depends on them and the seed.
-    sources : np.ndarray
-        Source of each utterance [utterances].
-    seed : int
-        Seed of the order.
-
-    Returns
-    -------
-    list of int
-        All rows.
+    The order depends on the IDs and the seed.
     """
     rows = sorted(range(len(ids)), key=lambda row: _hash(seed, ids[row]))
     seen, turns = {}, []
@@ -530,19 +458,10 @@ def in_order(ids: Sequence[str], sources: np.ndarray, seed: int) -> list[int]:
 
 
 def hard_pairs(statistics: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Chooses the non-target trials; the docstring of the module has the rule.
+    """Chooses the non-target trials by the rule in the module's docstring.
 
-    Arguments
-    ---------
-    statistics : np.ndarray
-        Statistics of MFCCs [utterances, dim].
-    sources : np.ndarray
-        Source of each utterance [utterances].
-
-    Returns
-    -------
-    np.ndarray
-        bool [utterances, utterances].
+    ``statistics`` of MFCCs are [utterances, dim], the result is bool
+    [utterances, utterances].
     """
     scaled = (statistics - statistics.mean(0)) / (statistics.std(0) + 1e-6)
     rows = unit(scaled + 1e-6).numpy()

@@ -161,19 +161,10 @@ def read_models(paths: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
 def parts_of(
     trials: Trials, models: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[tuple[str, ...]]:
-    """Audio files that each name of a trial list stands for.
+    """Audio files that each name of a trial list stands for [names].
 
-    Arguments
-    ---------
-    trials : Trials
-        The trials.
-    models : dict of str to tuple of str
-        What ``read_models`` gives.
-
-    Returns
-    -------
-    list of tuple of str
-        Files of each name, as written in list or map [names].
+    ``models`` is what ``read_models`` gives; files are as written in list or
+    map.
     """
     models = models or {}
     return [models.get(name, (name,)) for name in trials.files]
@@ -188,31 +179,10 @@ def trial_paths(
     """Finds the audio files of a trial list.
 
     Relative paths start from ``data_root``. Without it they start from the
-    folder of the list or, if the first file is not there, from the folder
-    above it.
-
-    Arguments
-    ---------
-    trials : Trials
-        The trials.
-    list_path : str
-        The file that they were read from.
-    data_root : str
-        Folder that relative paths start from.
-    models : dict of str to tuple of str
-        What ``read_models`` gives.
-
-    Returns
-    -------
-    list of str
-        Paths of the files in ``parts_of(trials, models)``, sorted by name and
-        without repetition.
-
-    Raises
-    ------
-    FileNotFoundError
-        If any file is missing: how many, the first few, and the line of the
-        list that names the first one.
+    folder of the list or, if the first file is not there, from the folder above
+    it. ``models`` is what ``read_models`` gives. Paths are sorted by name and
+    not repeated. If files are missing, the message counts them and names the
+    line of the first one.
     """
     parts = parts_of(trials, models)
     files = sorted(set(itertools.chain(*parts)))
@@ -244,19 +214,8 @@ def known_files(paths: Collection[str], others: Iterable[str]) -> set[str]:
 
     A file is found there if it is the same file (also through a link), or a
     copy with the same name. Copies with another name are not found: all audio
-    would have to be read.
-
-    Arguments
-    ---------
-    paths : list of str
-        Files of the trials.
-    others : iterable of str
-        Files of the cohort or training set; missing ones are passed over.
-
-    Returns
-    -------
-    set of str
-        Those of ``paths`` that were found.
+    would have to be read. ``others`` are files of the cohort or training set;
+    missing ones are passed over.
     """
     places, copies = {}, collections.defaultdict(list)
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -282,16 +241,6 @@ def known_files(paths: Collection[str], others: Iterable[str]) -> set[str]:
 
 def few(names: Collection[str]) -> str:
     """The first three names in order, for messages.
-
-    Arguments
-    ---------
-    names : collection of str
-        Any number of names.
-
-    Returns
-    -------
-    str
-        Separated by commas.
 
     Example
     -------

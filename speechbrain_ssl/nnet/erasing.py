@@ -40,18 +40,7 @@ class RandomErasing(torch.nn.Module):
         self.widths = (max_frames, max_channels)
 
     def forward(self, feats: torch.Tensor) -> torch.Tensor:
-        """Erases.
-
-        Arguments
-        ---------
-        feats : torch.Tensor
-            Normalised features [rows, frames, channels].
-
-        Returns
-        -------
-        torch.Tensor
-            The same, with zeros in the erased bands.
-        """
+        """Sets bands of features [rows, frames, channels] to zero."""
         if not self.training or not torch.is_grad_enabled():
             return feats
         rows, device = len(feats), feats.device

@@ -137,18 +137,7 @@ class Prototypes(torch.nn.Module):
         torch.nn.init.trunc_normal_(self.weight, std=std)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores points against all prototypes.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Points [..., dim].
-
-        Returns
-        -------
-        torch.Tensor
-            Cosines [..., count].
-        """
+        """Cosines [..., count] of points [..., dim] with all prototypes."""
         # temperatures down to 0.02 leave no room for half precision
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(
@@ -203,18 +192,9 @@ class PrototypeHead(torch.nn.Module):
         self.wide = wide
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores embeddings.
+        """Cosines of embeddings [batch, emb_dim] with all prototypes.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Embeddings [batch, emb_dim].
-
-        Returns
-        -------
-        torch.Tensor
-            Cosines [batch, prototypes], after the last hidden layer if that
-            is asked for.
+        If that is asked for, the last hidden layer comes first.
         """
         hidden = self.hidden(x)
         cosine = self.prototypes(self.projector(hidden))

@@ -79,17 +79,7 @@ class ArcFace(torch.nn.Module):
 def as_margin(
     margin: float | Callable[[float], float] | torch.nn.Module,
 ) -> torch.nn.Module:
-    """Turns a number or a schedule into CosFace.
-
-    Arguments
-    ---------
-    margin : float, callable or torch.nn.Module
-        A number, a schedule, or a margin.
-
-    Returns
-    -------
-    torch.nn.Module
-        A margin.
+    """Turns a number or a schedule into CosFace; a margin stays.
 
     Example
     -------
@@ -102,20 +92,9 @@ def as_margin(
 def add_to_angle(cosine: torch.Tensor, margin: float) -> torch.Tensor:
     """Cosines of angles to which a margin is added.
 
-    Where the angle would exceed pi and the cosine rise again,
-    ``margin * sin(margin)`` is subtracted from the cosine instead.
-
-    Arguments
-    ---------
-    cosine : torch.Tensor
-        Cosines, any shape.
-    margin : float
-        In radians, from 0 to pi.
-
-    Returns
-    -------
-    torch.Tensor
-        Lower cosines, same shape.
+    Where the angle would exceed pi and the cosine rise again, ``margin *
+    sin(margin)`` is subtracted from the cosine instead. Cosines have any shape;
+    the margin is in radians, from 0 to pi.
     """
     return torch.where(
         cosine > -math.cos(margin),
@@ -125,20 +104,7 @@ def add_to_angle(cosine: torch.Tensor, margin: float) -> torch.Tensor:
 
 
 def turn(cosine: torch.Tensor, angle: float) -> torch.Tensor:
-    """Cosines of angles that are changed by a constant.
-
-    Arguments
-    ---------
-    cosine : torch.Tensor
-        Cosines, any shape.
-    angle : float
-        What is added to the angles, in radians.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape.
-    """
+    """Cosines of angles to which a constant in radians is added."""
     cosine = cosine.clamp(-1 + END, 1 - END)
     sine = torch.sqrt((1 - cosine) * (1 + cosine))
     return cosine * math.cos(angle) - sine * math.sin(angle)

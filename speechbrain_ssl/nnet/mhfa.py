@@ -39,23 +39,7 @@ class WeightedLayers(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(layers))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [layers, batch, frames, width] to their mean.
-
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            [layers, batch, frames, width].
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, frames, width].
-
-        Raises
-        ------
-        ValueError
-            If there are more or fewer layers than weights.
-        """
+        """Hidden states [layers, batch, frames, width] to their mean."""
         if len(hidden) != len(self.weight):
             raise ValueError(
                 f"Expected {len(self.weight)} hidden states (layers), found "
@@ -123,17 +107,9 @@ class MHFA(torch.nn.Module):
         self.output = torch.nn.Linear(heads * compression, emb_dim)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states of all layers to embeddings.
+        """Hidden states [layers, batch, frames, width] to [batch, 1, emb_dim].
 
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            [layers, batch, frames, width]; zeros are padding.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, 1, emb_dim].
+        Zeros are padding.
         """
         key = self.key(self.key_layers(hidden))
         value = self.value(self.value_layers(hidden))
@@ -188,17 +164,9 @@ class StatisticsPooling(torch.nn.Module):
         self.output = torch.nn.Linear(2 * width, emb_dim)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states of all layers to embeddings.
+        """Hidden states [layers, batch, frames, width] to [batch, 1, emb_dim].
 
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            [layers, batch, frames, width]; zeros are padding.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, 1, emb_dim].
+        Zeros are padding.
         """
         # SpeechBrain counts frames that begin before the relative length
         frames = _spoken(hidden).sum(1).clamp(min=1) - 0.5

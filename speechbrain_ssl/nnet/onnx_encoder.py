@@ -94,24 +94,10 @@ class OnnxEncoder:
         wav_lens: torch.Tensor | None = None,
         normalize: bool = False,
     ) -> torch.Tensor:
-        """Waveforms to embeddings.
+        """Waveforms [batch, time] to embeddings [batch, 1, emb_dim].
 
-        Rows of different lengths are encoded apart, so that padding has no
-        effect.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [batch, time].
-        wav_lens : torch.Tensor
-            Relative lengths [batch]; all ones by default.
-        normalize : bool
-            Not supported; must be False.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, 1, emb_dim].
+        Rows of different relative lengths are encoded apart, so that padding
+        has no effect. ``normalize`` must be False.
         """
         if normalize:
             raise ValueError("ONNX encoders have no normalization (normalize)")
@@ -146,16 +132,5 @@ class OnnxEncoder:
 
 
 def is_onnx(path: str | os.PathLike) -> bool:
-    """Whether a model is an ONNX file, by its name.
-
-    Arguments
-    ---------
-    path : str
-        Path of a model.
-
-    Returns
-    -------
-    bool
-        True if it ends with ``.onnx``.
-    """
+    """Whether a model is an ONNX file, by its name."""
     return os.fspath(path).lower().endswith(".onnx")

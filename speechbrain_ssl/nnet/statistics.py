@@ -34,13 +34,7 @@ class RunningStatistics:
         self.copies = []
 
     def buffers(self) -> list[torch.Tensor]:
-        """The buffers as they are now.
-
-        Returns
-        -------
-        list of torch.Tensor
-            The tensors themselves.
-        """
+        """The buffers as they are now, not copies."""
         return [x for part in self.owners for x in part.buffers(recurse=False)]
 
     @torch.no_grad()

@@ -157,20 +157,10 @@ class PretrainedTransformer(torch.nn.Module):
     def forward(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Waveforms to hidden states.
+        """16 kHz waveforms [batch, time] to hidden states.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            16 kHz [batch, time].
-        wav_lens : torch.Tensor
-            Relative lengths [batch]; all ones by default.
-
-        Returns
-        -------
-        torch.Tensor
-            [layers + 1, batch, frames, width]; zeros behind the end of an
-            utterance.
+        They are [layers + 1, batch, frames, width], with zeros behind the end
+        of an utterance.
         """
         if wav_lens is None:
             return self._encode(wavs)
@@ -197,18 +187,7 @@ class PretrainedTransformer(torch.nn.Module):
         return torch.stack([*out.hidden_states[:-1], out.last_hidden_state])
 
     def train(self, mode: bool = True) -> "PretrainedTransformer":
-        """Sets the mode of the parts that learn; the others only evaluate.
-
-        Arguments
-        ---------
-        mode : bool
-            True to train.
-
-        Returns
-        -------
-        PretrainedTransformer
-            Itself.
-        """
+        """Sets the mode of the parts that learn; the others only evaluate."""
         super().train(mode)
         self.model.eval()
         for part in self.trained:
@@ -218,11 +197,8 @@ class PretrainedTransformer(torch.nn.Module):
     def architecture(self) -> dict[str, Any]:
         """Settings that make the same network again, without a source.
 
-        Returns
-        -------
-        dict
-            The arguments ``architecture`` and ``trained``; the latter are the
-            parts that have adapters.
+        They are the arguments ``architecture`` and ``trained``; the latter are
+        the parts that have adapters.
         """
         config = self.model.config
         settings = {"model_type": config.model_type, **config.to_diff_dict()}
@@ -318,18 +294,10 @@ class SeamlessFbank(torch.nn.Module):
             self.register_buffer(name, array, persistent=False)
 
     def forward(self, wavs: torch.Tensor) -> torch.Tensor:
-        """Waveforms to features.
+        """16 kHz waveforms, of 560 samples or more [batch, time], to features.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            16 kHz, 560 samples or more [batch, time].
-
-        Returns
-        -------
-        torch.Tensor
-            Zero mean and unit variance over the frames of each utterance
-            [batch, frames, 160].
+        They have zero mean and unit variance over the frames of each utterance
+        [batch, frames, 160].
         """
         with torch.autocast(wavs.device.type, enabled=False):
             # Kaldi has 16-bit integers

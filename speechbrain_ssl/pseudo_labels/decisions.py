@@ -61,14 +61,8 @@ class Decisions:
         """Adds a batch of all processes.
 
         Nothing waits for a device: decisions are fetched when it has computed
-        later batches, or before they are used.
-
-        Arguments
-        ---------
-        index : torch.Tensor
-            int64 rows of the utterances [batch].
-        decided : LabelDecisions
-            The decisions about them.
+        later batches, or before they are used. ``index`` has the rows of the
+        utterances, int64 [batch].
         """
         # one message: float64 holds rows, labels and float32 losses
         packed = torch.stack([x.double() for x in (index, *decided)], dim=1)
@@ -76,13 +70,7 @@ class Decisions:
         self.fetch(DELAY if packed.is_cuda else 0)
 
     def fetch(self, delay: int = 0) -> None:
-        """Fetches decisions, all of them but those of the last batches.
-
-        Arguments
-        ---------
-        delay : int
-            Number of batches that stay where they are.
-        """
+        """Fetches decisions but those of the last ``delay`` batches."""
         while len(self.waiting) > delay:
             index, *columns = self.waiting.pop(0).read().unbind(1)
             # a clip without a face has no loss there
@@ -95,13 +83,10 @@ class Decisions:
         return self.table.loss_log[self.seen]
 
     def shares(self) -> dict[str, float]:
-        """Shares of the utterances that were seen.
+        """Shares of the utterances that were seen, 0 if none was.
 
-        Returns
-        -------
-        dict of str to float
-            ``selected``, ``corrected`` and ``label_changed`` (corrected to
-            another class); 0 if none was seen.
+        ``selected``, ``corrected`` and ``label_changed`` (corrected to another
+        class).
         """
         changed = self.table.corrected & (self.table.label != self.labels)
         kinds = {
@@ -124,11 +109,8 @@ class Decisions:
     def histogram(self) -> dict:
         """Histogram of the logarithms of the losses, for a plot.
 
-        Returns
-        -------
-        dict
-            ``edges`` [bins + 1] and ``counts`` [bins]; both are empty if no
-            loss is finite.
+        ``edges`` [bins + 1] and ``counts`` [bins]; both are empty if no loss is
+        finite.
         """
         losses = self.loss_logs().numpy()
         losses = losses[np.isfinite(losses)].astype(float)
@@ -138,25 +120,14 @@ class Decisions:
         return {"edges": edges.tolist(), "counts": counts.tolist()}
 
     def corrected_labels(self) -> torch.Tensor:
-        """The pseudo-labels, replaced where they were corrected.
-
-        Returns
-        -------
-        torch.Tensor
-            int64 [utterances].
-        """
+        """The pseudo-labels, replaced where they were corrected."""
         return torch.where(self.table.corrected, self.table.label, self.labels)
 
     def write_csv(self, path: str, ids: Iterable[str]) -> None:
         """Writes the decision about each utterance that was seen.
 
-        Arguments
-        ---------
-        path : str
-            CSV file with the columns ID, spk_id (the pseudo-label), loss_log,
-            selected, corrected (1 or 0) and label (the class learned).
-        ids : iterable of str
-            IDs of the utterances, in order.
+        The columns are ID, spk_id (the pseudo-label), loss_log, selected,
+        corrected (1 or 0) and label (the class learned).
         """
         columns = (
             self.labels.tolist(),
@@ -191,20 +162,10 @@ class Decisions:
 
 
 def read_decisions(path: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Reads what ``Decisions.write_csv`` wrote.
+    """Reads IDs and columns that ``Decisions.write_csv`` wrote.
 
-    Arguments
-    ---------
-    path : str
-        The CSV file.
-
-    Returns
-    -------
-    ids : list of str
-        Utterances [n].
-    columns : dict of str to np.ndarray
-        ``given`` and ``label`` (int64 classes), ``selected`` and
-        ``corrected`` (bool) [n].
+    The columns ``given`` and ``label`` are int64 classes, ``selected`` and
+    ``corrected`` bool [n].
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

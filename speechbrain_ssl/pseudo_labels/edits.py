@@ -65,12 +65,7 @@ class Edited(NamedTuple):
 
 
 def read_edits(csv_path: str) -> list[Edit]:
-    """Reads ``edits.csv`` into a list of Edit.
-
-    Raises
-    ------
-    ValueError
-        If a line is invalid; the message names it.
+    """Reads ``edits.csv`` into a list of Edit; an error names its line.
 
     Example
     -------
@@ -103,29 +98,8 @@ def apply_edits(
 ) -> Edited:
     """Applies edits to labels.
 
-    Arguments
-    ---------
-    edits : list of Edit
-        From ``read_edits``.
-    labels : np.ndarray
-        Cluster of each utterance, as numbered in the edits; negative for none
-        [n].
-    ids : list of str
-        IDs of the utterances [n].
-    matrix : np.ndarray
-        Their embeddings; may be memory-mapped [n, emb_dim].
-    seed : int
-        Seed of k-means.
-
-    Returns
-    -------
-    Edited
-        Labels and report.
-
-    Raises
-    ------
-    ValueError
-        If an edit cannot be applied; the message names its line.
+    ``labels`` are numbered as in the edits, negative for none [n]; ``matrix``
+    has the embeddings [n, emb_dim], ``seed`` is that of k-means.
 
     Example
     -------

@@ -320,27 +320,11 @@ def average_augmented(
     """Makes an encoder that hears several augmented copies of an utterance.
 
     The mean over random devices, rooms and noises depends less on the device,
-    room and noise of the recording, which clusters would follow otherwise.
-    The draws depend on the samples of the utterance and on the seed, so that
-    an embedding does not depend on its batch.
-
-    Arguments
-    ---------
-    embed : Callable
-        Waveforms [batch, time] and relative lengths [batch] to embeddings
-        [batch, emb_dim] or [batch, 1, emb_dim]; in evaluation mode.
-    augmentation : Augmentation
-        After ``prepare``, on the device of the encoder.
-    copies : int
-        Number of augmented copies.
-    seed : int
-        Seed of the draws.
-
-    Returns
-    -------
-    Callable
-        The same call; the embeddings [batch, emb_dim] are means of unit
-        vectors.
+    room and noise of the recording, which clusters would follow otherwise. The
+    draws depend on the samples of the utterance and on the seed, so that an
+    embedding does not depend on its batch. ``augmentation`` is prepared and on
+    the device of the encoder. The result is called as ``embed`` is; its
+    embeddings [batch, emb_dim] are means of unit vectors.
     """
 
     def averaged(wavs, wav_lens):
@@ -371,24 +355,9 @@ def average_augmented(
 
 
 def load(folder: str | os.PathLike) -> Embeddings:
-    """Opens what ``extract`` wrote.
+    """Opens what ``extract`` wrote; the matrix is mapped, not read.
 
-    Arguments
-    ---------
-    folder : str
-        The folder.
-
-    Returns
-    -------
-    Embeddings
-        The matrix is mapped, not read.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder, or none of ``extract``.
-    ValueError
-        If it is not complete, or its files do not fit each other.
+    Incomplete folders, and files that do not fit each other, are errors.
     """
     if not os.path.isfile(os.path.join(folder, "meta.json")):
         raise FileNotFoundError(
@@ -416,18 +385,10 @@ def load(folder: str | os.PathLike) -> Embeddings:
 
 
 def encoder_hash(model_folder: str | os.PathLike) -> str:
-    """Tells an exported encoder from all others.
+    """Hash of weights and settings, which tells an encoder from all others.
 
-    Arguments
-    ---------
-    model_folder : str
-        A folder with ``embedding_model.ckpt`` and ``hyperparams.yaml``, its
-        name on the Hugging Face hub, or an ONNX file.
-
-    Returns
-    -------
-    str
-        Of weights and settings.
+    ``model_folder`` is an exported folder, its name on the Hugging Face hub, or
+    an ONNX file.
     """
     if is_onnx(model_folder):
         return hash_of(model_folder)

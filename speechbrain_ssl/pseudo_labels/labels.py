@@ -215,24 +215,9 @@ def read_labels(
 
 
 def keep_labels(labels: Labels, kept: np.ndarray) -> Labels:
-    """Some of the labelled utterances; classes have no gaps again.
+    """The labelled utterances where ``kept`` is True [utterances].
 
-    Arguments
-    ---------
-    labels : Labels
-        Labelled utterances.
-    kept : np.ndarray
-        bool, whether an utterance is kept [utterances].
-
-    Returns
-    -------
-    Labels
-        The utterances that are kept, and their classes.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two classes are left.
+    Classes have no gaps again; there must be two or more.
     """
     used, classes = np.unique(labels.classes[kept], return_inverse=True)
     if len(used) < 2:
@@ -250,20 +235,7 @@ def keep_labels(labels: Labels, kept: np.ndarray) -> Labels:
 
 
 def note_labels(run_folder: str, csv_path: str) -> None:
-    """Records the labels of a training; a resumed one must have the same.
-
-    Arguments
-    ---------
-    run_folder : str
-        Output folder of the training.
-    csv_path : str
-        The file of labels.
-
-    Raises
-    ------
-    ValueError
-        If the training started with other labels.
-    """
+    """Records the labels of a training; a resumed one must have the same."""
     if os.path.isfile(os.path.join(run_folder, TRAINED_ON)):
         check_same_labels(run_folder, csv_path)
         return
@@ -272,22 +244,7 @@ def note_labels(run_folder: str, csv_path: str) -> None:
 
 
 def check_same_labels(run_folder: str, csv_path: str) -> None:
-    """Checks that an earlier training used the same labels.
-
-    Arguments
-    ---------
-    run_folder : str
-        Output folder of the training.
-    csv_path : str
-        The file of labels.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder has no record of its labels.
-    ValueError
-        If the labels differ.
-    """
+    """Checks that an earlier training used the same labels."""
     path = os.path.join(run_folder, TRAINED_ON)
     if not os.path.isfile(path):
         raise FileNotFoundError(

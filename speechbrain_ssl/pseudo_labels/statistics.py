@@ -89,24 +89,8 @@ def extract_statistics(
 
     Each statistic is scaled to unit variance over the training set, and the
     statistics are decorrelated and whitened by PCA (scikit-learn).
-
-    Arguments
-    ---------
-    utterances : Utterances
-        The rows.
-    folder : str
-        Where to write, as ``extract`` does.
-    sample_rate : int
-        In Hz.
-    max_seconds : float
-        Of each utterance; None: all of it.
-    dim : int
-        Principal components to keep.
-
-    Returns
-    -------
-    Embeddings
-        Read by ``make_pseudo_labels.py`` as those of an encoder.
+    ``max_seconds`` of each utterance are read, None: all of it; ``dim``
+    principal components are kept. The folder is as that of ``extract``.
     """
     folder = os.path.abspath(folder)
     if os.path.isfile(os.path.join(folder, "meta.json")):

@@ -58,29 +58,11 @@ def write_clusters(
     clusters: int = 50,
     chunk_size: int = 65536,
 ) -> str:
-    """Writes ``clusters.html``.
+    """Writes ``clusters.html`` beside ``pseudo_labels.csv``; gives its path.
 
-    Arguments
-    ---------
-    folder : str
-        Where ``pseudo_labels.csv`` is.
-    utterances : Utterances
-        The training set, or the labelled part of it.
-    ids : list of str
-        IDs of the utterances that were clustered [n].
-    labels : np.ndarray
-        Their clusters, from 0 without gaps, -1 for none [n].
-    matrix : np.ndarray
-        Their embeddings; may be memory-mapped [n, emb_dim].
-    clusters : int
-        Most clusters that are shown.
-    chunk_size : int
-        Embeddings that are read at a time.
-
-    Returns
-    -------
-    str
-        The path of the page.
+    ``labels`` are from 0 without gaps, -1 for none [n]; ``matrix`` has their
+    embeddings [n, emb_dim]. At most ``clusters`` clusters are shown;
+    ``chunk_size`` embeddings are read at a time.
     """
     labels = np.asarray(labels)
     overview = look_over(matrix, labels, chunk_size)

@@ -67,26 +67,10 @@ NOTHING = ([[0.0], [0.0]], [[0.0], []])
 
 
 def write_report(run_folder: str, output: str | None = None) -> str:
-    """Writes the HTML page of a run.
+    """Writes the HTML page of a run; gives its path.
 
-    Arguments
-    ---------
-    run_folder : str
-        Folder of the run; any of its files may be missing.
-    output : str
-        Where to; None writes ``report.html`` into the run folder.
-
-    Returns
-    -------
-    str
-        The path of the page.
-
-    Raises
-    ------
-    NotADirectoryError
-        If there is no such folder.
-    ImportError
-        If matplotlib is not installed.
+    Any file of the run may be missing. ``output`` None is ``report.html`` in
+    the run folder.
     """
     run_folder = os.fspath(run_folder)
     if not os.path.isdir(run_folder):

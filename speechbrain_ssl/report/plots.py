@@ -144,18 +144,8 @@ def det_plot(
 ) -> "Figure":
     """Draws DET curves on probit axes, with the equal error rates marked.
 
-    Arguments
-    ---------
-    curves : dict of str to (np.ndarray, np.ndarray)
-        False alarm and miss rates [points] of each system, as
-        ``evaluation.metrics.error_rates`` gives them.
-    path : str
-        Also saves the figure there.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The figure.
+    ``curves`` has false alarm and miss rates [points] of each system. With
+    ``path``, the figure is saved there.
     """
     figure, axes = _figure(TALL)
     low, high = _det_limits(curves)
@@ -197,20 +187,9 @@ def score_plot(
 ) -> "Figure":
     """Draws the score of two recordings, and the cosines of their windows.
 
-    Arguments
-    ---------
-    score : float
-        Cosine of the recordings, in [-1, 1].
-    threshold : float
-        Lowest cosine that counts as the same speaker; None: not drawn.
-    cosines : np.ndarray
-        Cosine of each window of the first recording and each window of the
-        second one; NaN for windows without an embedding [first, second].
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The figure.
+    ``threshold`` is the lowest cosine that counts as the same speaker; None:
+    not drawn. ``cosines`` has each window of the first recording and each of
+    the second one; NaN for windows without an embedding [first, second].
     """
     figure = _matplotlib().figure.Figure(figsize=TALL, layout="constrained")
     line, grid = figure.subplots(2, height_ratios=[1, 4])
@@ -313,27 +292,10 @@ def embedding_map(
 ) -> tuple["Figure", str]:
     """Draws a map of test embeddings, colored by the trial list's labels.
 
-    Arguments
-    ---------
-    embeddings : np.ndarray
-        Embeddings [files, emb_dim]; rows that are not finite are left out.
-    ids : list of str
-        The files [files].
-    target_trials : list of (str, str)
-        Enrol and test file of each target trial. Files that these connect are
-        one group, which is one speaker or a part of one.
-
-    Returns
-    -------
-    figure : matplotlib.figure.Figure
-        The figure.
-    caption : str
-        How the points were found, and what their colors are.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of ids and embeddings differ, or no row is finite.
+    Rows of embeddings [files, emb_dim] that are not finite are left out. Files
+    that ``target_trials`` (enrol and test file) connect are one group, which is
+    one speaker or a part of one. The caption says how the points were found,
+    and what their colors are.
     """
     finite = np.isfinite(embeddings).all(axis=-1)
     if np.shape(finite) != (len(ids),) or not finite.any():
@@ -371,26 +333,12 @@ def embedding_map(
 def gate_plot(record: Mapping[str, Any], path: str | None = None) -> "Figure":
     """Draws the distribution of the losses of an epoch, and the gate.
 
-    Arguments
-    ---------
-    record : dict
-        One line of ``gate.jsonl``: ``epoch``; ``histogram`` (``edges``
-        [bins + 1] and ``counts`` [bins] of the losses' logarithms);
-        ``mixture`` (weights, means and deviations of two Gaussians) or None;
-        ``accepted`` (whether the gate uses it); ``threshold`` or None;
-        ``reason``; ``selected`` (share of selected utterances) or None.
-    path : str
-        Also saves the figure there.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The figure; without losses, a sentence says so.
-
-    Raises
-    ------
-    ValueError
-        If the record is not as described above.
+    ``record`` is a line of ``gate.jsonl``: ``epoch``; ``histogram`` (``edges``
+    [bins + 1] and ``counts`` [bins] of the losses' logarithms); ``mixture``
+    (weights, means and deviations of two Gaussians) or None; ``accepted``
+    (whether the gate uses it); ``threshold`` or None; ``reason``; ``selected``
+    (share of selected utterances) or None. With ``path``, the figure is saved
+    there; without losses, a sentence says so.
     """
     share: Any = record.get("selected")
     title = f"epoch {record.get('epoch')}"

@@ -99,29 +99,14 @@ def read_stage(
     truth: str | None = None,
     data_folder: str | None = None,
 ) -> dict[str, Any]:
-    """Results of a stage that is done.
+    """Results of a stage that is done; unknown values are None.
 
-    Arguments
-    ---------
-    folder : str
-        Its folder.
-    number : int
-        Its round, from 1; 0 is before the rounds.
-    name : str
-        ``labels``, ``train``, ``verify`` or any other name.
-    truth : str
-        CSV file of true speakers, or None.
-    data_folder : str
-        The value of ``$data_root`` in label files.
-
-    Returns
-    -------
-    dict
-        ``round``, ``stage``, ``seconds``, ``attempts``, ``warnings``; of
-        labels also the keys of ``LABEL_FREE`` and, with true speakers,
-        ``oracle``; of training ``epochs``, ``selected``, ``corrected``, their
-        sum ``learned``, and ``oracle``; of verification ``lists``, by name.
-        Unknown values are None.
+    ``number`` is the round, from 1, or 0 before the rounds; ``name`` is
+    ``labels``, ``train``, ``verify`` or any other. ``truth`` is a CSV of true
+    speakers. Each stage has ``round``, ``stage``, ``seconds``, ``attempts``,
+    ``warnings``; labels also the keys of ``LABEL_FREE`` and, with true
+    speakers, ``oracle``; training ``epochs``, ``selected``, ``corrected``,
+    their sum ``learned``, and ``oracle``; verification ``lists``, by name.
     """
     mark = read_object(os.path.join(folder, MARK))
     row = {
@@ -153,22 +138,11 @@ def why_stop(
     stop_agreement: float | None,
     stop_growth: float | None,
 ) -> str | None:
-    """Says why the rounds should end here; no speaker label decides it.
+    """Says why the rounds should end here, or None, from no speaker label.
 
-    Arguments
-    ---------
-    rows : list of dict
-        Results of ``read_stage`` for the stages that are done.
-    stop_agreement : float
-        ARI of the labels with those of the round before above which the
-        rounds end; None: they do not.
-    stop_growth : float
-        Least growth of the share of learned utterances in a round; None: any.
-
-    Returns
-    -------
-    str
-        The reason with its figures; None to continue.
+    ``rows`` are results of ``read_stage``. Rounds end if the ARI of the labels
+    with those of the round before is above ``stop_agreement``, or if the share
+    of learned utterances grows by less than ``stop_growth``; None: never.
 
     Example
     -------
@@ -202,18 +176,9 @@ def why_stop(
 def write_rounds(folder: str, summary: dict[str, Any]) -> str:
     """Writes ``summary.json``, ``rounds.html`` and pages of the stages.
 
-    Arguments
-    ---------
-    folder : str
-        Where to; stages are in folders below it.
-    summary : dict
-        ``title``, ``outcome``, ``model``, ``settings``, ``stages`` (results of
-        ``read_stage``, in order) and other things to keep.
-
-    Returns
-    -------
-    str
-        The path of ``rounds.html``.
+    Stages are in folders below ``folder``. ``summary`` has ``title``,
+    ``outcome``, ``model``, ``settings``, ``stages`` (results of ``read_stage``,
+    in order) and other things to keep. Gives the path of ``rounds.html``.
     """
     summary = {**summary, "label_use": LABEL_USE}
     write_json(os.path.join(folder, "summary.json"), summary)

@@ -134,17 +134,8 @@ def read_object(path: str) -> dict:
 def read_log(path: str) -> tuple[list[dict], list[str]]:
     """Reads a training log; a damaged line damages only itself.
 
-    Arguments
-    ---------
-    path : str
-        The file, one JSON object in each line, with ``"epoch"``.
-
-    Returns
-    -------
-    records : list of dict
-        In order; of an epoch that was trained twice, the later one.
-    broken : list of str
-        What is wrong with the lines that were left out.
+    Gives the records in order, of an epoch that was trained twice the later
+    one, and what is wrong with the lines that were left out.
     """
     records, broken = {}, []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -192,16 +183,8 @@ def _read_verification(folder, notes):
 def read_scores(path: str) -> Trials:
     """Reads scored trials; those that are not finite are dropped.
 
-    Arguments
-    ---------
-    path : str
-        One ``label enrol test score`` in each line, separated by tabs or, if
-        the names have none, by spaces; label 1 is a target trial.
-
-    Returns
-    -------
-    Trials
-        The trials whose scores are finite.
+    A line is ``label enrol test score``, separated by tabs or, if the names
+    have none, by spaces; label 1 is a target trial.
     """
     with open(path, encoding="utf-8") as file:
         rows = [

@@ -202,17 +202,7 @@ def prepare_audio_folder(
 def without_videos(paths):
     """Leaves out the videos that lie beside their sound in another file.
 
-    Arguments
-    ---------
-    paths : list of str
-        Audio files, and files of audio and video.
-
-    Returns
-    -------
-    paths : list of str
-        The others.
-    left_out : dict
-        Path of such a video -> reason.
+    Gives the other paths, and the reason of each video by its path.
     """
     videos = {
         path
@@ -229,21 +219,10 @@ def without_videos(paths):
 
 
 def check_faces(found, num_workers=None):
-    """Tries to read an image of each face.
+    """Tries to read the face of each audio file.
 
-    Arguments
-    ---------
-    found : dict of str to str
-        Path of an audio file -> its face.
-    num_workers : int
-        Number of processes; None: one per processor.
-
-    Returns
-    -------
-    readable : dict of str to str
-        The faces that can be read, by audio file.
-    damaged : dict of str to str
-        Path of each other face -> reason.
+    Gives the faces that can be read, by audio file, and the reason of each
+    other one by its path.
     """
     problems = {}
     with tqdm(desc="Examining faces", total=len(found), unit=" faces") as bar:
@@ -262,17 +241,10 @@ def check_faces(found, num_workers=None):
 
 
 def examine(min_seconds, silence_db, item):
-    """Returns the ``File`` of a path, and reads as little as possible.
+    """The ``File`` of a path; reads as little as possible.
 
-    Arguments
-    ---------
-    min_seconds : float
-        Smallest duration.
-    silence_db : float
-        Smallest peak level.
-    item : tuple
-        The path, its name relative to the data folder, and size, mtime,
-        frames and sample rate of an earlier run or None.
+    ``item`` has the path, its name relative to the data folder, and size,
+    mtime, frames and sample rate of an earlier run, or None.
     """
     path, _, known = item
     try:
@@ -289,15 +261,7 @@ def examine(min_seconds, silence_db, item):
 
 
 def annotation_row(path, file):
-    """Row of the annotation: ID, duration, wav, start, stop.
-
-    Arguments
-    ---------
-    path : str
-        Path relative to the data folder.
-    file : File
-        A usable file.
-    """
+    """Row of the annotation: ID, duration, wav, start, stop."""
     seconds = round(file.frames / file.sample_rate, 6)
     return path, seconds, f"$data_root/{path}", 0, file.frames
 
@@ -305,17 +269,8 @@ def annotation_row(path, file):
 def read_cache(cache_file, settings):
     """Reads the usable files of an earlier run with the same settings.
 
-    Arguments
-    ---------
-    cache_file : str
-        The file; it may be missing.
-    settings : dict
-        Settings of the preparation.
-
-    Returns
-    -------
-    dict
-        Relative path -> size, mtime, frames and sample rate.
+    Values are size, mtime, frames and sample rate, by the relative path. The
+    file may be missing.
     """
     lines = read_jsonl(cache_file)
     if not lines or lines[0] != settings:

@@ -326,18 +326,8 @@ def kaldi(data_folder, out, options):
 def train(data_folder, out, options, problem, speaker_of):
     """Writes train.csv of the files of a folder, and speakers.csv if asked.
 
-    Arguments
-    ---------
-    data_folder : str
-        The corpus.
-    out : str
-        Folder of the output.
-    options : argparse.Namespace
-        The command line.
-    problem : callable
-        Relative path -> why the file is left out, or an empty string.
-    speaker_of : callable
-        Relative path -> speaker.
+    ``problem(path)`` says why a file is left out, or gives an empty string;
+    ``speaker_of(path)`` gives its speaker. Paths are relative to the corpus.
     """
 
     def find(folder):
@@ -356,22 +346,10 @@ def train(data_folder, out, options, problem, speaker_of):
 def train_files(
     data_folder, out, options, files, speakers=None, name="train.csv"
 ):
-    """Writes an annotation of listed files.
+    """Writes an annotation ``name`` of listed files.
 
-    Arguments
-    ---------
-    data_folder : str
-        The corpus.
-    out : str
-        Folder of the output.
-    options : argparse.Namespace
-        The command line.
-    files : dict of str to str
-        Path relative to the corpus, by ID.
-    speakers : dict of str to tuple of str
-        Speaker by ID, for speakers.csv; or None.
-    name : str
-        Name of the annotation.
+    ``files`` has the path relative to the corpus by ID, ``speakers`` the
+    speaker by ID, for speakers.csv, or is None.
     """
     ids = {os.path.normpath(path): key for key, path in files.items()}
     if len(ids) < len(files):
@@ -404,18 +382,9 @@ def train_files(
 def write_segments(data_folder, out, options, segments, speakers):
     """Writes train.csv of segments of the recordings in recordings.csv.
 
-    Arguments
-    ---------
-    data_folder : str
-        Folder of the recordings.
-    out : str
-        Folder of the output.
-    options : argparse.Namespace
-        The command line.
-    segments : dict of str to tuple of str
-        Recording, start and end in seconds, by ID; end -1: to the end.
-    speakers : dict of str to tuple of str
-        Speaker by ID, for speakers.csv; or None.
+    ``segments`` has recording, start and end in seconds by ID; an end of -1 is
+    that of the recording. ``speakers`` has the speaker by ID, for speakers.csv,
+    or is None.
     """
     utterances = read_annotation(f"{out}/recordings.csv", data_folder)
     rows = [utterances.row(index) for index in range(len(utterances))]
@@ -466,16 +435,8 @@ def write_speakers(out, speakers):
 def index_audio(data_folder):
     """Finds files by the ends of their paths, without extension.
 
-    Arguments
-    ---------
-    data_folder : str
-        The corpus.
-
-    Returns
-    -------
-    dict of str to str
-        The last one to four parts of a path -> path relative to the corpus;
-        None if several files end so.
+    Keys are the last one to four parts of a path, values the path relative to
+    the corpus, or None if several files end so.
 
     Example
     -------
@@ -501,14 +462,10 @@ def index_audio(data_folder):
 
 
 def locate(places, name):
-    """Returns the file with the longest common end, or None.
+    """The file with the longest common end, or None.
 
-    Arguments
-    ---------
-    places : dict of str to str
-        From ``index_audio``.
-    name : str
-        A path of a list, of any extension.
+    ``places`` is from ``index_audio``; ``name`` is a path of a list, of any
+    extension.
     """
     stem = os.path.splitext(name)[0] if _extension(name) in AUDIO else name
     parts = os.path.normpath(stem).split("/")[-MOST_PARTS:]
@@ -522,18 +479,8 @@ def locate(places, name):
 def write_map(out, name, models, places, source):
     """Writes NAME.map, after all of its files are found.
 
-    Arguments
-    ---------
-    out : str
-        Folder of the output.
-    name : str
-        Name of the map.
-    models : dict of str to list of str
-        Files of each model, as the corpus names them.
-    places : dict of str to str
-        From ``index_audio``.
-    source : str
-        The list, for messages.
+    ``models`` has the files of each model as the corpus names them, ``places``
+    is from ``index_audio``, and ``source`` names the list in messages.
     """
     located = {f: locate(places, f) for own in models.values() for f in own}
     _refuse_missing({f for f, p in located.items() if p is None}, source)
@@ -553,18 +500,8 @@ def write_models(path, models):
 def write_trials(out, name, trials, files, places):
     """Writes NAME.txt, after all of its files are found.
 
-    Arguments
-    ---------
-    out : str
-        Folder of the output.
-    name : str
-        Name of the list.
-    trials : Trials
-        The trials.
-    files : dict of str to str
-        Path of a name in the corpus; other names are models.
-    places : dict of str to str
-        From ``index_audio``.
+    ``files`` has the path of a name in the corpus; other names are models.
+    ``places`` is from ``index_audio``.
     """
     located = {own: locate(places, path) for own, path in files.items()}
     _refuse_missing({f for f, p in located.items() if p is None}, name)
@@ -589,16 +526,7 @@ def write_lines(path, enrol, test, labels):
 def check_count(name, trials, count, options):
     """Compares the numbers of trials and of targets with the official ones.
 
-    Arguments
-    ---------
-    name : str
-        The official list.
-    trials : Trials
-        The trials.
-    count : tuple of int
-        Official number of trials, and of target trials (or None).
-    options : argparse.Namespace
-        The command line.
+    ``count`` has both; the number of targets may be None.
     """
     _check(f"trials of {name}", len(trials.enrol), count[0], options)
     found = int(np.sum(trials.targets))
@@ -624,18 +552,8 @@ def read_rows(path, count):
 def read_table(path, columns=("model", "segment")):
     """Reads a table with a header, separated by tabs.
 
-    Arguments
-    ---------
-    path : str
-        The table.
-    columns : tuple of str
-        Columns that it must have. modelid counts as model, and segmentid as
-        segment.
-
-    Returns
-    -------
-    list of dict
-        The rows.
+    The table must have ``columns``; modelid counts as model, and segmentid as
+    segment.
     """
     names = {"modelid": "model", "segmentid": "segment"}
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -658,14 +576,7 @@ def read_table(path, columns=("model", "segment")):
 def convert(jobs, out, num_workers=None):
     """Converts one channel of each file to wav with ffmpeg.
 
-    Arguments
-    ---------
-    jobs : dict of str to (str, int)
-        Source and channel, by the path of the wav file below ``out``.
-    out : str
-        Folder of the output.
-    num_workers : int
-        Number of processes at once. None: one per processor.
+    ``jobs`` has source and channel, by the path of the wav file below ``out``.
     """
     if shutil.which("ffmpeg") is None:
         raise FileNotFoundError("ffmpeg is not installed; sph files need it.")

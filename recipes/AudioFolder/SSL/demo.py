@@ -81,10 +81,7 @@ def parse_arguments(argv):
 def prepare_corpus(args):
     """Makes the default corpus where no data are given.
 
-    Arguments
-    ---------
-    args : argparse.Namespace
-        Its ``data_folder`` and ``trials`` are filled in.
+    Fills in ``data_folder`` and ``trials`` of the arguments.
     """
     if args.data_folder is None:
         corpus = synthesize_voices(os.path.join(args.output_folder, "corpus"))
@@ -100,22 +97,8 @@ def prepare_corpus(args):
 def settings_of_run(args, further):
     """Records the settings of the demo, or continues an equal one.
 
-    Arguments
-    ---------
-    args : argparse.Namespace
-        The arguments.
-    further : list of str
-        Overrides of the hparams file.
-
-    Returns
-    -------
-    dict
-        The settings, with ``epochs`` if the number of epochs is known.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a run of other settings, or of another script.
+    ``further`` are overrides of the hparams file. The settings have ``epochs``
+    if the number of epochs is known.
     """
     path = os.path.join(args.output_folder, RECORD)
     is_other = os.path.exists(os.path.join(args.output_folder, "save"))
@@ -129,15 +112,7 @@ def settings_of_run(args, further):
 
 
 def run_here(script, arguments):
-    """Runs another script of the recipe in this process.
-
-    Arguments
-    ---------
-    script : str
-        Its file name.
-    arguments : list of str
-        Its command line.
-    """
+    """Runs another script of the recipe in this process."""
     runpy.run_path(os.path.join(HERE, script))["main"](arguments)
 
 
@@ -153,19 +128,9 @@ def training_arguments(args, further, folder):
 
 
 def epochs_for(args, further):
-    """Times some steps, and says how many epochs fit into the minutes.
+    """Times some steps, to find how many epochs fit into the minutes.
 
-    Arguments
-    ---------
-    args : argparse.Namespace
-        The arguments.
-    further : list of str
-        Overrides of the hparams file.
-
-    Returns
-    -------
-    int
-        Number of epochs, at least 1.
+    ``further`` are overrides of the hparams file.
     """
     with tempfile.TemporaryDirectory() as folder:
         few = [f"--optimizer_step_limit={TIMED_STEPS}"]
@@ -186,25 +151,9 @@ def epochs_for(args, further):
 
 
 def verify_all(embed, args, tag, sample_rate, device="cpu"):
-    """Verifies an encoder on all trial lists.
+    """Verifies an encoder on all trial lists; gives the summary of each.
 
-    Arguments
-    ---------
-    embed : Callable
-        Waveforms [batch, time] and relative lengths to embeddings.
-    args : argparse.Namespace
-        The arguments.
-    tag : str
-        Name of the folder for the results.
-    sample_rate : int
-        The encoder's sample rate in Hz.
-    device : str
-        Where the encoder is.
-
-    Returns
-    -------
-    dict
-        The summary of each list.
+    ``tag`` names the folder of the results.
     """
     folder = os.path.join(args.output_folder, "verification", tag)
     for path in args.trials:

@@ -81,20 +81,7 @@ JOINT = "joint_embeddings"
 
 
 def check_settings(hparams):
-    """Finds what is wrong before anything is computed.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file that was named is not there.
-    ValueError
-        If a setting or the file of corrections is wrong.
-    """
+    """Checks keys and files before anything is computed."""
     for key in ("train_annotation", "previous", "truth", "edits"):
         path = hparams[key]
         if path is not None and not os.path.isfile(path):
@@ -145,19 +132,11 @@ def check_settings(hparams):
 
 
 def find_embeddings_folder(hparams):
-    """Where the embeddings are, or shall be.
+    """Folder of the embeddings, which may not exist yet.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    str
-        ``embeddings_folder`` if it is set. Else that of the labels that are
-        corrected, which their report says, or ``embeddings`` in
-        ``output_folder``.
+    It is ``embeddings_folder`` if that is set. Otherwise it is that of the
+    labels that are corrected, which their report names, or ``embeddings`` in
+    ``output_folder``.
     """
     folder, name = hparams["output_folder"], "embeddings"
     if hparams["embeddings_folder"] is not None:
@@ -171,18 +150,7 @@ def find_embeddings_folder(hparams):
 
 
 def find_utterances(hparams):
-    """Reads the training set, or lists the folder of audio.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    Utterances
-        Without any label.
-    """
+    """Reads the training set, or lists the folder of audio."""
     annotation = hparams["train_annotation"]
     if annotation is None:
         annotation = os.path.join(hparams["output_folder"], "train.csv")
@@ -199,18 +167,7 @@ def find_utterances(hparams):
 
 
 def with_faces(hparams):
-    """The training set with its column ``face``.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    Utterances
-        All of them.
-    """
+    """The training set with its column ``face``."""
     annotation = hparams["train_annotation"]
     if annotation is None:
         annotation = os.path.join(hparams["output_folder"], "train.csv")
@@ -222,21 +179,8 @@ def with_faces(hparams):
 def embed(hparams, run_opts, utterances, augmented):
     """Extracts this job's part of the embeddings, or reads given ones.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    run_opts : dict
-        SpeechBrain's run options.
-    utterances : Utterances
-        The training set.
-    augmented : object
-        Plain settings of the augmentation, to record.
-
-    Returns
-    -------
-    Embeddings
-        None if other parts are missing.
+    ``augmented`` has the plain settings of the augmentation, to record. Gives
+    None while other parts are missing.
     """
     if hparams["model_folder"] is None:
         found = load(hparams["embeddings_folder"])
@@ -263,25 +207,9 @@ def run_extraction(
 ):
     """Extracts this job's part of the embeddings of voices or faces.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    run_opts : dict
-        SpeechBrain's run options.
-    utterances : Utterances
-        The training set; of a face encoder, with the column ``face``.
-    model_folder : str
-        The encoder.
-    folder : str
-        Where the embeddings go.
-    augmented : object
-        Plain settings of the augmentation, to record; of voices only.
-
-    Returns
-    -------
-    Embeddings
-        None if other parts are missing.
+    For a face encoder, ``utterances`` have the column ``face``. ``augmented``
+    has the plain settings of the augmentation of voices, to record. Gives None
+    while other parts are missing.
     """
     device = run_opts["device"] or infer_device()
     model = load_encoder(model_folder, device, hparams["trust"])
@@ -329,19 +257,8 @@ def run_extraction(
 def embed_faces(hparams, run_opts, voice):
     """Extracts embeddings of faces, and joins them with those of voices.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    run_opts : dict
-        SpeechBrain's run options.
-    voice : Embeddings
-        Of the voices; None if parts of them are missing.
-
-    Returns
-    -------
-    Embeddings
-        Joint ones; None if other parts are missing.
+    ``voice`` is None while parts of the voices are missing; so is the result
+    while any part is.
     """
     root = hparams["output_folder"]
     face = run_extraction(
@@ -361,21 +278,10 @@ def embed_faces(hparams, run_opts, voice):
 
 
 def cluster(hparams, embeddings):
-    """Finds labels and says how good they seem.
+    """Clusters embeddings and measures the clusters.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    embeddings : Embeddings
-        Of the training set.
-
-    Returns
-    -------
-    labels : np.ndarray
-        Class of each embedding, -1 for none [rows].
-    report : dict
-        ``clustering``, ``quality`` and, with true speakers, ``oracle``.
+    Gives the class of each embedding, -1 for none [rows], and a report with
+    ``clustering``, ``quality`` and, with true speakers, ``oracle``.
     """
     points, clusterer = embeddings.matrix, hparams["clusterer"]
     if hparams["unit_length"]:
@@ -409,30 +315,11 @@ def cluster(hparams, embeddings):
 
 
 def correct(hparams):
-    """Corrects finished labels by what somebody heard.
+    """Corrects finished labels as ``edits`` says.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    before : Labels
-        The labels that were corrected.
-    embeddings : Embeddings
-        That they come from.
-    labels : np.ndarray
-        Corrected class of each embedding, -1 for none [rows].
-    report : dict
-        ``clustering`` of the labels before, ``edits``, ``quality`` and, with
-        true speakers, ``oracle``.
-
-    Raises
-    ------
-    ValueError
-        If the labels were made of other embeddings, or a correction cannot be
-        followed.
+    Gives the labels before, their embeddings, the corrected class of each
+    embedding, -1 for none [rows], and a report with ``clustering`` of the
+    labels before, ``edits``, ``quality`` and, with true speakers, ``oracle``.
     """
     edits = read_edits(hparams["edits"])
     csv_path = os.path.join(os.path.dirname(hparams["edits"]), CSV_NAME)
@@ -463,21 +350,10 @@ def correct(hparams):
 
 
 def measure(hparams, embeddings, labels):
-    """Says how good labels seem, and with true speakers, how good they are.
+    """Quality of labels; with true speakers, also agreement with them.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    embeddings : Embeddings
-        That they come from.
-    labels : np.ndarray
-        Class of each embedding, -1 for none [rows].
-
-    Returns
-    -------
-    dict
-        ``quality`` and, with true speakers, ``oracle``.
+    ``labels`` has the class of each embedding, -1 for none [rows]. Gives
+    ``quality`` and ``oracle``.
     """
     found = quality.describe(embeddings.matrix, labels)
     found["stability"] = found["previous"] = None
@@ -500,18 +376,7 @@ def measure(hparams, embeddings, labels):
 
 
 def describe(report):
-    """The report in a few lines.
-
-    Arguments
-    ---------
-    report : dict
-        What was written to report.json.
-
-    Returns
-    -------
-    str
-        The lines.
-    """
+    """The content of report.json in a few lines."""
     found = report["quality"]
     lines = [
         f"{found['labelled']} of {found['utterances']} utterances in "
@@ -567,27 +432,10 @@ def describe(report):
 
 
 def write(hparams, utterances, embeddings, labels, report, count=None):
-    """Writes labels, report and the page to listen to.
+    """Writes labels, report and the page of clusters; returns the report.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    utterances : Utterances
-        The training set, or what of it had a label.
-    embeddings : Embeddings
-        That the labels come from.
-    labels : np.ndarray
-        Class of each embedding, -1 for none [rows].
-    report : dict
-        For report.json.
-    count : int
-        Size of the training set, if ``utterances`` are only a part of it.
-
-    Returns
-    -------
-    dict
-        What stands in report.json.
+    ``labels`` has the class of each embedding, -1 for none [rows]. ``count`` is
+    the size of the training set if ``utterances`` are only a part of it.
     """
     folder = hparams["output_folder"]
     page = os.path.join(folder, PAGE_NAME)

@@ -118,17 +118,8 @@ def synthesize_voices(
 def make_trials(files, rng):
     """All target pairs, and a random choice of non-target pairs.
 
-    Arguments
-    ---------
-    files : dict of int to list of str
-        The files of each voice.
-    rng : np.random.Generator
-        Draws the non-target pairs.
-
-    Returns
-    -------
-    list of tuple
-        (label, enrol, test); label 1 is a target.
+    ``files`` has the files of each voice. Gives (label, enrol, test); label 1
+    is a target.
     """
     pairs = list(itertools.combinations(sorted(sum(files.values(), [])), 2))
     owner = {path: voice for voice, own in files.items() for path in own}
@@ -144,19 +135,8 @@ def random_channel(speech, rng):
     """Adds reverberation, noise, an equaliser, a band and a level.
 
     It shares no code with the augmentation of training: a channel of another
-    kind is the better test.
-
-    Arguments
-    ---------
-    speech : np.ndarray
-        Speech at 16 kHz [time].
-    rng : np.random.Generator
-        Draws the channel.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [time], peak at most 0.9.
+    kind is the better test. ``speech`` [time] is at 16 kHz; the result has a
+    peak of at most 0.9.
     """
     count = len(speech)
     if rng.random() < 0.5:  # noise that decays: an RT60 of 0.2 to 1 s

@@ -44,25 +44,7 @@ import speechbrain as sb
 
 
 def check_settings(hparams):
-    """Finds settings that do not fit together before the first batch.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    training : Training
-        Settings that any training has.
-    settings : LabelTraining
-        Settings that a training on labels has.
-
-    Raises
-    ------
-    ValueError
-        Says which keys do not fit, and what to do.
-    """
+    """Checks the settings before the first batch, and sorts them."""
     training = experiment.Training(
         output_folder=hparams["output_folder"],
         seed=hparams["seed"],
@@ -136,18 +118,7 @@ def check_settings(hparams):
 
 
 def find_labels(hparams):
-    """Reads the pseudo-labels and checks that they belong here.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    Labels
-        Labelled utterances and their classes.
-    """
+    """Reads the pseudo-labels and checks that they belong here."""
     data_folder, csv_path = hparams["data_folder"], hparams["pseudo_labels"]
     embeddings = training = None
     if hparams["embeddings_folder"]:

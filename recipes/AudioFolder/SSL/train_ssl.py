@@ -39,23 +39,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 
 def check_settings(hparams):
-    """Finds settings that do not fit together before the first batch.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    Training
-        Settings that any training has.
-
-    Raises
-    ------
-    ValueError
-        Says which keys do not fit, and what to do.
-    """
+    """Checks the settings before the first batch, and sorts them."""
     training = experiment.Training(
         output_folder=hparams["output_folder"],
         seed=hparams["seed"],

@@ -47,25 +47,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 
 def check_settings(hparams):
-    """Finds settings that do not fit together before the first batch.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    training : Training
-        Settings that any training has.
-    settings : LabelTraining
-        Settings that a training on labels has.
-
-    Raises
-    ------
-    ValueError
-        Says which keys do not fit, and what to do.
-    """
+    """Checks the settings before the first batch, and sorts them."""
     check_keys(
         hparams,
         skip_prep=one_of(True, False),
@@ -129,18 +111,8 @@ def check_settings(hparams):
 def label_speakers(hparams, folder):
     """Writes the labels that training may know, unless they are there.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    folder : str
-        Where to write them.
-
-    Raises
-    ------
-    ValueError
-        If ``label_share`` leaves fewer than two speakers, or the run was begun
-        with other labels.
+    They go to ``folder``. It is an error if ``label_share`` leaves fewer than
+    two speakers, or if the run was begun with other labels.
     """
     annotation = hparams["train_annotation"]
     share, seed = hparams["label_share"], hparams["seed"]
@@ -181,19 +153,9 @@ def label_speakers(hparams, folder):
 def known_speakers(speakers, share, seed):
     """Draws the speakers whose labels are known; fewer are part of more.
 
-    Arguments
-    ---------
-    speakers : np.ndarray
-        Number of each utterance's speaker, -1 if unknown [utterances].
-    share : float
-        Of the speakers, above 0, at most 1.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    np.ndarray
-        Numbers of those speakers, in no order.
+    ``speakers`` has the number of each utterance's speaker, -1 if unknown
+    [utterances]; ``share`` is that of the speakers, above 0, at most 1. The
+    numbers are in no order.
 
     Example
     -------

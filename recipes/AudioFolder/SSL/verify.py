@@ -153,18 +153,7 @@ class Cohort(NamedTuple):
 
 
 def check_settings(hparams):
-    """Finds values of a wrong type or range before anything is computed.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Raises
-    ------
-    ValueError
-        If there is one; the message names the key.
-    """
+    """Checks types and ranges of the keys before anything is computed."""
     check_keys(
         hparams,
         batch_seconds=number(above=0),
@@ -183,18 +172,7 @@ def check_settings(hparams):
 
 
 def check_face_settings(hparams):
-    """Refuses settings that only voices have, where the model is of faces.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Raises
-    ------
-    ValueError
-        If there is one.
-    """
+    """Refuses settings that only voices have, for a face encoder."""
     keys = ("face_model_folder", "crops", "pseudo_labels", "cohort_means")
     for key in keys:
         if hparams[key]:
@@ -205,25 +183,10 @@ def check_face_settings(hparams):
 
 
 def check_lists(lists, data_root, output_folder, models=None):
-    """Finds mistakes in the lists before anything is computed.
+    """Checks trial lists, their audio files and the names of their results.
 
-    Arguments
-    ---------
-    lists : list of str
-        The trial lists.
-    data_root : str
-        Folder that their paths start from, or None.
-    output_folder : str
-        Where each list gets a folder of its name.
-    models : dict of str to tuple of str
-        Files of the names that stand for several files.
-
-    Raises
-    ------
-    ValueError
-        If a list is wrong, or two lists have the same name.
-    FileNotFoundError
-        If a list or one of its files is missing.
+    ``data_root`` is the folder that paths start from, ``models`` the files of
+    names that stand for several files.
     """
     folders = {}
     for list_path in lists:
@@ -242,18 +205,7 @@ def check_lists(lists, data_root, output_folder, models=None):
 
 
 def check_back_ends(hparams):
-    """Finds settings of back ends that do not fit together.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Raises
-    ------
-    ValueError
-        Says which keys do not fit, and what to do.
-    """
+    """Refuses settings of back ends that do not fit together."""
     score, measures = hparams["calibrate"], hparams["quality_measures"]
     learns = hparams["plda_rank"] is not None or score is not None
     is_asked = learns or hparams["cohort_means"]
@@ -301,28 +253,11 @@ def check_back_ends(hparams):
 
 
 def cohort_segments(cohort, cohort_size, data_folder):
-    """Audio of the cohort for the normalization of scores.
+    """Files of the cohort, and the first and last frame to use of each.
 
-    Arguments
-    ---------
-    cohort : str
-        A folder of audio, or an annotation.
-    cohort_size : int
-        Most utterances to take, evenly spread over the sorted ones.
-    data_folder : str
-        What ``$data_root`` stands for in an annotation, or None.
-
-    Returns
-    -------
-    paths : list of str
-        The files.
-    spans : list of tuple of int
-        First frame of each and the one after its last; None: to the end.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder or file.
+    ``cohort`` is a folder of audio or an annotation. At most ``cohort_size``
+    utterances are taken, evenly spread over the sorted ones. A last frame of
+    None is the end of the file.
     """
     if os.path.isdir(cohort):
         paths, left_out = audio.find(cohort)
@@ -346,24 +281,7 @@ def cohort_segments(cohort, cohort_size, data_folder):
 def embed_cohort(hparams, encode, settings):
     """Embeds the cohort; files that cannot be embedded are left out.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    encode : Callable
-        Waveforms [batch, time] and relative lengths to embeddings.
-    settings : dict
-        Rate, size of batches and device for ``try_files``.
-
-    Returns
-    -------
-    Cohort
-        None if none was asked for.
-
-    Raises
-    ------
-    ValueError
-        If fewer than ``top_n`` utterances can be embedded.
+    Gives None without a cohort. ``settings`` are those of ``try_files``.
     """
     if hparams["cohort_means"]:
         return cohort_of_means(hparams)
@@ -388,24 +306,7 @@ def embed_cohort(hparams, encode, settings):
 
 
 def embed_faces_of_cohort(hparams, encode, size, device):
-    """Embeds the faces of the cohort, if there is one.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    encode : Callable
-        Pixels and relative lengths to embeddings.
-    size : int
-        Height and width of the images.
-    device : str
-        Where the encoder is.
-
-    Returns
-    -------
-    torch.Tensor
-        Embeddings [faces, emb_dim], or None.
-    """
+    """Embeddings of the faces of the cohort [faces, emb_dim], or None."""
     if hparams["cohort"] is None:
         return None
     return embed_face_cohort(
@@ -419,27 +320,10 @@ def embed_faces_of_cohort(hparams, encode, size, device):
 
 
 def face_scorers(hparams, device, cohort):
-    """Scores of faces, and of voices and faces together.
+    """Scorers of faces, and of voices and faces together, for ``verify``.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    device : str
-        Where to compute.
-    cohort : Cohort
-        Voices of the cohort, or None.
-
-    Returns
-    -------
-    dict of str to Callable
-        Scorers for ``speechbrain_ssl.evaluation.verification.verify``; empty
-        without a ``face_model_folder``.
-
-    Raises
-    ------
-    ValueError
-        If that is no face encoder.
+    There are none without a ``face_model_folder``. ``cohort`` has the voices of
+    the cohort, or is None.
     """
     folder = hparams["face_model_folder"]
     if folder is None:
@@ -469,38 +353,14 @@ def face_scorers(hparams, device, cohort):
 
 
 def top_n_of(hparams, cohort):
-    """Number of cohort scores that are used.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    cohort : sequence
-        The utterances of the cohort.
-
-    Returns
-    -------
-    int
-        ``top_n`` if AS-norm or a quality measure needs it, else all.
-    """
+    """Number of cohort scores used: ``top_n`` if anything needs it, or all."""
     users = *hparams["norms"], hparams["calibrate"]
     is_used = "as_norm" in users or "cohort_mean" in hparams["quality_measures"]
     return (hparams["top_n"] if is_used else None) or len(cohort)
 
 
 def cohort_of_means(hparams):
-    """A cohort of the mean directions of clusters.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    Cohort
-        Of one row for each cluster; without files.
-    """
+    """A cohort of the mean directions of the clusters, without files."""
     clusters, mean = read_clusters(hparams), mean_embedding(hparams)
     chosen = np.flatnonzero(clusters.classes >= 0)
     _, classes = np.unique(clusters.classes[chosen], return_inverse=True)
@@ -512,23 +372,7 @@ def cohort_of_means(hparams):
 
 
 def mean_embedding(hparams):
-    """The mean that is subtracted from all embeddings, or None.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    torch.Tensor
-        Of all rows of the folder ``subtract_mean`` [emb_dim].
-
-    Raises
-    ------
-    ValueError
-        If the embeddings are of another model.
-    """
+    """Mean of the embeddings in ``subtract_mean`` [emb_dim], or None."""
     folder = hparams["subtract_mean"]
     if folder is None:
         return None
@@ -537,26 +381,9 @@ def mean_embedding(hparams):
 
 
 def embeddings_of(hparams, folder, key):
-    """Reads a folder of embeddings of the model that is verified.
+    """Reads embeddings; they must be of the model that is verified.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    folder : str
-        The folder.
-    key : str
-        The key that names it, for the message.
-
-    Returns
-    -------
-    Embeddings
-        See ``speechbrain_ssl.pseudo_labels.extract``.
-
-    Raises
-    ------
-    ValueError
-        If the embeddings are of another model.
+    ``key`` is the setting that names the folder, for the message.
     """
     found, model = load(folder), hparams["model_folder"]
     if found.meta["settings"]["encoder"] != encoder_hash(model):
@@ -570,20 +397,7 @@ def embeddings_of(hparams, folder, key):
 
 
 def without_mean(encode, mean):
-    """An encoder whose embeddings have a mean of zero on some audio.
-
-    Arguments
-    ---------
-    encode : Callable
-        Waveforms [batch, time] and relative lengths to embeddings.
-    mean : torch.Tensor
-        Subtracted from each; None: nothing is [emb_dim].
-
-    Returns
-    -------
-    Callable
-        Called as ``encode`` is.
-    """
+    """Wraps an encoder: a mean [emb_dim], or None, is subtracted."""
     if mean is None:
         return encode
 
@@ -600,20 +414,6 @@ def score_of_crops(hparams, encode, settings):
     The mean cosine of all pairs of crops of two sides is the product of the
     means of their unit embeddings (V. Miara et al., Interspeech 2024,
     arXiv:2406.02285: 15 crops of 4 s).
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    encode : Callable
-        Waveforms [batch, time] and relative lengths to embeddings.
-    settings : dict
-        Rate, size of batches and device for ``embed_files``.
-
-    Returns
-    -------
-    Callable
-        A scorer for ``speechbrain_ssl.evaluation.verification.verify``.
     """
     count, seconds, means = hparams["crops"], hparams["crop_seconds"], {}
 
@@ -644,18 +444,7 @@ def score_of_crops(hparams, encode, settings):
 
 
 def training_files(model_folder):
-    """Audio that a model was trained on, if its run is beside it.
-
-    Arguments
-    ---------
-    model_folder : str
-        The exported model, ``model`` in the folder of its run.
-
-    Returns
-    -------
-    list of str
-        The files, empty if nothing is known of them.
-    """
+    """Audio that a model was trained on, if its run is beside it."""
     run = os.path.dirname(os.path.abspath(model_folder))
     settings = os.path.join(run, "hyperparams.yaml")
     labels = os.path.join(run, TRAINED_ON)
@@ -675,25 +464,7 @@ def training_files(model_folder):
 
 
 def read_clusters(hparams):
-    """Reads pseudo-labels and embeddings of the model that is verified.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-
-    Returns
-    -------
-    Clusters
-        Of all utterances that have an embedding.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the labels or the embeddings are missing.
-    ValueError
-        If the embeddings are of another model.
-    """
+    """Reads pseudo-labels and the embeddings of the model that is verified."""
     path = hparams["pseudo_labels"]
     labels = read_labels(path, data_root=hparams["data_folder"])
     folder = hparams["embeddings_folder"]
@@ -723,26 +494,9 @@ def embed_augmented(encode, clusters, rows, augmentation, rate, device):
 
     Utterances of a cluster often come from one recording; those of a trial do
     not. Without augmentation, scores within clusters would be too high.
-
-    Arguments
-    ---------
-    encode : Callable
-        Waveforms [batch, time] and relative lengths to embeddings.
-    clusters : Clusters
-        All utterances.
-    rows : np.ndarray
-        Rows of those wanted.
-    augmentation : Augmentation
-        Applied to each utterance, prepared.
-    rate : int
-        Sample rate of the encoder in Hz.
-    device : str
-        Where the encoder is.
-
-    Returns
-    -------
-    torch.Tensor
-        Embeddings [rows, emb_dim].
+    ``rows`` are the rows of ``clusters`` to embed; ``augmentation`` is
+    prepared, and ``rate`` is that of the encoder in Hz. Gives embeddings [rows,
+    emb_dim].
     """
     rng = np.random.default_rng(augmentation.seed)
 
@@ -766,22 +520,7 @@ def make_back_ends(hparams, model, device, cohort):
 
     One half of the clusters calibrates; PLDA then learns from the other one,
     because its scores of the clusters it was trained on are too good.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded hparams file.
-    model : EncoderClassifier
-        The model that is verified.
-    device : str
-        Where it is.
-    cohort : Cohort
-        The cohort, or None.
-
-    Returns
-    -------
-    dict of str to Callable
-        Back ends for ``speechbrain_ssl.evaluation.verification.verify``.
+    ``cohort`` may be None. Gives the back ends of ``verify`` by name.
     """
     if hparams["pseudo_labels"] is None:
         return {}
@@ -845,21 +584,9 @@ def base_scores(top_n):
 
 
 def without(cohort, clusters, rows):
-    """A cohort without the clusters that pseudo-label trials are made of.
+    """Embeddings of a cohort without the clusters of some rows, or None.
 
-    Arguments
-    ---------
-    cohort : Cohort
-        The cohort, or None.
-    clusters : Clusters
-        All utterances.
-    rows : np.ndarray
-        Rows of those to leave out.
-
-    Returns
-    -------
-    torch.Tensor
-        Embeddings of the others, or None.
+    Pseudo-label trials are made of these rows.
     """
     if cohort is None:
         return None
@@ -889,21 +616,9 @@ def seconds_of(parts):
 
 
 def describe(list_path, summary, folder):
-    """Lines about one list: its audio, then the results of each kind of score.
+    """Lines about a list: its audio, then the results of each kind of score.
 
-    Arguments
-    ---------
-    list_path : str
-        The trial list.
-    summary : dict
-        What ``verify`` returned.
-    folder : str
-        Where the results are.
-
-    Returns
-    -------
-    str
-        The lines.
+    ``summary`` is what ``verify`` returned, ``folder`` where the results are.
     """
     name, lines = os.path.basename(list_path), []
     if "audio" in summary:
@@ -957,21 +672,9 @@ def describe(list_path, summary, folder):
 
 
 def store_threshold(folder, summary, list_path):
-    """Writes the threshold of a labelled list beside the model.
+    """Stores the threshold of a labelled list beside the model.
 
-    Arguments
-    ---------
-    folder : str
-        The model's folder.
-    summary : dict
-        What ``verify`` returned.
-    list_path : str
-        The list.
-
-    Returns
-    -------
-    str
-        A line that says so, or why it was not possible.
+    Returns a line that says so, or why that was not possible.
     """
     name, raw = os.path.basename(list_path), summary["raw"]
     if hub.is_name(folder):
@@ -987,13 +690,7 @@ def store_threshold(folder, summary, list_path):
 
 
 def plot(folder):
-    """Draws the DET curves of one list, if matplotlib is installed.
-
-    Arguments
-    ---------
-    folder : str
-        Results of ``verify``.
-    """
+    """Draws the DET curves of one list, if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         logger.info("matplotlib is not installed: no DET curve is drawn.")
         return

@@ -219,21 +219,8 @@ def speaker_names(folder):
 def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
     """Finds the training files, one for each utterance.
 
-    Arguments
-    ---------
-    data_folder : str
-        The folder to search.
-    held_out : set of str
-        Test speakers.
-    allow_test_speakers : bool
-        Whether to allow test speakers.
-
-    Returns
-    -------
-    paths : list of str
-        Sorted paths.
-    left_out : dict
-        Path of each other file -> reason.
+    ``held_out`` are test speakers. Gives sorted paths, and the reason of each
+    other file by its path.
     """
     files, problems = audio.find(data_folder)
     chosen, speakers = {}, set()
@@ -266,33 +253,17 @@ def find_utterances(data_folder, held_out=(), allow_test_speakers=False):
 
 
 def utterance_row(path, file):
-    """Row of the annotation; its ID is the path from the speaker on, without
-    extension, so that moving or converting the file does not change it.
+    """Row of the annotation.
 
-    Arguments
-    ---------
-    path : str
-        Path relative to the data folder.
-    file : audio_folder_prepare.File
-        Properties of the file.
+    Its ID is the path from the speaker on, without extension, so that moving or
+    converting the file does not change it.
     """
     key = UTTERANCE.fullmatch(path.replace(os.sep, "/"))["key"]
     return key, *annotation_row(path, file)[1:]
 
 
 def speakers_of(lists):
-    """Returns the set of speakers in trial lists of VoxCeleb1.
-
-    Arguments
-    ---------
-    lists : list of str
-        One or more trial lists.
-
-    Raises
-    ------
-    ValueError
-        If the path of a file has no speaker.
-    """
+    """Set of the speakers in trial lists of VoxCeleb1."""
     speakers = set()
     for list_path in [lists] if isinstance(lists, str) else lists:
         for file in read_trials(list_path).files:
@@ -309,22 +280,7 @@ def speakers_of(lists):
 
 
 def speaker_numbers(ids):
-    """Returns the speaker of each utterance, for supervised training.
-
-    Arguments
-    ---------
-    ids : list of str
-        IDs from ``prepare_voxceleb_ssl`` [n].
-
-    Returns
-    -------
-    np.ndarray
-        int64 number of the speaker of each utterance [n].
-
-    Raises
-    ------
-    ValueError
-        If an ID has no speaker.
+    """int64 number of the speaker of each utterance, for supervised training.
 
     Example
     -------
@@ -402,23 +358,7 @@ def prepare_trials(data_folder, lists_folder, names="OEH", base_url=BASE_URL):
 
 
 def find_speakers(data_folder):
-    """Finds the folders of the speakers.
-
-    Arguments
-    ---------
-    data_folder : str
-        VoxCeleb1.
-
-    Returns
-    -------
-    dict
-        Speaker -> parent folders of its folders, relative to data_folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If no speaker is found.
-    """
+    """Parent folders of the folders of each speaker, relative to VoxCeleb1."""
     places = {}
     for parent, folders, _ in os.walk(data_folder, followlinks=True):
         folders.sort()
@@ -440,13 +380,7 @@ def find_speakers(data_folder):
 
 
 def download_list(url, path):
-    """Downloads a trial list from ``url`` to ``path``.
-
-    Raises
-    ------
-    OSError
-        If the download fails. Then no file is written.
-    """
+    """Downloads a trial list; if that fails, no file is written."""
     logger.info(f"Downloading {url}")
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
