@@ -16,7 +16,10 @@ CHROMIUM = next(
 )
 
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu"),
+    "--disable-dev-shm-usage",  # containers may have little of it
+)
 
 
 @functools.cache
