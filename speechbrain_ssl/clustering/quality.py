@@ -91,17 +91,9 @@ def describe(
 
 
 def degenerate(report: dict) -> list[str]:
-    """Returns warnings about a clustering that is unsuitable for training.
+    """Warnings about a clustering that is unsuitable for training.
 
-    Arguments
-    ---------
-    report : dict
-        ``clusters``, ``largest`` and ``singletons`` from ``describe``.
-
-    Returns
-    -------
-    list of str
-        Warnings.
+    The report has ``clusters``, ``largest`` and ``singletons`` of ``describe``.
 
     Example
     -------
@@ -128,16 +120,9 @@ def degenerate(report: dict) -> list[str]:
 def agreement(labels: np.ndarray, other: np.ndarray) -> dict:
     """Measures the agreement of two clusterings of the same utterances.
 
-    Arguments
-    ---------
-    labels, other : np.ndarray
-        Cluster of each utterance, -1 for none [n].
-
-    Returns
-    -------
-    dict
-        ``ARI``: adjusted Rand index (1: equal, 0: chance, None: no utterance
-        has both labels). ``utterances``: number of utterances with both.
+    A cluster of -1 is none. ``ARI`` is the adjusted Rand index (1: equal, 0:
+    chance, None: no utterance has both labels), ``utterances`` the number of
+    utterances with both.
 
     Example
     -------
@@ -155,21 +140,9 @@ def agreement(labels: np.ndarray, other: np.ndarray) -> dict:
 def stability(
     clusterer: Any, matrix: np.ndarray, labels: np.ndarray
 ) -> dict | None:
-    """Measures the agreement with a clustering that uses another seed.
+    """Agreement with a clustering by a copy that uses another seed.
 
-    Arguments
-    ---------
-    clusterer : object
-        Clusterer with scikit-learn's ``fit_predict``; a copy is used.
-    matrix : np.ndarray
-        Embeddings [n, emb_dim].
-    labels : np.ndarray
-        Clusters from this clusterer [n].
-
-    Returns
-    -------
-    dict
-        See ``agreement``. None if the clusterer has no ``random_state``.
+    None if the clusterer has no ``random_state``. See ``agreement``.
     """
     seed = getattr(clusterer, "random_state", None)
     if not isinstance(seed, (int, np.integer)):
@@ -186,23 +159,9 @@ def silhouette(
 
     The silhouette of an utterance is (b - a) / max(a, b), where a is its mean
     distance to the other utterances of the cluster, and b the smallest mean
-    distance to another cluster; it is 0 for singletons (P. J. Rousseeuw,
-    1987). Mean cosines are computed from mean vectors, so the time is linear
-    in the number of utterances.
-
-    Arguments
-    ---------
-    matrix : np.ndarray
-        Embeddings of any norm; may be memory-mapped [n, emb_dim].
-    labels : np.ndarray
-        Cluster of each embedding, -1 for none [n].
-    chunk_size : int
-        Number of rows that are compared with all clusters at once.
-
-    Returns
-    -------
-    float
-        Mean over labelled utterances, -1 to 1; 0 for a single cluster.
+    distance to another cluster; it is 0 for singletons (P. J. Rousseeuw, 1987).
+    Mean cosines are computed from mean vectors, so the time is linear in the
+    number of utterances. The result is from -1 to 1; 0 for a single cluster.
 
     Example
     -------
@@ -385,23 +344,11 @@ def centroids(
 def nearest_other(
     unit: np.ndarray, centers: np.ndarray, mine: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the nearest centroid of another cluster.
+    """Number of the nearest centroid of another cluster, and the cosine to it.
 
-    Arguments
-    ---------
-    unit : np.ndarray
-        Unit embeddings, float32 [n, emb_dim].
-    centers : np.ndarray
-        Centroids of two or more clusters, float32 [clusters, emb_dim].
-    mine : np.ndarray
-        Cluster of each embedding [n].
-
-    Returns
-    -------
-    other : np.ndarray
-        int64 number of the other cluster [n].
-    cosines : np.ndarray
-        Cosines to its centroid [n].
+    Embeddings [n, emb_dim] and centroids [clusters, emb_dim] of two or more
+    clusters are unit vectors, float32; ``mine`` is the cluster of each
+    embedding [n].
     """
     cosines, found = knn(unit, centers, 2, True, chosen("auto"))
     place = (found[:, 0] == mine).astype(int)[:, None]
@@ -415,17 +362,10 @@ def nearest_other(
 def unit_chunks(
     matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields row numbers [rows] and unit embeddings, float32 [rows, emb_dim],
-    of labelled utterances in chunks.
+    """Yields rows and unit embeddings of labelled utterances in chunks.
 
-    Arguments
-    ---------
-    matrix : np.ndarray
-        Embeddings; may be memory-mapped [n, emb_dim].
-    labels : np.ndarray
-        Cluster of each embedding, negative for none [n].
-    chunk_size : int
-        Number of rows of a chunk, with and without labels.
+    Of labels [n], negative ones are none. The embeddings are float32 [rows,
+    emb_dim]; ``chunk_size`` counts rows with and without labels.
     """
     for first in range(0, len(labels), chunk_size):
         kept = labels[first : first + chunk_size] >= 0

@@ -391,19 +391,10 @@ class ClusterPartners:
     def __call__(
         self, rng_key: tuple[int, ...], counts: tuple[int, ...]
     ) -> Sequence[int]:
-        """Draws the utterance of each view.
+        """Draws the utterance of each view: rows, global crops first [views].
 
-        Arguments
-        ---------
-        rng_key : tuple of int
-            Seed, epoch and row of the utterance.
-        counts : tuple of int
-            Numbers of global and of local crops.
-
-        Returns
-        -------
-        list of int
-            Row of each view, global crops first [views].
+        ``rng_key`` is seed, epoch and row of the utterance; ``counts`` are the
+        numbers of global and of local crops.
         """
         row, views = rng_key[-1], sum(counts)
         members = self.table.members(row)

@@ -196,22 +196,9 @@ def _search_tar(path, paths, left_out):
 
 
 def members(path: str) -> dict[str, tuple[int, int]]:
-    """Lists the regular files in an uncompressed tar file.
+    """First byte and size of each regular file in an uncompressed tar file.
 
-    Arguments
-    ---------
-    path : str
-        The tar file.
-
-    Returns
-    -------
-    dict of str to tuple of int
-        Name -> first byte and size; of equal names the last one, as tar does.
-
-    Raises
-    ------
-    tarfile.TarError
-        If it is not an uncompressed tar file.
+    Of equal names the last one counts, as in tar.
     """
     with tarfile.open(path, "r:") as shard:
         return {
@@ -271,16 +258,9 @@ def describe(left_out: dict[str, str]) -> str:
 def write_left_out(
     csv_path: str | os.PathLike, left_out: dict[str, str], folder: str
 ) -> None:
-    """Writes a CSV file with the columns ``wav,reason``.
+    """Writes what ``find`` has left out as a CSV ``wav,reason``.
 
-    Arguments
-    ---------
-    csv_path : str
-        The file to write.
-    left_out : dict of str to str
-        Path -> reason, from ``find``.
-    folder : str
-        The folder that was searched; ``$data_root`` replaces it.
+    ``$data_root`` replaces the folder that was searched.
     """
     with write_whole(csv_path) as file:
         # quoted, because a name may contain a carriage return
@@ -313,24 +293,10 @@ def absolute(path: str) -> str:
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Size in bytes and time of change of a file or a member.
+    """Size in bytes and time of change in ns of a file or a member.
 
-    Arguments
-    ---------
-    path : str
-        The file, or ``shard.tar::1536+20480::name.flac``.
-
-    Returns
-    -------
-    size : int
-        Bytes; of a member without its place those of the tar file.
-    time : int
-        Nanoseconds; of a member the time of the tar file.
-
-    Raises
-    ------
-    OSError
-        If there is no such file.
+    The size of a member without its place, and the time of any member, are
+    those of the tar file.
     """
     file, member = _split(path)
     status = os.stat(file)
@@ -504,17 +470,9 @@ class Reader:
     def read_spans(self, spans: list[tuple[int, int]]) -> list[np.ndarray]:
         """Reads several segments as mono, together where this is faster.
 
-        Arguments
-        ---------
-        spans : list of tuple of int
-            First frame, and one after the last frame, of each segment.
-
-        Returns
-        -------
-        list of np.ndarray
-            The segments, float32 [frames] each, as ``read`` gives them after
-            opening the file again. (In m4a, the noise that AAC adds may
-            differ.)
+        A segment is its first frame and the one after its last. Each is what
+        ``read`` gives after opening the file again (in m4a, the noise that AAC
+        adds may differ).
         """
         starts, stops = zip(*spans)
         first, last = min(starts), max(stops)
@@ -589,14 +547,9 @@ def sample_rate(path: str) -> int:
 def read(
     path: str, start: int = 0, stop: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """Opens a file and reads a segment; see ``Reader.read``.
+    """Opens a file and reads a segment; also gives its sample rate in Hz.
 
-    Returns
-    -------
-    samples : np.ndarray
-        float32 [frames].
-    sample_rate : int
-        Sample rate of the file in Hz.
+    See ``Reader.read``.
     """
     with open(path) as file:
         return file.read(start, stop), file.rate
@@ -605,22 +558,7 @@ def read(
 def load(
     path: str, sample_rate: int, start: int = 0, stop: int | None = None
 ) -> torch.Tensor:
-    """Reads a segment and resamples it.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-    sample_rate : int
-        Sample rate of the result in Hz.
-    start, stop : int
-        See ``Reader.read``.
-
-    Returns
-    -------
-    torch.Tensor
-        Samples [time].
-    """
+    """Reads a segment, see ``Reader.read``, and resamples it [time]."""
     samples, rate = read(path, start, stop)
     return resample(torch.from_numpy(samples), rate, sample_rate)
 
@@ -752,22 +690,9 @@ def _source(path: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def open_bytes(path: str) -> Iterator[IO]:
-    """Opens an audio file as bytes, without decoding it.
+    """Opens an audio file, member of a tar file or URL as bytes.
 
-    Arguments
-    ---------
-    path : str
-        The file, a member of a tar file or a URL.
-
-    Yields
-    ------
-    IO
-        The open file, which can seek.
-
-    Raises
-    ------
-    AudioError
-        If it is missing or not a regular file.
+    Nothing is decoded; the file can seek.
     """
     with _naming(path), _source(path) as source:
         if not isinstance(source, str):

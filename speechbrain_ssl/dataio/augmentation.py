@@ -116,14 +116,8 @@ class Augmentation:
     ) -> None:
         """Prepares the effects and sets ``names``, the names of all parameters.
 
-        Arguments
-        ---------
-        sample_rate : int
-            Sample rate of the views in Hz.
-        utterances : Utterances
-            The training set, for babble. None: no babble.
-        rng : np.random.Generator
-            Ignored; ``seed`` is used instead.
+        Without ``utterances``, the training set, there is no babble. ``rng`` is
+        ignored; ``seed`` is used instead.
         """
         for effect in self.effects.values():
             if hasattr(effect, "prepare"):

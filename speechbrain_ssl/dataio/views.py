@@ -403,26 +403,11 @@ def positions(
     gap: int | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Draws the positions of segments.
+    """Draws the first frames of segments, in random order [count].
 
-    Arguments
-    ---------
-    length : int
-        Frames of the utterance.
-    needed : int
-        Frames of a segment.
-    count : int
-        Number of segments.
-    gap : int
-        Smallest number of frames between segments. None: they may overlap.
-    rng : np.random.Generator
-        Random generator.
-
-    Returns
-    -------
-    np.ndarray
-        First frame of each segment, in random order; 0 if the utterance is
-        shorter than a segment [count].
+    The utterance has ``length`` frames, a segment ``needed``; if that is more,
+    positions are 0. ``gap`` is the smallest number of frames between segments.
+    None: they may overlap.
 
     Example
     -------

@@ -171,28 +171,9 @@ def draw_trials(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws trials from pseudo-labels, each class as likely as the others.
 
-    Arguments
-    ---------
-    classes : np.ndarray
-        int64 class of each utterance [utterances].
-    count : int
-        Number of target trials, and of non-target trials.
-    seed : int
-        Seed of the draws.
-
-    Returns
-    -------
-    enrol : np.ndarray
-        Row of the enrol utterance [2 * count].
-    test : np.ndarray
-        Row of the test utterance, always another one [2 * count].
-    targets : np.ndarray
-        1 for trials of one class, 0 for those of two [2 * count].
-
-    Raises
-    ------
-    ValueError
-        If there are not two classes, or none has two utterances.
+    There are ``count`` target and ``count`` non-target trials. Gives the rows
+    of the enrol and of the test utterances, always different ones, and 1 for
+    trials of one class, 0 for those of two [2 * count].
 
     Example
     -------
@@ -225,23 +206,10 @@ def draw_trials(
 def split_classes(
     classes: np.ndarray, most: int = 200_000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Parts the utterances into two halves without a common class.
+    """Rows of two halves of the utterances without a common class.
 
-    Arguments
-    ---------
-    classes : np.ndarray
-        int64 class of each utterance, -1 for none [utterances].
-    most : int
-        Largest size of a half; further classes are left out.
-    seed : int
-        Seed of the order in which classes are taken.
-
-    Returns
-    -------
-    first : np.ndarray
-        Rows of the first half, ascending.
-    second : np.ndarray
-        Rows of the second half, ascending.
+    A class of -1 is none. A half has at most ``most`` rows; further classes are
+    left out, in an order that the seed draws.
 
     Example
     -------

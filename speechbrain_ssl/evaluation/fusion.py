@@ -97,40 +97,15 @@ class Fusion:
         return self
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Fuses scores.
-
-        Arguments
-        ---------
-        scores : np.ndarray
-            Scores [trials, models].
-
-        Returns
-        -------
-        np.ndarray
-            Natural log-likelihood ratios [trials].
-        """
+        """Scores [trials, models] to natural log-likelihood ratios [trials]."""
         return np.asarray(scores, np.float64) @ self.weights + self.offset
 
 
 def read_scored(path: str) -> Scored:
     """Reads a file of scores that ``verify`` wrote.
 
-    Arguments
-    ---------
-    path : str
-        Lines ``label enrol test score`` with label 0 or 1, or ``enrol test
-        score``; fields are separated by tabs or, without tabs, by spaces.
-
-    Returns
-    -------
-    Scored
-        The trials in the order of the file.
-
-    Raises
-    ------
-    ValueError
-        If a line has another layout, an unknown label or no finite score; the
-        message names file and line.
+    Lines are ``label enrol test score`` with label 0 or 1, or ``enrol test
+    score``; fields are separated by tabs or, without tabs, by spaces.
     """
     rows = []
     with open(path, encoding="utf-8") as file:
@@ -169,24 +144,10 @@ def read_scored(path: str) -> Scored:
 
 
 def read_same(paths: Sequence[str]) -> tuple[Trials, np.ndarray]:
-    """Reads the scores of one list by several models.
+    """Reads the scores of one list by several models, a file each.
 
-    Arguments
-    ---------
-    paths : list of str
-        A file of scores for each model.
-
-    Returns
-    -------
-    trials : Trials
-        The trials, the same in all files.
-    scores : np.ndarray
-        float64 scores [trials, models].
-
-    Raises
-    ------
-    ValueError
-        If the files have other trials, labels or another order.
+    Trials, labels and order must be the same. Gives the trials and float64
+    scores [trials, models].
     """
     found = [read_scored(path) for path in paths]
     first = found[0].trials

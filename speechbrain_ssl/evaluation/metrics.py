@@ -4,6 +4,12 @@ SpeechBrain's ``EER`` walks over all thresholds in Python and its ``minDCF``
 builds a matrix of targets times thresholds; with the 580,000 trials of
 VoxCeleb1-E neither ends. Here scikit-learn's ``roc_curve`` gives all operating
 points by one sort, in float64.
+
+All functions take the score of each trial, higher for targets [trials], or its
+natural log-likelihood ratio, and ``targets``: 1 for target trials, 0 for
+non-target trials [trials]. They raise a ValueError if there are no trials,
+lengths differ, a score is NaN or infinite, a target is neither 0 nor 1, or one
+of both classes is missing.
 """
 
 import bisect
@@ -38,27 +44,9 @@ class OperatingPoints(NamedTuple):
 
 
 def error_rates(scores: ArrayLike, targets: ArrayLike) -> OperatingPoints:
-    """Miss and false alarm rates at all operating points.
+    """Miss and false alarm rates at all thresholds, from the highest down.
 
     Trials of equal score are accepted together: no threshold can part them.
-
-    Arguments
-    ---------
-    scores : np.ndarray | torch.Tensor | list
-        Score of each trial, higher for targets [trials].
-    targets : np.ndarray | torch.Tensor | list
-        1 for target trials, 0 for non-target trials [trials].
-
-    Returns
-    -------
-    OperatingPoints
-        Thresholds and error rates, from the highest threshold to the lowest.
-
-    Raises
-    ------
-    ValueError
-        If there are no trials, lengths differ, a score is NaN or infinite,
-        a target is neither 0 nor 1, or one of both classes is missing.
 
     Example
     -------
@@ -76,30 +64,11 @@ def error_rates(scores: ArrayLike, targets: ArrayLike) -> OperatingPoints:
 
 
 def eer(scores: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
-    """Equal error rate: the mean of miss and false alarm where they meet.
+    """Equal error rate, a fraction, and the threshold of its operating point.
 
-    They meet at the operating point with the smallest difference of the two;
-    nothing is interpolated between operating points.
-
-    Arguments
-    ---------
-    scores : np.ndarray | torch.Tensor | list
-        Score of each trial, higher for targets [trials].
-    targets : np.ndarray | torch.Tensor | list
-        1 for target trials, 0 for non-target trials [trials].
-
-    Returns
-    -------
-    rate : float
-        The EER as a fraction, in [0, 1].
-    threshold : float
-        The threshold of that operating point; scores at or above it count
-        as accepted.
-
-    Raises
-    ------
-    ValueError
-        As ``error_rates``.
+    It is the mean of miss and false alarm at the operating point with the
+    smallest difference of the two; nothing is interpolated between operating
+    points.
 
     Example
     -------
@@ -121,30 +90,9 @@ def min_dcf(
 ) -> float:
     """Smallest detection cost over all thresholds, as NIST normalises it.
 
-    The cost is divided by that of the better of the two
-    systems which accept all or nothing, so that 1.0 means useless.
-
-    Arguments
-    ---------
-    scores : np.ndarray | torch.Tensor | list
-        Score of each trial, higher for targets [trials].
-    targets : np.ndarray | torch.Tensor | list
-        1 for target trials, 0 for non-target trials [trials].
-    p_target : float
-        Prior probability of a target trial, between 0 and 1.
-    c_miss, c_fa : float
-        Costs of a miss and of a false alarm, above 0.
-
-    Returns
-    -------
-    float
-        minDCF, in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If ``p_target`` is not between 0 and 1 or a cost is not above 0, else
-        as ``error_rates``.
+    The prior of a target trial is between 0 and 1, costs of a miss and of a
+    false alarm are above 0. The result is divided by the cost of the better of
+    the two systems which accept all or nothing: 1.0 means useless.
 
     Example
     -------
@@ -166,28 +114,10 @@ def min_dcf(
 def act_dcf(llrs: ArrayLike, targets: ArrayLike, p_target: float) -> float:
     """Detection cost at the threshold that log-likelihood ratios imply.
 
-    Accepting all trials whose log-likelihood ratio is at least
-    ``log((1 - p_target) / p_target)`` costs least if the ratios are right.
-    The cost is normalised as in ``min_dcf``, which it is never below.
-
-    Arguments
-    ---------
-    llrs : np.ndarray | torch.Tensor | list
-        Natural log-likelihood ratio of each trial [trials].
-    targets : np.ndarray | torch.Tensor | list
-        1 for target trials, 0 for non-target trials [trials].
-    p_target : float
-        Prior probability of a target trial, between 0 and 1.
-
-    Returns
-    -------
-    float
-        actDCF, at least 0; above 1.0 it is worse than no system at all.
-
-    Raises
-    ------
-    ValueError
-        As ``min_dcf``.
+    Accepting all trials whose natural log-likelihood ratio is at least ``log((1
+    - p_target) / p_target)`` costs least if the ratios are right. The cost is
+    normalised as in ``min_dcf``, which it is never below; above 1.0 it is worse
+    than no system at all.
 
     Example
     -------
@@ -204,28 +134,11 @@ def act_dcf(llrs: ArrayLike, targets: ArrayLike, p_target: float) -> float:
 
 
 def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
-    """Cost of log-likelihood ratios, over all priors at once.
+    """Cost of natural log-likelihood ratios in bits, over all priors at once.
 
     Brummer and du Preez, "Application-independent evaluation of speaker
     detection", Computer Speech and Language 2006. 0 is perfect; 1 is the cost
     of ratios that are all 0.
-
-    Arguments
-    ---------
-    llrs : np.ndarray | torch.Tensor | list
-        Natural log-likelihood ratio of each trial [trials].
-    targets : np.ndarray | torch.Tensor | list
-        1 for target trials, 0 for non-target trials [trials].
-
-    Returns
-    -------
-    float
-        Cllr in bits, at least 0.
-
-    Raises
-    ------
-    ValueError
-        As ``error_rates``.
 
     Example
     -------
@@ -239,27 +152,10 @@ def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
 
 
 def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Cllr of the scores after the best non-decreasing calibration.
+    """Cllr of the scores, in bits, after the best non-decreasing calibration.
 
-    The calibration is found by isotonic regression on the same labels.
-    ``cllr`` minus this value is the loss due to calibration.
-
-    Arguments
-    ---------
-    scores : np.ndarray | torch.Tensor | list
-        Score of each trial, higher for targets [trials].
-    targets : np.ndarray | torch.Tensor | list
-        1 for target trials, 0 for non-target trials [trials].
-
-    Returns
-    -------
-    float
-        minCllr in bits, in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        As ``error_rates``.
+    The calibration is found by isotonic regression on the same labels. ``cllr``
+    minus this value is the loss due to calibration.
 
     Example
     -------
@@ -295,39 +191,13 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95% interval of the EER, from drawing groups again with replacement.
 
-    Trials that share a speaker are not independent, so groups (speakers if
-    they are known, else files) are drawn, not trials. A target trial counts
-    as often as its enrol group was drawn, a non-target trial as often as
-    the product of both groups. Draws that leave no target or no non-target
-    are skipped.
+    Trials that share a speaker are not independent, so groups (speakers if they
+    are known, else files) are drawn, not trials. A target trial counts as often
+    as its enrol group was drawn, a non-target trial as often as the product of
+    both groups. Draws that leave no target or no non-target are skipped.
 
-    Arguments
-    ---------
-    scores : np.ndarray | torch.Tensor | list
-        Score of each trial, higher for targets [trials].
-    targets : np.ndarray | torch.Tensor | list
-        1 for target trials, 0 for non-target trials [trials].
-    enrol_group : np.ndarray | list
-        Group of the enrol side, a number or a name [trials].
-    test_group : np.ndarray | list
-        Group of the test side, of the same kind [trials].
-    draws : int
-        Number of draws.
-    seed : int
-        Seed of the draws.
-
-    Returns
-    -------
-    low : float
-        2.5th percentile of the EER, as a fraction.
-    high : float
-        97.5th percentile of the EER, as a fraction.
-
-    Raises
-    ------
-    ValueError
-        If a list of groups has another length than the scores, if no draw
-        leaves trials of both classes, else as ``error_rates``.
+    Groups of both sides are numbers or names [trials]. Gives the 2.5th and the
+    97.5th percentile of the EER, as fractions.
     """
     scores, targets = _checked(scores, targets)
     if not len(enrol_group) == len(test_group) == len(scores):
@@ -364,15 +234,7 @@ def bootstrap(
 def effective_rank(covariance: np.ndarray) -> float:
     """Effective number of dimensions: exponential of the spectrum's entropy.
 
-    Arguments
-    ---------
-    covariance : np.ndarray
-        Covariance of embeddings [emb_dim, emb_dim].
-
-    Returns
-    -------
-    float
-        1 to ``emb_dim``; 1 also if all embeddings are equal.
+    From a covariance [emb_dim, emb_dim]; 1 also if all embeddings are equal.
 
     Example
     -------

@@ -1,4 +1,8 @@
-"""Scores of trials from embeddings: cosine and its normalization."""
+"""Scores of trials from embeddings: cosine and its normalization.
+
+Embeddings are of any length [utterances, emb_dim]; a trial is the row of its
+enrol utterance and that of its test utterance [trials].
+"""
 
 from collections.abc import Sequence
 
@@ -14,22 +18,9 @@ NORMS = ("z_norm", "t_norm", "s_norm", "as_norm")
 
 
 def unit(embeddings: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Scales each embedding to length 1.
+    """Scales each embedding to length 1, as float32 [utterances, emb_dim].
 
-    Arguments
-    ---------
-    embeddings : torch.Tensor | np.ndarray
-        Embeddings [utterances, emb_dim].
-
-    Returns
-    -------
-    torch.Tensor
-        float32 embeddings of length 1 [utterances, emb_dim].
-
-    Raises
-    ------
-    ValueError
-        If an embedding is zero, NaN or infinite, or the shape is another.
+    An embedding that is zero, NaN or infinite is an error.
 
     Example
     -------
@@ -56,18 +47,9 @@ def unit(embeddings: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def model_of(rows: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
-    """Embedding of a speaker that several files enrol.
+    """Embedding of a speaker that several files enrol [emb_dim].
 
-    Arguments
-    ---------
-    rows : list of torch.Tensor
-        Embeddings of the files [emb_dim] each.
-
-    Returns
-    -------
-    torch.Tensor
-        The mean of the embeddings of length 1, times their mean length
-        [emb_dim].
+    It is the mean of the embeddings of length 1, times their mean length.
 
     Example
     -------
@@ -86,26 +68,7 @@ def cosine_scores(
     enrol_index: np.ndarray | torch.Tensor | Sequence[int],
     test_index: np.ndarray | torch.Tensor | Sequence[int],
 ) -> np.ndarray:
-    """Cosine of the two embeddings of each trial.
-
-    Arguments
-    ---------
-    embeddings : torch.Tensor | np.ndarray
-        Embeddings of any length [utterances, emb_dim].
-    enrol_index : np.ndarray | torch.Tensor
-        Row of the enrol utterance [trials].
-    test_index : np.ndarray | torch.Tensor
-        Row of the test utterance [trials].
-
-    Returns
-    -------
-    np.ndarray
-        float32 scores in [-1, 1] [trials].
-
-    Raises
-    ------
-    ValueError
-        As ``unit``.
+    """Cosine of the two embeddings of each trial, float32 [trials].
 
     Example
     -------
@@ -120,22 +83,7 @@ def pair_products(
     enrol_index: np.ndarray | torch.Tensor | Sequence[int],
     test_index: np.ndarray | torch.Tensor | Sequence[int],
 ) -> np.ndarray:
-    """Inner product of the two rows of each trial.
-
-    Arguments
-    ---------
-    rows : torch.Tensor
-        Vectors of the utterances [utterances, dim].
-    enrol_index : np.ndarray | torch.Tensor
-        Row of the enrol utterance [trials].
-    test_index : np.ndarray | torch.Tensor
-        Row of the test utterance [trials].
-
-    Returns
-    -------
-    np.ndarray
-        Products, of the type of the rows [trials].
-    """
+    """Inner product of the two rows of each trial [trials]."""
     enrol = torch.as_tensor(enrol_index, device=rows.device)
     test = torch.as_tensor(test_index, device=rows.device)
     products = torch.empty(len(enrol), dtype=rows.dtype, device=rows.device)
@@ -167,38 +115,10 @@ def normalize(
     * ``as_norm``: as ``s_norm``, but each side uses only its ``top_n``
       highest cohort scores (adaptive symmetric normalization).
 
-    P. Matejka et al., "Analysis of Score Normalization in Multilingual
-    Speaker Recognition", Interspeech 2017. The cohort needs no labels; it must
-    not contain utterances of the trials.
-
-    Arguments
-    ---------
-    scores : np.ndarray | torch.Tensor
-        Cosine scores [trials].
-    enrol_index : np.ndarray | torch.Tensor
-        Row of the enrol utterance [trials].
-    test_index : np.ndarray | torch.Tensor
-        Row of the test utterance [trials].
-    embeddings : torch.Tensor | np.ndarray
-        Embeddings of the trials [utterances, emb_dim].
-    cohort : torch.Tensor | np.ndarray
-        Embeddings of the cohort [cohort utterances, emb_dim].
-    norm : str
-        Of ``NORMS``.
-    top_n : int
-        Number of cohort scores that ``as_norm`` uses, at least 2.
-
-    Returns
-    -------
-    np.ndarray
-        float32 scores, in standard deviations [trials].
-
-    Raises
-    ------
-    ValueError
-        If there is no such ``norm``, if ``top_n`` does not fit the cohort, if
-        the cohort scores of an utterance are all equal, if the embeddings
-        differ in length from those of the cohort, else as ``unit``.
+    P. Matejka et al., "Analysis of Score Normalization in Multilingual Speaker
+    Recognition", Interspeech 2017. The cohort needs no labels; it must not
+    contain utterances of the trials. ``scores`` are cosines; ``top_n`` is at
+    least 2. Gives float32 scores in standard deviations [trials].
 
     Example
     -------
@@ -227,20 +147,7 @@ def normalize(
 
 
 def check_top_n(top_n: int, cohort_size: int) -> None:
-    """Refuses a ``top_n`` that the cohort cannot serve.
-
-    Arguments
-    ---------
-    top_n : int
-        Number of cohort scores that AS-norm uses.
-    cohort_size : int
-        Number of cohort utterances.
-
-    Raises
-    ------
-    ValueError
-        If ``top_n`` is below 2 or above the size of the cohort.
-    """
+    """Refuses a ``top_n`` below 2 or above the size of the cohort."""
     if top_n < 2:
         raise ValueError(
             f"AS-norm needs a top_n of at least 2 (typically 300), got {top_n}."
@@ -257,29 +164,7 @@ def cohort_statistics(
     cohort: np.ndarray | torch.Tensor,
     top_n: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each utterance's highest cohort scores.
-
-    Arguments
-    ---------
-    embeddings : torch.Tensor | np.ndarray
-        Embeddings of any length [utterances, emb_dim].
-    cohort : torch.Tensor | np.ndarray
-        Embeddings of the cohort [cohort utterances, emb_dim].
-    top_n : int
-        Number of cohort scores that count, at least 2.
-
-    Returns
-    -------
-    mean : np.ndarray
-        float32 mean cosine [utterances].
-    deviation : np.ndarray
-        float32 standard deviation [utterances].
-
-    Raises
-    ------
-    ValueError
-        As ``normalize``.
-    """
+    """Mean and deviation of the ``top_n`` highest cohort scores of each."""
     check_top_n(top_n, len(cohort))
     rows, cohort = unit(embeddings).cpu(), unit(cohort).cpu()
     if rows.shape[1] != cohort.shape[1]:

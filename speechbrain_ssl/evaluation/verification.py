@@ -58,21 +58,8 @@ class CachedFile(NamedTuple):
 def read_conditions(path: str) -> dict[str, str]:
     """Reads the recording condition of each file of a trial list.
 
-    Arguments
-    ---------
-    path : str
-        CSV file with the columns ``ID`` (a file, as the trial list names it)
-        and ``condition`` (any word, for instance a language or a device).
-
-    Returns
-    -------
-    dict of str to str
-        Condition by file.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, or a file has two conditions.
+    The CSV has the columns ``ID`` (a file, as the trial list names it) and
+    ``condition`` (any word, for instance a language or a device).
     """
     conditions = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -100,27 +87,8 @@ def summarize_conditions(
     """Error rates of the trials of each condition.
 
     A trial of two conditions counts as ``first / second``, in alphabetical
-    order.
-
-    Arguments
-    ---------
-    scores : np.ndarray
-        Score of each trial, higher for targets [trials].
-    trials : Trials
-        Trials with labels.
-    conditions : dict of str to str
-        Condition by file.
-
-    Returns
-    -------
-    dict of str to dict
-        By condition: "EER" in percent (None without targets or without
-        non-targets), "trials" and "targets".
-
-    Raises
-    ------
-    ValueError
-        If a file of the trials has no condition.
+    order. By condition there are "EER" in percent (None without targets or
+    without non-targets), "trials" and "targets".
 
     Example
     -------
@@ -416,18 +384,8 @@ def verify(
 def score_lines(trials: Trials, scores: np.ndarray | torch.Tensor) -> str:
     """Text of a file of scores, separated by tabs for names with spaces.
 
-    Arguments
-    ---------
-    trials : Trials
-        The trials.
-    scores : np.ndarray | torch.Tensor
-        Score of each [trials].
-
-    Returns
-    -------
-    str
-        Lines ``label enrol test score``; without labels the first field is
-        missing.
+    Lines are ``label enrol test score``; without labels the first field is
+    missing.
     """
     files, labels = trials.files, itertools.repeat("")
     if trials.targets is not None:
@@ -444,19 +402,7 @@ def score_lines(trials: Trials, scores: np.ndarray | torch.Tensor) -> str:
 
 
 def results_folder(output_folder: str, list_path: str) -> str:
-    """Where ``verify`` writes the results of a list.
-
-    Arguments
-    ---------
-    output_folder : str
-        The folder given to ``verify``.
-    list_path : str
-        The trial list.
-
-    Returns
-    -------
-    str
-        A folder with the name of the list.
+    """Where ``verify`` writes the results of a list: a folder of its name.
 
     Example
     -------

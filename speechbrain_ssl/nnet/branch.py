@@ -39,23 +39,10 @@ def check_views(
     dim: int | None = None,
     utterances: int = 1,
 ) -> None:
-    """Checks that views fit an objective.
+    """Checks width and number of utterances of an objective's input.
 
-    Arguments
-    ---------
-    objective : torch.nn.Module
-        The objective, for the message.
-    views : BranchOutput
-        Its input.
-    dim : int
-        Width of projections that it expects; None: any.
-    utterances : int
-        Fewest utterances of all processes together.
-
-    Raises
-    ------
-    ValueError
-        If the width is another one, or if there are fewer utterances.
+    ``dim`` None allows any width; ``utterances`` are the fewest of all
+    processes together.
 
     Example
     -------
@@ -228,17 +215,9 @@ class Branch(torch.nn.Module):
         )
 
     def noise(self, samples: int) -> torch.Tensor:
-        """Reproducible input to try the network with.
+        """Reproducible noise [2, samples] to try the network with.
 
-        Arguments
-        ---------
-        samples : int
-            Length; a network of images has its own.
-
-        Returns
-        -------
-        torch.Tensor
-            Noise [2, samples].
+        A network of images has a length of its own.
         """
         length = getattr(self.compute_features, "input_length", samples)
         generator = torch.Generator().manual_seed(0)

@@ -47,29 +47,12 @@ class EMATeacher(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, views: list[torch.Tensor]) -> BranchOutput:
-        """Runs the network without gradient.
-
-        Arguments
-        ---------
-        views : list of torch.Tensor
-            Waveforms of each view [batch, time].
-
-        Returns
-        -------
-        BranchOutput
-            Embeddings and projections.
-        """
+        """Runs the network on views without gradient."""
         return self.network(views)
 
     @torch.no_grad()
     def reset(self, student: torch.nn.Module) -> None:
-        """Copies parameters and buffers, e.g. after loading a checkpoint.
-
-        Arguments
-        ---------
-        student : torch.nn.Module
-            The network to copy.
-        """
+        """Copies parameters and buffers of the student."""
         self.network.load_state_dict(student.state_dict())
 
     @torch.no_grad()

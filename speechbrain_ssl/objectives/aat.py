@@ -89,29 +89,7 @@ class AAT(torch.nn.Module):
     def forward(
         self, student: BranchOutput, teacher: None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of one batch.
-
-        Arguments
-        ---------
-        student : BranchOutput
-            Three views, see above.
-        teacher : None
-            Not used.
-        epoch : float
-            Not used.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Scalar: the contrastive loss, plus the adversary's.
-        stats : dict of torch.Tensor
-            See ``stats_help``.
-
-        Raises
-        ------
-        ValueError
-            If there are not three views, or fewer than two utterances.
-        """
+        """Loss of one batch of three views, plus the adversary's."""
         if len(student.projection) != 3:
             raise ValueError(
                 f"AAT needs three views, got {len(student.projection)}: set "

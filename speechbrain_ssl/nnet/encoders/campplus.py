@@ -52,18 +52,7 @@ class FrontEnd(torch.nn.Module):
         self.width = channels * n_mels
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features [batch, n_mels, frames] to [batch, width, frames].
-
-        Arguments
-        ---------
-        features : torch.Tensor
-            [batch, n_mels, frames].
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, width, frames].
-        """
+        """Features [batch, n_mels, frames] to [batch, width, frames]."""
         x = F.relu(self.first(features[:, None]))
         for block in self.blocks:
             x = block(x)
@@ -144,19 +133,10 @@ class MaskedLayer(torch.nn.Module):
         self.segment = segment
 
     def forward(self, x: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
-        """Masked features of each frame.
+        """Masked features of each frame [batch, growth, frames].
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            [batch, channels, frames].
-        heard : torch.Tensor
-            1 for frames of the utterance, 0 for padding [batch, 1, frames].
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, growth, frames].
+        ``heard`` is 1 for frames of the utterance, 0 for padding [batch, 1,
+        frames].
         """
         x = self.narrow(x)
         frames = x.shape[-1]
