@@ -582,12 +582,13 @@ def fit(
     training: Training,
     run: Run,
     sampler: Callable | None = None,
+    groups: np.ndarray | None = None,
 ) -> None:
     """Trains to the last epoch, from the newest checkpoint if there is one.
 
     The settings of ``run`` are recorded now. ``sampler`` makes a sampler from
     seed, rank, world_size and batch_size; by default each utterance comes once
-    in an epoch. SIGTERM and SIGINT end the training after a checkpoint, by
+    in an epoch, with others of its group if there are ``groups``. SIGTERM and SIGINT end the training after a checkpoint, by
     ``Interrupted``.
     """
     share: dict[str, Any] = {
@@ -601,6 +602,7 @@ def fit(
             EpochSampler,
             len(train_set),
             sequential_rows=training.sequential_rows,
+            groups=groups,
         )
     elif training.sequential_rows:
         raise OptionsError(

@@ -526,11 +526,16 @@ class EpochSampler(torch.utils.data.Sampler):
         time in a random order of blocks, and each block from its first row to
         its last. Neighbors should not be of one speaker (``speechbrain-ssl
         pack --shuffle``). None: any order.
+    groups : np.ndarray
+        int64 group of each row, at least 0 [count]. The rows of a batch of all
+        processes are of one group, but for the batches in which one group
+        ends and the next one begins. None: no groups.
 
     Raises
     ------
     ValueError
-        If there are fewer rows than one batch of all processes.
+        If there are fewer rows than one batch of all processes, or both
+        ``sequential_rows`` and ``groups``.
 
     Example
     -------
@@ -547,6 +552,7 @@ class EpochSampler(torch.utils.data.Sampler):
         shuffle: bool = True,
         batch_size: int = 1,
         sequential_rows: int | None = None,
+        groups: np.ndarray | None = None,
     ):
         if not 0 <= rank < world_size or batch_size < 1:
             raise ValueError(
@@ -561,7 +567,14 @@ class EpochSampler(torch.utils.data.Sampler):
                 f"({world_size} processes x batch_size {batch_size}), but "
                 f"there are {count}. Lower batch_size or add audio."
             )
+        if groups is not None and sequential_rows is not None:
+            raise ValueError(
+                "channel_groups and sequential_rows both say in which order "
+                "utterances come: set channel_groups to 0 or sequential_rows "
+                "to null."
+            )
         self.count = count
+        self.groups = groups
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -600,7 +613,12 @@ class EpochSampler(torch.utils.data.Sampler):
         seed = int(mixed.generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(seed)
         if self.sequential_rows is None:
-            return torch.randperm(self.count, generator=generator, dtype=dtype)
+            order = torch.randperm(self.count, generator=generator, dtype=dtype)
+            return (
+                order
+                if self.groups is None
+                else self._grouped(order, generator)
+            )
         size = self.sequential_rows
         firsts = torch.randperm(-(-self.count // size), generator=generator)
         order = []
@@ -617,6 +635,17 @@ class EpochSampler(torch.utils.data.Sampler):
             order.append(torch.empty(len(mixed), dtype=dtype))
             order[-1][places] = torch.cat(rows)
         return torch.cat(order)
+
+    def _grouped(self, order, generator):
+        """Rows sorted by group, in batches that come in any order."""
+        size = self.world_size * self.batch_size
+        groups = torch.from_numpy(self.groups)[order.long()]
+        order = order[groups.argsort(stable=True)]
+        # batches start elsewhere, and other rows are left out, in each epoch
+        first = torch.randint(self.count, (1,), generator=generator)
+        batches = order.roll(int(first))[: self.batches * size].view(-1, size)
+        mixed = torch.randperm(self.batches, generator=generator)
+        return batches[mixed].flatten()
 
 
 def _share(column):

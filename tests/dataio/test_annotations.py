@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pytest
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -341,11 +342,16 @@ def test_rows_are_in_file_order_without_shuffling():
     assert list(sampler) == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
+@pytest.mark.parametrize("groups", [None, np.arange(29) % 3])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_together_see_the_batches_of_one(world_size):
+def test_processes_together_see_the_batches_of_one(world_size, groups):
     def batches(rank, world_size, batch_size):
         sampler = EpochSampler(
-            29, rank=rank, world_size=world_size, batch_size=batch_size
+            29,
+            rank=rank,
+            world_size=world_size,
+            batch_size=batch_size,
+            groups=groups,
         )
         keys = list(sampler)
         assert len(keys) == len(sampler)
@@ -373,6 +379,27 @@ def test_too_few_rows_for_a_batch_are_refused():
 def test_impossible_process_or_batch_is_refused(wrong):
     with pytest.raises(ValueError, match="rank < world_size"):
         EpochSampler(10, **wrong)
+
+
+def test_a_batch_is_of_one_group():
+    groups = np.repeat([2, 0, 1], [403, 97, 303])
+    sampler = EpochSampler(803, seed=1, batch_size=8, groups=groups)
+    epochs = []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        epochs.append(np.array([row for _, row in sampler]))
+    for rows in epochs:
+        assert len(set(rows)) == 800
+        mixed = [len(set(groups[batch])) > 1 for batch in rows.reshape(-1, 8)]
+        assert sum(mixed) <= 3  # where one group ends and the next begins
+    # rows, batches and what is left out change from epoch to epoch
+    first, second = (rows.reshape(-1, 8) for rows in epochs[:2])
+    assert not {*map(frozenset, first)} & {*map(frozenset, second)}
+    assert len({group for rows in epochs for group in groups[rows[:8]]}) == 3
+    left_out = [{*range(803)} - {*rows} for rows in epochs]
+    assert len(set.union(*left_out)) > 40
+    with pytest.raises(ValueError, match="channel_groups and sequential_rows"):
+        EpochSampler(803, groups=groups, sequential_rows=10)
 
 
 def test_sequential_rows_are_read_block_by_block():

@@ -25,9 +25,10 @@ from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.ssl import SSLBrain
-from speechbrain_ssl.checks import check_keys, number, one_of
+from speechbrain_ssl.checks import check, check_keys, number, one_of, whole
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
+from speechbrain_ssl.pseudo_labels.channels import channel_groups
 from speechbrain_ssl.runtime import keep_memory
 from speechbrain_ssl.script import run_script
 
@@ -74,6 +75,7 @@ def check_settings(hparams):
         min_seconds=number(0),
         student_sees_global=one_of(True, False),
     )
+    check("channel_groups", hparams.get("channel_groups", 0), whole(0))
     modules, branch = hparams["modules"], hparams["extract_from"]
     has_teacher = "teacher" in modules
     has_locals = hparams["view_sampler"].counts[1] > 0
@@ -96,6 +98,11 @@ def check_settings(hparams):
             "student would see nothing",
         ),
         (isinstance(tables, list), "cluster_tables must be a list"),
+        (
+            not hparams.get("channel_groups")
+            or hparams["view_sampler"].face_size is None,
+            "channel_groups are groups of audio; for faces it must be 0",
+        ),
         (
             partners is None or partners.table in tables,
             "view_sampler has partners from a table that is not in "
@@ -153,7 +160,17 @@ def main(argv):
             checkpointer=training.checkpointer,
         )
         train_set = experiment.views_of(utterances, hparams["view_sampler"])
-        experiment.fit(brain, train_set, training, run)
+        groups = None
+        if hparams.get("channel_groups"):
+            groups = channel_groups(
+                utterances,
+                os.path.join(hparams["save_folder"], "channel_groups.npy"),
+                hparams["view_sampler"].sample_rate,
+                hparams["channel_groups"],
+                training.seed,
+                brain.device,
+            )
+        experiment.fit(brain, train_set, training, run, groups=groups)
         experiment.choose_checkpoint(training)
         distributed.on_first(
             experiment.export_model,
