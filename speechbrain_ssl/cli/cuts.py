@@ -9,7 +9,6 @@
 not read. Then train with ``--train_annotation OUT.csv --skip_prep True``.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -19,6 +18,7 @@ from typing import IO, cast
 
 from speechbrain_ssl.dataio.annotations import portable, write_annotation
 from speechbrain_ssl.dataio.audio import absolute
+from speechbrain_ssl.help import command_parser
 
 TYPES = ("MonoCut", "MultiCut")
 SOURCES = ("file", "url")
@@ -104,11 +104,7 @@ def _row(cut: dict, root: str | None) -> tuple:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line of ``cuts``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("cuts_path", metavar="CUTS")
     parser.add_argument("csv_path", metavar="OUT.csv")
     parser.add_argument("--data_root")

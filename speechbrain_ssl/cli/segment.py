@@ -17,7 +17,6 @@ speakers: keep ``--max_seconds`` short, or let all views of a row come from
 within some seconds (``--view_sampler "{within_seconds: 6}"``).
 """
 
-import argparse
 import csv
 import os
 import sys
@@ -31,6 +30,7 @@ from speechbrain_ssl.dataio.annotations import portable, write_annotation
 from speechbrain_ssl.dataio.audio import absolute
 from speechbrain_ssl.dataio.parallel import map_chunks
 from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.help import command_parser
 
 
 @checked(
@@ -155,11 +155,7 @@ def _rows(row, pieces, rate, root):
 
 def main(argv: list[str] | None = None) -> None:
     """The command line of ``segment``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("source", metavar="AUDIO")
     parser.add_argument("csv_path", metavar="OUT.csv")
     parser.add_argument("--vad", choices=[*speech.DETECTORS], default="energy")

@@ -32,17 +32,24 @@ def read_map(path: str, values: int = 1) -> dict[str, tuple[str, ...]]:
                     f"{place}: expected a key and {values} values, found "
                     f"{line!r}."
                 )
-            if rest[-1].endswith("|"):
-                raise ValueError(
-                    f"{place}: commands are not run; write the audio of "
-                    f"{key!r} to a file and name that file."
-                )
-            if key in found:
-                raise ValueError(f"{place}: {key!r} is on an earlier line.")
-            found[key] = tuple(rest)
+            add_line(found, key, rest, place)
     if not found:
         raise ValueError(f"{path} has no lines.")
     return found
+
+
+def add_line(
+    found: dict[str, tuple[str, ...]], key: str, values: list[str], place: str
+) -> None:
+    """Adds a line of a map; commands and repeated keys are errors."""
+    if values[-1].endswith("|"):
+        raise ValueError(
+            f"{place}: commands are not run; write the audio of {key!r} to a "
+            "file and name that file."
+        )
+    if key in found:
+        raise ValueError(f"{place}: {key!r} is on an earlier line.")
+    found[key] = tuple(values)
 
 
 def write_vectors(

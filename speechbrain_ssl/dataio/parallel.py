@@ -33,29 +33,11 @@ def map_chunks(
 ) -> Iterator[list[tuple[Any, Any]]]:
     """Calls a function for each item, in processes and threads.
 
-    The function need not be picklable; items and results must be.
-
-    Arguments
-    ---------
-    function : Callable
-        Takes an item.
-    items : iterable
-        Audio files, or what belongs to them.
-    processes : int
-        Number of processes, each with ``THREADS`` threads. None: one per
-        processor. Fewer than two chunks are done in this process.
-    size : int
-        Items of a chunk; None: ``CHUNK``.
-
-    Yields
-    ------
-    list of tuple
-        (item, result) of some items; the order is that of the items.
-
-    Raises
-    ------
-    OSError
-        If a process is killed.
+    The function need not be picklable; items and results must be. Each of
+    ``processes`` (None: one per processor) has ``THREADS`` threads; fewer than
+    two chunks are done in this process. ``size`` items are a chunk, by default
+    ``CHUNK``. Yields lists of (item, result) in the order of the items. It is
+    an OSError if a process is killed.
 
     Example
     -------

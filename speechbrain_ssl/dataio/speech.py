@@ -28,18 +28,8 @@ def energy(wav: np.ndarray, rate: int = RATE) -> list[tuple[float, float]]:
     """Finds speech by its level above the noise of the block.
 
     It takes everything that is as loud as speech, music and noise included.
-
-    Arguments
-    ---------
-    wav : np.ndarray
-        Samples of a block [time].
-    rate : int
-        Its sample rate in Hz.
-
-    Returns
-    -------
-    list of tuple of float
-        Start and stop of frames with speech in seconds, not joined yet.
+    ``wav`` is a block [time]. Gives start and stop of frames with speech in
+    seconds, not joined yet.
 
     Example
     -------
@@ -68,25 +58,7 @@ def energy(wav: np.ndarray, rate: int = RATE) -> list[tuple[float, float]]:
 
 
 def silero(wav: np.ndarray, rate: int = RATE) -> list[tuple[float, float]]:
-    """Finds speech by the network of silero-vad.
-
-    Arguments
-    ---------
-    wav : np.ndarray
-        Samples of a block [time].
-    rate : int
-        Its sample rate in Hz, 16000.
-
-    Returns
-    -------
-    list of tuple of float
-        Start and stop of speech in seconds.
-
-    Raises
-    ------
-    ImportError
-        If silero-vad is not installed.
-    """
+    """Finds speech in a block [time] at 16 kHz by the network of silero-vad."""
     model, timestamps = _silero()
     found = timestamps(
         torch.from_numpy(wav),

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.dataio import audio, kaldi
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def read_models(paths: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
         command (a pipe of Kaldi); the message names file and line. If models
         are made of each other in a loop; the message names two of them.
     """
-    models = {}
+    models: dict[str, tuple[str, ...]] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         for number, line, separator in _lines(path):
             name, *files = _split(line, separator)
@@ -145,14 +145,7 @@ def read_models(paths: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
                     f"{place}: expected `model file1 file2 ...`, found "
                     f"{line!r}."
                 )
-            if files[-1].endswith("|"):
-                raise ValueError(
-                    f"{place}: commands are not run; write the audio of "
-                    f"{name!r} to a file and name that file."
-                )
-            if name in models:
-                raise ValueError(f"{place}: {name!r} is on an earlier line.")
-            models[name] = tuple(files)
+            kaldi.add_line(models, name, files, place)
     if not models:
         raise ValueError(f"{paths} holds no lines `model file1 file2 ...`.")
     return {name: _files_of(name, models) for name in models}

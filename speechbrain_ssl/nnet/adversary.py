@@ -21,21 +21,9 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
-    """Returns its input; its gradient is reversed and scaled.
+    """Gives its input; its gradient is reversed and scaled by a weight.
 
     Y. Ganin and V. Lempitsky, ICML 2015 (https://arxiv.org/abs/1409.7495).
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Anything.
-    weight : float
-        Factor of the reversed gradient.
-
-    Returns
-    -------
-    torch.Tensor
-        The same values.
 
     Example
     -------

@@ -13,20 +13,10 @@ def sinkhorn(log_assignment: torch.Tensor, iterations: int = 3) -> torch.Tensor:
 
     M. Cuturi, "Sinkhorn distances", NeurIPS 2013
     (https://arxiv.org/abs/1306.0895), as used by SwAV and SDPN. It works on
-    logarithms, so that no temperature is too small.
-
-    Arguments
-    ---------
-    log_assignment : torch.Tensor
-        Logarithms, up to a constant, for the utterances of this process
-        [batch, ..., prototypes]; axes in between hold separate assignments.
-    iterations : int
-        Number of normalisations of prototypes and utterances.
-
-    Returns
-    -------
-    torch.Tensor
-        Assignments of the same shape, float32 or better; rows sum to one.
+    logarithms, so that no temperature is too small. ``log_assignment`` has
+    logarithms, up to a constant, for the utterances of this process [batch,
+    ..., prototypes]; axes in between hold separate assignments. The result has
+    the same shape, float32 or better; rows sum to one.
 
     Example
     -------
@@ -45,16 +35,9 @@ def sinkhorn(log_assignment: torch.Tensor, iterations: int = 3) -> torch.Tensor:
 def prototypes_used(assignment: torch.Tensor) -> torch.Tensor:
     """Effective number of prototypes: exp of the entropy of their use.
 
-    Arguments
-    ---------
-    assignment : torch.Tensor
-        Rows sum to one [..., prototypes].
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar from 1 (collapse onto one prototype) to the number of
-        prototypes, over all processes.
+    Rows of an assignment sum to one [..., prototypes]. The result, over all
+    processes, is from 1 (collapse onto one prototype) to the number of
+    prototypes.
 
     Example
     -------

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.nnet.precision import full_precision
 
 
 class BranchOutput(NamedTuple):
@@ -62,6 +63,26 @@ def check_views(
             f"{name} needs {utterances} utterances or more, got {count}: "
             "enlarge the batch"
         )
+
+
+def gather_views(
+    objective: torch.nn.Module, views: BranchOutput
+) -> torch.Tensor:
+    """Projections of all processes in full precision [batch, views, dim].
+
+    There must be two views or more of two utterances or more.
+    """
+    # utterances first: processes are concatenated along the first axis
+    points = full_precision(views.projection).transpose(0, 1)
+    points = distributed.gather_with_gradient(points)
+    batch, count, _ = points.shape
+    if count < 2 or batch < 2:
+        raise ValueError(
+            f"{type(objective).__name__} needs two views or more of two "
+            f"utterances or more, got {count} of {batch}: ask the view sampler "
+            "for more crops, or enlarge the batch"
+        )
+    return points
 
 
 def different_views(

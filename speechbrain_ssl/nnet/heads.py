@@ -28,23 +28,10 @@ def mlp(
 ) -> torch.nn.Sequential:
     """Makes linear layers with normalisation and activation in between.
 
-    Arguments
-    ---------
-    sizes : list of int
-        Width of the input, of each hidden layer and of the output; a single
-        width gives no layer.
-    activation : type
-        Activation class.
-    norm : type
-        Normalisation class, or None.
-    init_std : float
-        Deviation of the truncated normal distribution that weights are drawn
-        from, with biases of zero, as in DINO's code; None: torch's values.
-
-    Returns
-    -------
-    torch.nn.Sequential
-        The layers; the last one is linear.
+    ``sizes`` are the widths of input, hidden layers and output; a single width
+    gives no layer. ``norm`` may be None. With ``init_std`` weights are drawn
+    from a truncated normal distribution of this deviation, and biases are zero,
+    as in DINO's code; None: torch's values.
 
     Example
     -------
@@ -76,24 +63,10 @@ def predicted_cosine(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cosine of the predictions from views and the targets of others.
 
-    Arguments
-    ---------
-    predictor : torch.nn.Module
-        Projections [rows, dim] to predictions of the same width.
-    projection : torch.Tensor
-        Its input [views, batch, dim].
-    target : torch.Tensor
-        Targets, which get no gradient [views, batch, dim].
-    s, t : torch.Tensor
-        Pairs of views of ``projection`` and ``target``.
-
-    Returns
-    -------
-    cosine : torch.Tensor
-        Scalar, mean over pairs and utterances.
-    negative : torch.Tensor
-        The same with targets of other utterances, without gradient; near
-        ``cosine`` and 1 on collapse.
+    ``predictor`` takes [rows, dim], ``projection`` and ``target``, which gets
+    no gradient, are [views, batch, dim], and ``s, t`` are pairs of their views.
+    Gives the mean over pairs and utterances, and the same with targets of other
+    utterances, without gradient; near the former and 1 on collapse.
     """
     batch = projection.shape[1]
     # all views together, as they go through the head

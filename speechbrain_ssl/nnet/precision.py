@@ -8,16 +8,6 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
 
     float64 stays, for tests and ``torch.autograd.gradcheck``.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        Points or scores of any precision.
-
-    Returns
-    -------
-    torch.Tensor
-        The same values, float32 or float64.
-
     Example
     -------
     >>> [full_precision(torch.ones(1).to(t)).dtype for t in (torch.half, float)]

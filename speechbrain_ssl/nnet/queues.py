@@ -5,22 +5,10 @@ import torch
 
 @torch.no_grad()
 def next_slots(seen: torch.Tensor, count: int, size: int) -> torch.Tensor:
-    """Returns the slots of new rows, and adds them to the number of rows seen.
+    """Slots of new rows in a queue [at most size], the newest last.
 
-    Arguments
-    ---------
-    seen : torch.Tensor
-        Number of rows that were ever added, a buffer of the objective []; it
-        grows by ``count``.
-    count : int
-        Number of new rows.
-    size : int
-        Length of the queue.
-
-    Returns
-    -------
-    torch.Tensor
-        Slots of the last rows that fit, the newest last [at most size].
+    ``seen`` is the number of rows that were ever added, a buffer of the
+    objective []; it grows by ``count``.
 
     Example
     -------

@@ -15,17 +15,8 @@ def variance_hinge(x: torch.Tensor) -> torch.Tensor:
     """Mean shortfall of the standard deviations of the dimensions from one.
 
     A. Bardes, J. Ponce and Y. LeCun, "VICReg: variance-invariance-covariance
-    regularization", ICLR 2022 (https://arxiv.org/abs/2105.04906).
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Points of all processes [batch, dim].
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar from 0 to 1.
+    regularization", ICLR 2022 (https://arxiv.org/abs/2105.04906). Points are
+    those of all processes [batch, dim]; the result is from 0 to 1.
 
     Example
     -------
@@ -37,34 +28,13 @@ def variance_hinge(x: torch.Tensor) -> torch.Tensor:
 
 
 def covariance(x: torch.Tensor) -> torch.Tensor:
-    """Covariance of dimensions, normalised by batch - 1.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Points of all processes [batch, dim].
-
-    Returns
-    -------
-    torch.Tensor
-        [dim, dim].
-    """
+    """Covariance of dimensions of points [batch, dim], over batch - 1."""
     x = x - x.mean(0)
     return x.T @ x / (len(x) - 1)
 
 
 def squared_off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Sum of the squares beside the diagonal.
-
-    Arguments
-    ---------
-    matrix : torch.Tensor
-        [dim, dim].
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
+    """Sum of the squares beside the diagonal of a matrix.
 
     Example
     -------
@@ -78,24 +48,10 @@ def squared_off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
 def koleo(x: torch.Tensor) -> torch.Tensor:
     """Kozachenko-Leonenko regulariser: spreads points over the sphere.
 
-    A. Sablayrolles et al., "Spreading vectors for similarity search", ICLR
-    2019 (https://arxiv.org/abs/1806.03198).
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Points [batch, dim], at least two in all processes together.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar: mean of -log(distance to the nearest other point of any
-        process).
-
-    Raises
-    ------
-    ValueError
-        If there is only one point.
+    A. Sablayrolles et al., "Spreading vectors for similarity search", ICLR 2019
+    (https://arxiv.org/abs/1806.03198). Points [batch, dim] are at least two in
+    all processes together. The result is the mean of -log(distance to the
+    nearest other point of any process).
 
     Example
     -------
@@ -121,20 +77,9 @@ def consistency(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
     B. Han, Z. Chen and Y. Qian, "Self-supervised learning with
     cluster-aware-DINO for high-performance robust speaker verification", 2023
-    (https://arxiv.org/abs/2304.05754).
-
-    Arguments
-    ---------
-    student : torch.Tensor
-        Embeddings [pairs, batch, dim].
-    teacher : torch.Tensor
-        Embeddings of other views of the same utterances [pairs, batch, dim];
-        they get no gradient.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar from 0 to 2, mean over pairs and utterances.
+    (https://arxiv.org/abs/2304.05754). Embeddings are [pairs, batch, dim];
+    those of the teacher are of other views and get no gradient. The result is
+    from 0 to 2, the mean over pairs and utterances.
 
     Example
     -------
@@ -198,19 +143,9 @@ class DistanceToPretrained:
     def __call__(
         self, loss: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Adds the distance.
+        """Adds the distance; a loss of 0 adds 0 to it and to the gradient.
 
-        Arguments
-        ---------
-        loss : torch.Tensor
-            Scalar.
-
-        Returns
-        -------
-        total : torch.Tensor
-            Scalar; a loss of 0 adds 0 to it and to the gradient.
-        stats : dict of str to torch.Tensor
-            ``distance``.
+        Also gives ``distance`` for the log.
         """
         # the network may have gone to a GPU
         pairs = zip(self.moving, self.start)
@@ -277,20 +212,7 @@ class DistanceToStart:
     def __call__(
         self, loss: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Adds the distance.
-
-        Arguments
-        ---------
-        loss : torch.Tensor
-            Scalar.
-
-        Returns
-        -------
-        total : torch.Tensor
-            Scalar.
-        stats : dict of str to torch.Tensor
-            ``distance``.
-        """
+        """Adds the distance, and gives it as ``distance`` for the log."""
         # the network may have gone to a GPU
         pairs = zip(self.moving, self.start)
         self.start = [start.to(now.device) for now, start in pairs]

@@ -9,10 +9,8 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number
-from speechbrain_ssl.nnet.branch import BranchOutput
-from speechbrain_ssl.nnet.precision import full_precision
+from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
 from speechbrain_ssl.nnet.regularizers import squared_off_diagonal
 
 
@@ -30,7 +28,7 @@ class BarlowTwins(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
     >>> crops = torch.randn(1, 64, 8).expand(2, 64, 8)
     >>> loss, stats = BarlowTwins()(BranchOutput(crops, crops), None, 0.0)
     >>> round(stats["diagonal"].item(), 3), sorted(stats)
@@ -66,16 +64,8 @@ class BarlowTwins(torch.nn.Module):
         ValueError
             If there is only one view, or one utterance in all processes.
         """
-        # utterances first: processes are concatenated along the first axis
-        points = full_precision(student.projection).transpose(0, 1)
-        points = distributed.gather_with_gradient(points)
-        batch, views, dim = points.shape
-        if views < 2 or batch < 2:
-            raise ValueError(
-                "Barlow Twins needs two views or more of two utterances or "
-                f"more, got {views} of {batch}: ask the view sampler for more "
-                "crops, or enlarge the batch"
-            )
+        points = gather_views(self, student)
+        batch, _, dim = points.shape
         standard = F.batch_norm(points.flatten(1), None, None, training=True)
         standard = standard.view_as(points).unbind(1)
         # the other order of a pair is the transpose, with the same loss;

@@ -11,10 +11,8 @@ https://github.com/theolepage/sslsv.
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, whole
-from speechbrain_ssl.nnet.branch import BranchOutput
-from speechbrain_ssl.nnet.precision import full_precision
+from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
 from speechbrain_ssl.nnet.regularizers import (
     squared_off_diagonal,
     variance_hinge,
@@ -46,7 +44,7 @@ class VIbCReg(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
     >>> crops = torch.ones(2, 8, 16)
     >>> loss, stats = VIbCReg()(BranchOutput(crops, crops), None, 0.0)
     >>> {name: round(value.item(), 2) for name, value in stats.items()}
@@ -103,16 +101,8 @@ class VIbCReg(torch.nn.Module):
             If there is only one view, or one utterance in all processes, or
             if the dimensions cannot be divided into groups.
         """
-        # utterances first: processes are concatenated along the first axis
-        points = full_precision(student.projection).transpose(0, 1)
-        points = distributed.gather_with_gradient(points).transpose(0, 1)
-        views, batch, dim = points.shape
-        if views < 2 or batch < 2:
-            raise ValueError(
-                "VIbCReg needs two views or more of two utterances or more, "
-                f"got {views} of {batch}: ask the view sampler for more crops, "
-                "or enlarge the batch"
-            )
+        points = gather_views(self, student).transpose(0, 1)
+        dim = points.shape[-1]
         white = self._whiten(points)
         unit = F.normalize(white, dim=1)
         squares = [squared_off_diagonal(view.T @ view) for view in unit]

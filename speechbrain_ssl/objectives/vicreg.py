@@ -9,10 +9,8 @@ has 25, 25 and 1 for images.
 
 import torch
 
-from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number
-from speechbrain_ssl.nnet.branch import BranchOutput
-from speechbrain_ssl.nnet.precision import full_precision
+from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
 from speechbrain_ssl.nnet.regularizers import (
     covariance,
     squared_off_diagonal,
@@ -38,7 +36,7 @@ class VICReg(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
+    >>> from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
     >>> crops = torch.ones(2, 8, 16)
     >>> loss, stats = VICReg()(BranchOutput(crops, crops), None, 0.0)
     >>> {name: round(value.item(), 2) for name, value in stats.items()}
@@ -82,16 +80,8 @@ class VICReg(torch.nn.Module):
         ValueError
             If there is only one view, or one utterance in all processes.
         """
-        # utterances first: processes are concatenated along the first axis
-        points = full_precision(student.projection).transpose(0, 1)
-        points = distributed.gather_with_gradient(points)
-        batch, views, dim = points.shape
-        if views < 2 or batch < 2:
-            raise ValueError(
-                "VICReg needs two views or more of two utterances or more, got "
-                f"{views} of {batch}: ask the view sampler for more crops, or "
-                "enlarge the batch"
-            )
+        points = gather_views(self, student)
+        dim = points.shape[-1]
         # mean over pairs of views of their squared difference
         invariance = 2 * points.var(dim=1).mean()
         variance = variance_hinge(points.flatten(1))
