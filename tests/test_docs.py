@@ -9,11 +9,13 @@ import pytest
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_ssl.cli import main, recipes
+from speechbrain_ssl.options import run_option_types
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md")) + sorted(
     (ROOT / "docs/methods").glob("*.md")
 )
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/*/README.md"))]
 SCRIPT_KEYS = {
     "labels": "pseudo_labels.yaml",
     "rounds": "rounds.yaml",
@@ -30,13 +32,31 @@ def blocks(path, language):
     )
 
 
-def commands():
-    """Lines that begin with speechbrain-ssl, with their page."""
-    for path in PAGES:
+def lines():
+    """Lines of shell blocks, with their page."""
+    for path in [*PAGES, *READMES]:
         for block in blocks(path, "bash"):
             for line in block.replace("\\\n", " ").splitlines():
-                if line.startswith("speechbrain-ssl "):
-                    yield pytest.param(shlex.split(line)[1:], id=line[16:60])
+                yield path, line.partition(" #")[0]
+
+
+def commands():
+    """Lines that begin with speechbrain-ssl."""
+    for _, line in lines():
+        if line.startswith("speechbrain-ssl "):
+            yield pytest.param(shlex.split(line)[1:], id=line[16:60])
+
+
+def scripts():
+    """Folder, script, YAML and further words of lines that run a script."""
+    for path, line in lines():
+        folder = path.parent
+        if "recipes" not in path.relative_to(ROOT).parts:
+            place = re.search(r"cd (recipes/\S+)", line)
+            folder = ROOT / (place[1] if place else "recipes/AudioFolder/SSL")
+        found = re.search(r"\b(\w+\.py) (\S*hparams/\S+\.yaml)(.*)", line)
+        if found and "$" not in found[2] and "benchmarks" not in line:
+            yield pytest.param(folder, *found.groups(), id=line[:60])
 
 
 def keys_of(path):
@@ -59,6 +79,13 @@ def test_commands_name_what_exists(words):
         keys = keys_of(hparams / SCRIPT_KEYS[command])
     if keys is not None:
         assert {word[2:] for word in rest if word.startswith("--")} <= keys
+
+
+@pytest.mark.parametrize("folder, script, hparams, rest", scripts())
+def test_scripts_have_the_keys_that_are_given(folder, script, hparams, rest):
+    assert (folder / script).is_file()
+    known = keys_of(folder / hparams) | set(run_option_types())
+    assert set(re.findall(r" \[?--(\w+)", rest)) <= known
 
 
 def test_the_objective_of_the_guide_keeps_the_contract(monkeypatch):

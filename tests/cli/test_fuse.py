@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
 
 from speechbrain_ssl.cli import fuse as module
 from speechbrain_ssl.cli.fuse import fuse, main
-from speechbrain_ssl.evaluation.fusion import Fusion, read_scored
+from speechbrain_ssl.evaluation.fusion import read_scored
 
 
 def write_scores(path, names, targets, scores):
@@ -44,29 +43,6 @@ def lists(tmp_path):
             write_scores(place, names, targets, scores[:, model])
             paths.setdefault(name, []).append(str(place))
     return paths
-
-
-def test_weights_minimize_the_balanced_logistic_loss():
-    rng = np.random.default_rng(1)
-    targets = np.r_[np.ones(900), np.zeros(2100)].astype(int)
-    scores = targets[:, None] * [2.0, 30.0] + rng.normal(size=(3000, 2)) * [
-        1.0,
-        20.0,
-    ]
-    fusion = Fusion().fit(scores, targets)
-
-    def loss(parameters):
-        llr = scores @ parameters[:2] + parameters[2]
-        return (
-            np.logaddexp(0, -llr[targets == 1]).mean()
-            + np.logaddexp(0, llr[targets == 0]).mean()
-        )
-
-    found = minimize(loss, np.zeros(3), method="Nelder-Mead", tol=1e-9)
-    # scikit-learn's penalty is small beside 3000 trials
-    np.testing.assert_allclose(
-        [*fusion.weights, fusion.offset], found.x, rtol=0.02
-    )
 
 
 def test_the_fused_list_is_better_than_each_model(lists, tmp_path, capsys):

@@ -102,26 +102,6 @@ def test_threads_change_no_bit():
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("spherical", [True, False])
-def test_sums_are_exact_in_any_order(spherical):
-    X = (
-        rng(0).standard_normal((5000, 3))
-        * 10.0 ** rng(1).uniform(-6, 3, 5000)[:, None]
-    )
-    points = algorithm.Points(X, spherical, False)
-    rows, shuffled = np.arange(5000), rng(2).permutation(5000)
-    points.find_step(rows)
-    one = np.ones((1, 3), np.float32)
-    _, first = points.assign(rows, one)
-    _, second = points.assign(shuffled, one)
-    assert np.array_equal(first.sums, second.sums)
-    plain = algorithm.read_points(X, rows, spherical).sum(0, dtype=np.float64)
-    # rounded 5000 times to a share of the largest one
-    error = 5000 * points.step
-    assert first.sums[0] == pytest.approx(plain, abs=error)
-    assert first.counts.tolist() == [5000]
-
-
 def test_euclidean_clusters_do_not_depend_on_the_unit():
     points = rng(0).standard_normal((900, 5)).astype(np.float32)
     first, second = KMeans(40, False), KMeans(40, False)
