@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of at most eight minutes:
+# Everything that needs a GPU, in one command of at most 15 minutes:
 #
 #     benchmarks/gpu.sh [--audio FOLDER] [--out FOLDER] [--small] [--trace] [PART ...]
 #

@@ -100,8 +100,9 @@ def leave() -> None:
     A group, or a DDP model of it, that is still there when Python exits may
     abort the process, and a launcher would call the run a failure.
     """
-    if world_size() > 1:
-        watch.leave()
+    if torch.distributed.is_initialized():  # torchrun: one process, too
+        if world_size() > 1:
+            watch.leave()
         gc.collect()  # models that only cycles hold
         torch.distributed.destroy_process_group()
 
