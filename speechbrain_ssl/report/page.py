@@ -92,7 +92,15 @@ def page(run: Run) -> str:
         _list(run, name, tags, number < DRAWN_LISTS)
         for number, (name, tags) in enumerate(run.lists.items())
     ]
-    gate = _gate(run)  # like lists, it may find what is broken
+    # like lists, gates may find what is broken
+    gates = [
+        _gate(run, name, records)
+        for name, records in (
+            ("gate", run.gate),
+            ("gate of faces", run.face_gate),
+        )
+        if records
+    ]
     inside = os.path.join(run.folder, "")
     return render(
         "run.html",
@@ -111,7 +119,7 @@ def page(run: Run) -> str:
         has_eer=bool(_eer_keys(run.records)),
         curves=_curves(run),
         statistics=_statistics(run),
-        gate=gate,
+        gates=gates,
         lists=lists,
         label_use=_label_use(run, settings),
         facts=_facts(run, settings),
@@ -318,14 +326,12 @@ def _names(records):
     return sorted(names, key=lambda name: name != "loss")
 
 
-def _gate(run):
-    """Figures and decisions of the gate over the epochs; None without it."""
-    if not run.gate:
-        return None
-    last = len(run.gate) - 1
+def _gate(run, name, records):
+    """Figures and decisions of a gate over the epochs."""
+    last = len(records) - 1
     chosen = np.linspace(0, last, min(last + 1, DRAWN_GATES)).round()
     found = {}
-    for record in (run.gate[int(place)] for place in chosen):
+    for record in (records[int(place)] for place in chosen):
         drawn = attempt(run.notes, plots.gate_plot, record)
         if drawn is not None:
             found[record["epoch"]] = drawn
@@ -334,7 +340,7 @@ def _gate(run):
     for drawn in found.values():
         drawn.axes[0].set_xlim(np.min(limits), np.max(limits))
     figures = [
-        figure(drawn, f"Gate after epoch {show(epoch)}")
+        figure(drawn, f"{name.capitalize()} after epoch {show(epoch)}")
         for epoch, drawn in found.items()
     ]
     rows = [
@@ -348,9 +354,9 @@ def _gate(run):
             ],
             str(record.get("reason") or ""),
         )
-        for record in run.gate
+        for record in records
     ]
-    return {"figures": figures, "rows": rows}
+    return {"name": name, "figures": figures, "rows": rows}
 
 
 def _list(run, name, tags, draw):

@@ -2,7 +2,8 @@
 
 A training leaves ``hyperparams.yaml`` (settings), ``train_log.jsonl`` (one
 JSON object for each epoch), ``save/train.csv`` and ``stats_help.json``
-(what each statistic of the log means); on pseudo-labels also ``gate.jsonl``.
+(what each statistic of the log means); on pseudo-labels also ``gate.jsonl`` and,
+with faces, ``face_gate.jsonl``.
 The demo adds ``summary.json`` and ``verification/<tag>/<trial list>/``, where
 the tag is ``before`` or ``after`` training, or any other name. Each trial list
 is a folder as verify.py writes it: ``metrics.json``, ``scores.txt``,
@@ -54,6 +55,7 @@ class Run(NamedTuple):
     records: list[dict]  # train_log.jsonl, one for each epoch
     meanings: dict[str, str]  # what a statistic of the log means
     gate: list[dict]  # gate.jsonl, one for each epoch
+    face_gate: list[dict]  # face_gate.jsonl, the same for faces
     lists: dict[str, dict[str, Verified]]  # by trial list and tag, in order
     data: dict  # utterances, hours, unreadable: as far as they are known
     notes: list[str]  # what is missing or broken; sections add to it
@@ -70,8 +72,12 @@ def read_run(folder: str) -> Run:
         return attempt(notes, reader, path, default=default)
 
     records, broken = read(read_log, "train_log.jsonl", ([], []))
-    gate, broken_gate = read(read_log, "gate.jsonl", ([], []))
-    notes += [*broken, *broken_gate]
+    gates = []
+    for name in ("gate.jsonl", "face_gate.jsonl"):
+        found, broken_gate = read(read_log, name, ([], []))
+        gates.append(found)
+        broken += broken_gate
+    notes += broken
     lists = _read_verification(folder, notes)
     if not records and not lists:
         notes.append(
@@ -86,7 +92,8 @@ def read_run(folder: str) -> Run:
         settings=read(_read_text, "hyperparams.yaml", ""),
         records=records,
         meanings=read(read_object, "stats_help.json", {}),
-        gate=gate,
+        gate=gates[0],
+        face_gate=gates[1],
         lists=lists,
         data={
             **read(_size_of_data, "save/train.csv", {}),

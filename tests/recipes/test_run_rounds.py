@@ -15,6 +15,7 @@ import pytest
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
 HPARAMS = RECIPES / "AudioFolder/SSL/hparams/rounds.yaml"
+WITH_FACES = HPARAMS.with_name("rounds_av.yaml")
 
 # Each script notes its arguments and whether another process works in its
 # folder at the same time. Labels come in chunks, models in epochs; both go on
@@ -57,11 +58,11 @@ if os.path.exists(args.get("fail_if", "")):
     sys.exit(3)
 """
 LABELS = """\
-if "model_folder" in args:
-    model = os.path.join(args["model_folder"], "embedding_model.ckpt")
-else:
-    model = os.path.join(args["embeddings_folder"], "embeddings.npy")
-found = digest(model, args["train_annotation"]).hexdigest() + args["seed"]
+keys = [k for k in ("model_folder", "face_model_folder") if k in args]
+made_of = [os.path.join(args[k], "embedding_model.ckpt") for k in keys]
+if "model_folder" not in args:
+    made_of = [os.path.join(args["embeddings_folder"], "embeddings.npy")]
+found = digest(*made_of, args["train_annotation"]).hexdigest() + args["seed"]
 rows = open(args["train_annotation"]).read().split()
 labels = [step(f"chunk{n}", str(int(found[n], 16) % 2)) for n in range(2)]
 labels = [labels[0], labels[1], str(1 - int(labels[0])), "1"]
@@ -76,7 +77,8 @@ write("report.json", json.dumps({"quality": {
 }}))
 """
 TRAIN = """\
-init = [args.get("init_from", "") + "/embedding_model.ckpt"] * ("init_from" in args)
+keys = [k for k in ("init_from", "face_init_from") if k in args]
+init = [args[k] + "/embedding_model.ckpt" for k in keys]
 found = digest(*init, args["pseudo_labels"]).hexdigest()
 for epoch in (1, 2):
     step(f"epoch{epoch}", found)
@@ -85,8 +87,9 @@ write("train_log.jsonl", json.dumps({
     "epoch": 2, "warnings": ["Gate: too early"],
     "train": {"selected": 0.5 + growth, "corrected": 0.1},
 }) + "\\n")
-write("model/hyperparams.yaml", "")
-write("model/embedding_model.ckpt", found)
+for name in ("model", "face_model")[: max(len(keys), 1)]:
+    write(f"{name}/hyperparams.yaml", "")
+    write(f"{name}/embedding_model.ckpt", found + name)
 """
 SSL = """\
 write("model/hyperparams.yaml", "")
@@ -103,16 +106,18 @@ for path in json.loads(args["trials"]):
 KEYS = {
     "train_ssl": "data_folder train_annotation seed output_folder skip_prep",
     "make_pseudo_labels": "model_folder data_folder train_annotation seed "
-    "output_folder previous embeddings_folder ari pause fail_if",
+    "output_folder previous embeddings_folder ari pause fail_if "
+    "face_model_folder",
     "train_pseudo_labels": "data_folder train_annotation seed output_folder "
-    "pseudo_labels init_from round_index growth pause fail_if",
+    "pseudo_labels init_from round_index growth pause fail_if "
+    "face_init_from",
     "verify": "model_folder output_folder trials",
 }
 YAMLS = {
-    "train_ssl": "train_moco",
-    "make_pseudo_labels": "pseudo_labels",
-    "train_pseudo_labels": "train_dlg_lc",
-    "verify": "verify",
+    "train_ssl": ("train_moco", "train_moco_face"),
+    "make_pseudo_labels": ("pseudo_labels",),
+    "train_pseudo_labels": ("train_dlg_lc", "train_dlg_lc_av"),
+    "verify": ("verify",),
 }
 
 
@@ -139,7 +144,8 @@ def place(script, monkeypatch, tmp_path):
     for (name, keys), body in zip(KEYS.items(), bodies):
         (tmp_path / f"{name}.py").write_text(COMMON + body)
         yaml = "".join(f"{key}: 0 # none\n" for key in keys.split())
-        (tmp_path / "hparams" / f"{YAMLS[name]}.yaml").write_text(yaml)
+        for file in YAMLS[name]:
+            (tmp_path / "hparams" / f"{file}.yaml").write_text(yaml)
     rows = [f"{name},1.5,$data_root/{name}.wav,0,24000" for name in "abcd"]
     head = "ID,duration,wav,start,stop"
     (tmp_path / "train.csv").write_text("\n".join([head, *rows]) + "\n")
@@ -155,10 +161,10 @@ def place(script, monkeypatch, tmp_path):
 def run(script, place):
     """Runs the rounds in this process; ``out`` is their folder."""
 
-    def run(*flags, out="out"):
+    def run(*flags, out="out", hparams=HPARAMS):
         return script.main(
             [
-                str(HPARAMS),
+                str(hparams),
                 f"--data_folder={place}/audio",
                 f"--train_annotation={place}/train.csv",
                 f"--output_folder={place}/{out}",
@@ -236,6 +242,22 @@ def test_init_previous_trains_on_from_the_round_before(run, place):
     run("--rounds=2", "--init=previous")
     found = args_of(place / "out/round2/train")["init_from"]
     assert found == str(place / "out/round1/train/model")
+
+
+def test_faces_go_on_from_those_of_the_round_before(run, place):
+    flags = ("--rounds=2", "--init=previous")
+    rows = run(*flags, hparams=WITH_FACES)
+    assert [row["stage"] for row in rows] == [
+        "ssl_face",
+        *("labels", "train", "labels", "train"),
+    ]
+    before = place / "out/start/ssl_face/model"
+    for number in (1, 2):
+        folder = place / f"out/round{number}"
+        found = args_of(folder / "labels")["face_model_folder"]
+        assert found == str(before)
+        assert args_of(folder / "train")["face_init_from"] == str(before)
+        before = folder / "train/face_model"
 
 
 def test_init_none_leaves_the_start_to_the_hparams_file(script, place, run):
@@ -365,11 +387,13 @@ def test_a_stage_without_its_result_is_not_done(run, place):
         run()
 
 
+@pytest.mark.parametrize("hparams", [HPARAMS, WITH_FACES])
 @pytest.mark.parametrize("victim", ["driver", "stage"])
 @pytest.mark.parametrize("moment", ["labels/chunk0", "train/epoch1"])
 def test_after_a_kill_the_labels_are_those_of_a_run_without(
-    run, place, victim, moment
+    run, place, hparams, victim, moment
 ):
+    run = functools.partial(run, hparams=hparams)
     pause = "{changes: {pause: 0.2}}"
     flags = [f"--labels={pause}", f"--train={pause}", "--rounds=2"]
     run(*flags, out="straight")

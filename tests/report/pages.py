@@ -131,9 +131,9 @@ def gate(epoch, threshold=0.5, accepted=True):
     }
 
 
-def write_gate(folder, records):
+def write_gate(folder, records, name="gate.jsonl"):
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "gate.jsonl").write_text(lines)
+    (folder / name).write_text(lines)
 
 
 def write_run(folder):

@@ -303,6 +303,18 @@ def test_gate_is_drawn_at_both_ends_and_12_times_at_most(tmp_path):
     assert "0.500yes62.5\xa0%–" in outline.words
 
 
+def test_the_gate_of_faces_has_a_section_of_its_own(tmp_path):
+    write_gate(tmp_path, [gate(1), gate(2)])
+    write_gate(tmp_path, [gate(1, threshold=1.25)], "face_gate.jsonl")
+    text, outline = render(tmp_path)
+    assert text.count("<b>Gate after epoch") == 2
+    assert text.count("<b>Gate of faces after epoch 1</b>") == 1
+    voice, face = outline.words.split("The gate of faces")
+    assert "Decisions in 2 epochs" in voice and "0.500yes" in voice
+    assert "Decisions in 1 epoch" in face and "1.250yes" in face
+    assert len(outline.ids) == len(set(outline.ids))
+
+
 def test_gates_share_an_axis(tmp_path, monkeypatch):
     drawn = []
 
