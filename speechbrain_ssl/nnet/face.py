@@ -71,7 +71,7 @@ class PixelNorm(torch.nn.Module):
 
 
 class FaceResNet(torch.nn.Module):
-    """torchvision's ResNet with an embedding instead of classes.
+    """torchvision's ResNet with an embedding, and a BatchNorm after it.
 
     K. He et al., "Deep residual learning for image recognition", CVPR 2016
     (https://arxiv.org/abs/1512.03385).
@@ -97,9 +97,13 @@ class FaceResNet(torch.nn.Module):
         self.network = resnet.ResNet(
             resnet.BasicBlock, list(BLOCKS[depth]), num_classes=emb_dim
         )
+        # as in ArcFace's networks (https://arxiv.org/abs/1801.07698): means of
+        # ReLU outputs are positive, so that all embeddings would share one
+        # direction
+        self.norm = torch.nn.BatchNorm1d(emb_dim)
 
     def forward(
         self, images: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Images [batch, 3, height, width] to embeddings [batch, 1, emb_dim]."""
-        return self.network(images)[:, None]
+        return self.norm(self.network(images))[:, None]

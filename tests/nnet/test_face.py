@@ -48,6 +48,12 @@ def test_depth_is_that_of_the_name():
         assert len(convolutions) == count  # and one linear layer
 
 
+def test_embeddings_of_a_batch_have_no_common_direction():
+    torch.manual_seed(0)
+    found = FaceResNet(6, depth=10).train()(torch.rand(4, 3, 32, 32))
+    assert torch.allclose(found.mean(0), torch.zeros(6), atol=1e-5)
+
+
 def test_export_is_read_by_the_plain_loader(branch, tmp_path):
     image = pytest.importorskip("PIL.Image")
     folder = export(branch, HPARAMS, str(tmp_path / "model"), prefix="face_")

@@ -250,6 +250,8 @@ def test_faces_join_the_voices(run, sandbox, tmp_path, capsys):
     assert header.endswith("face,spk_id")
     report = run(tmp_path / "agreed", *faces, "--agreement=True", **av)
     assert report["agreement"]["utterances"] == 8
+    report = run(tmp_path / "voices", *faces, "--face_weight=0", **av)
+    assert "quality_of_voices" in report and "quality_of_faces" not in report
     with pytest.raises(ValueError, match="face encoder"):
         run(tmp_path / "wrong", model="face_model")
     with pytest.raises(ValueError, match="face_model_folder"):

@@ -368,7 +368,8 @@ def measure(hparams, embeddings, labels):
     for name, (rows, points) in joint.parts_of(embeddings).items():
         own = labels[rows]  # some clusters have no face
         own[own >= 0] = np.unique(own[own >= 0], return_inverse=True)[1]
-        report[f"quality_of_{name}s"] = quality.describe(points, own)
+        if (own >= 0).any():  # a face_weight of 1 leaves no voices
+            report[f"quality_of_{name}s"] = quality.describe(points, own)
     if hparams["truth"] is not None:
         truth = read_truth(hparams["truth"], embeddings.ids)
         report["oracle"] = quality.oracle(labels, truth)
