@@ -36,19 +36,12 @@ class ArgumentError(ValueError):
 
 
 class Rule(NamedTuple):
-    """What an argument must be.
+    """What an argument must be."""
 
-    Arguments
-    ---------
-    holds : Callable
-        Whether a value is accepted; may raise TypeError or ValueError for one
-        that is not.
-    text : str
-        Completes "must be ...".
-    """
-
+    # whether a value is accepted; may raise TypeError or ValueError for one
+    # that is not
     holds: Callable[[Any], bool]
-    text: str
+    text: str  # completes "must be ..."
 
 
 def checked(**rules: Rule) -> Callable:

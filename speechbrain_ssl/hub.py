@@ -28,20 +28,12 @@ UNUSED = ("classifier.ckpt", "optimizer*", "label_encoder*")
 
 
 class Snapshot(NamedTuple):
-    """A model that is on this machine.
+    """A model that is on this machine."""
 
-    Arguments
-    ---------
-    folder : str
-        Its folder.
-    name : str
-        ``user/name`` on the hub; None if it was a local path.
-    commit : str
-        Hash of the commit on the hub; None if it was a local path.
-    """
-
-    folder: str
+    folder: str  # its folder
+    # ``user/name`` on the hub; None if it was a local path
     name: str | None = None
+    # hash of the commit on the hub; None if it was a local path
     commit: str | None = None
 
 

@@ -56,25 +56,15 @@ HALVINGS = 24
 
 
 class StepResult(NamedTuple):
-    """The result of ``compute_objectives`` for one batch.
+    """The result of ``compute_objectives`` for one batch."""
 
-    Arguments
-    ---------
-    loss : torch.Tensor
-        Scalar to minimise.
-    stats : dict of str to torch.Tensor
-        Detached scalars for the log.
-    teaches : bool or torch.Tensor
-        Whether there is something to learn; a step of batches without is
-        skipped. The tensor [] is the same in all processes.
-    commit : callable
-        Keeps what is kept of a batch (queues, decisions, statistics of
-        embeddings); called if the loss is finite in all processes.
-    """
-
-    loss: torch.Tensor
-    stats: dict[str, torch.Tensor]
+    loss: torch.Tensor  # scalar to minimise
+    stats: dict[str, torch.Tensor]  # detached scalars for the log
+    # whether there is something to learn, the same in all processes []; a step
+    # of batches without is skipped
     teaches: bool | torch.Tensor
+    # takes over queues, decisions and statistics of embeddings; called if the
+    # loss is finite in all processes
     commit: Callable[[], None]
 
 

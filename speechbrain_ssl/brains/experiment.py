@@ -165,68 +165,9 @@ def _pairs(rule, text):
 class Training:
     """Settings that all trainings have, checked when they are put together.
 
-    Arguments
-    ---------
-    output_folder : str
-        Folder of the run.
-    seed : int
-        Of all random numbers.
-    number_of_epochs : int
-        How long to train.
-    batch_size : int
-        Utterances of a batch, in each process.
-    num_workers : int
-        Loader processes; 0: none.
-    epoch_counter : EpochCounter
-        Counts to ``number_of_epochs``.
-    checkpointer : AtomicCheckpointer
-        Saves and recovers.
-    opt_class : Callable
-        Makes the optimizer from parameter groups.
-    max_grad_norm : float
-        Upper bound of the gradient norm; infinity: none.
-    lr_schedule : float | Callable
-        Factor of the learning rate, a number or a schedule.
-    frozen_epochs : list
-        [module, first epochs without its gradient], ...
-    clip_each_tensor : bool
-        Whether gradients are clipped one by one.
-    dev_trials : str
-        Labelled list that is reported; None: none.
-    dev_every : int
-        Epochs between its reports.
-    select_by : str
-        Figure of that list, or "selfcheck", that chooses the checkpoint;
-        None: the last one.
-    checkpoints_to_keep : int
-        At most.
-    average_last : int
-        Number of checkpoints whose average is exported.
-    train_loggers : list
-        SpeechBrain's loggers.
-    lr_for : str
-        How learning rates follow the size of a step, see ``lr_factor``.
-    reference_batch : int
-        Size of the step that the learning rates are given for.
-    decay_vectors : bool
-        Whether weight decay applies to vectors.
-    parameter_options : list
-        See ``parameters_with``.
-    sequential_rows : int
-        Rows that are read one after another, see ``EpochSampler``; None: any
-        order.
-    selfcheck_share : float
-        Share of the training set that is held out for the self-check.
-    selfcheck_folder : str
-        Other unlabelled audio for it, as ``find_utterances`` takes it.
-    selfcheck_every : int
-        Epochs between self-checks.
-
-    Raises
-    ------
-    ValueError
-        If a setting has a wrong type, is out of range, or does not fit the
-        others; the message names the key.
+    A field is the key of the same name in the YAML files, which explain it. A
+    setting that is wrong or does not fit the others is a ValueError, whose
+    message names the key.
     """
 
     output_folder: str
@@ -384,24 +325,12 @@ def check_recoverables(
 
 
 class Run(NamedTuple):
-    """An open run.
+    """An open run."""
 
-    Arguments
-    ---------
-    folder : str
-        Its output folder.
-    settings : dict
-        What ``settings.json`` records; see ``refuse_changes``.
-    hparams_text : str
-        The YAML file with all changes and references resolved.
-    source : str
-        Path of the YAML file.
-    """
-
-    folder: str
-    settings: dict
-    hparams_text: str
-    source: str
+    folder: str  # its output folder
+    settings: dict  # what ``settings.json`` records; see ``refuse_changes``
+    hparams_text: str  # the YAML file with all changes and references resolved
+    source: str  # path of the YAML file
 
 
 @contextlib.contextmanager
@@ -588,8 +517,8 @@ def fit(
 
     The settings of ``run`` are recorded now. ``sampler`` makes a sampler from
     seed, rank, world_size and batch_size; by default each utterance comes once
-    in an epoch, with others of its group if there are ``groups``. SIGTERM and SIGINT end the training after a checkpoint, by
-    ``Interrupted``.
+    in an epoch, with others of its group if there are ``groups``. SIGTERM and
+    SIGINT end the training after a checkpoint, by ``Interrupted``.
     """
     share: dict[str, Any] = {
         "seed": training.seed,
@@ -827,51 +756,12 @@ def _utterances_of(brain):
 class LabelTraining:
     """Settings that a training on labels has beside those of ``Training``.
 
-    Arguments
-    ---------
-    encoder : Branch
-        What is trained.
-    classifier : Callable
-        Makes the classifier from the number of ``classes``.
-    loss : GatedLoss
-        Of the selected utterances.
-    gate : Gate
-        Selects utterances by their loss.
-    view_sampler : ViewSampler
-        Cuts and augments segments.
-    learning_rates : list
-        [module, rate], ...; other modules have the rate of the optimizer.
-    centroid_start : bool
-        Whether class weights start at the classes' mean embeddings; None: if
-        there is an ``init_from``.
-    init_from : str
-        Model that the encoder starts from; None: random weights.
-    write_corrected : bool
-        Whether to write the labels as the last epoch corrected them.
-    continue_from : str
-        Run whose encoder and classifier are trained on; None: none.
-    regularizer : Callable
-        Adds a term to the loss; None: none. ``begin``, where it has it, is
-        called when the weights of ``init_from`` are loaded.
-    class_sampler : Callable
-        Makes the sampler from the classes; None: each utterance once.
-    face_encoder : Branch
-        Trained on the faces of the utterances; None: voices only.
-    face_classifier : Callable
-        Makes its classifier from the number of ``classes``.
-    face_gate : Gate
-        Selects utterances by the loss of their face.
-    face_sampler : FaceSampler
-        Cuts and augments faces.
-    face_init_from : str
-        Model that the face encoder starts from; None: random weights.
-    selection : str
-        Whose gates select an utterance: ``both``, ``either`` or ``own``.
-
-    Raises
-    ------
-    ValueError
-        If settings do not fit each other; the message names the key.
+    A field is the key of the same name in the YAML files, which explain it.
+    ``classifier`` and ``face_classifier`` make a classifier from the number of
+    ``classes``, ``class_sampler`` a sampler from the classes (None: each
+    utterance comes once). ``begin`` of ``regularizer``, where it has one, is
+    called when the weights of ``init_from`` are loaded. Settings that do not
+    fit each other are a ValueError, whose message names the key.
     """
 
     encoder: Any

@@ -31,52 +31,26 @@ FACE = "face_"
 
 
 class Modality(NamedTuple):
-    """Voice or face: a branch, its gate and what it decided.
+    """Voice or face: a branch, its gate and what it decided."""
 
-    Arguments
-    ---------
-    prefix : str
-        Begins the names of its modules, items, statistics and files; empty
-        for the voice.
-    sampler : ViewSampler | FaceSampler
-        Its views.
-    gate : Gate
-        Fitted to its losses.
-    decisions : Decisions
-        Of an epoch.
-    gate_log : EpochLog
-        Record of its gate.
-    """
-
+    # begins the names of its modules, items, statistics and files; empty for
+    # the voice
     prefix: str
-    sampler: Any
-    gate: Any
-    decisions: Decisions
-    gate_log: EpochLog
+    sampler: Any  # its views
+    gate: Any  # fitted to its losses
+    decisions: Decisions  # of an epoch
+    gate_log: EpochLog  # record of its gate
 
 
 class Prediction(NamedTuple):
-    """What a modality says about a batch.
+    """What a modality says about a batch."""
 
-    Arguments
-    ---------
-    embedding : torch.Tensor
-        Of the augmented crops [batch, emb_dim].
-    cosines : torch.Tensor
-        Of these to all class weights [batch, weights].
-    clean_cosines : torch.Tensor
-        The same of clean views; None before labels are corrected.
-    present : torch.Tensor
-        bool, which clips have the modality [batch].
-    rows : torch.Tensor
-        int64 numbers of these clips in the batch [clips].
-    """
-
-    embedding: torch.Tensor
-    cosines: torch.Tensor
+    embedding: torch.Tensor  # of the augmented crops [batch, emb_dim]
+    cosines: torch.Tensor  # of these to all class weights [batch, weights]
+    # the same of clean views; None before labels are corrected
     clean_cosines: torch.Tensor | None
-    present: torch.Tensor
-    rows: torch.Tensor
+    present: torch.Tensor  # bool, which clips have the modality [batch]
+    rows: torch.Tensor  # int64 numbers of these clips in the batch [clips]
 
 
 class PseudoLabelBrain(SpeakerBrain):

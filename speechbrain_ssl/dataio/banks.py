@@ -30,21 +30,11 @@ NAMED_FILES = 20
 
 
 class AudioBank(NamedTuple):
-    """Many clips in one tensor, which can be indexed on any device.
+    """Many clips in one tensor, which can be indexed on any device."""
 
-    Arguments
-    ---------
-    samples : torch.Tensor
-        Concatenated clips, int16 [time].
-    starts : torch.Tensor
-        First sample of each clip, int64 [clips].
-    lengths : torch.Tensor
-        Number of samples of each clip, int64 [clips].
-    """
-
-    samples: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
+    samples: torch.Tensor  # concatenated clips, int16 [time]
+    starts: torch.Tensor  # first sample of each clip, int64 [clips]
+    lengths: torch.Tensor  # number of samples of each clip, int64 [clips]
 
     @classmethod
     def of_clips(cls, clips: Sequence[torch.Tensor]) -> "AudioBank":

@@ -38,21 +38,13 @@ ALIGNED = 64
 
 
 class Mapped(NamedTuple):
-    """Columns that are mapped from a file.
+    """Columns that are mapped from a file."""
 
-    Arguments
-    ---------
-    path : str
-        The file.
-    header : dict
-        Its first line: ``key``, ``hash`` (SHA-256 of ``HASHED``) and the
-        first byte and length of each column.
-    columns : dict of str to torch.Tensor
-        Copies of pages that a process changes are its own.
-    """
-
-    path: str
+    path: str  # the file
+    # its first line: ``key``, ``hash`` (SHA-256 of ``HASHED``) and the first
+    # byte and length of each column
     header: dict[str, Any]
+    # copies of pages that a process changes are its own
     columns: dict[str, torch.Tensor]
 
 

@@ -53,23 +53,14 @@ class SilentError(ValueError):
 
 
 class FileEmbeddings(NamedTuple):
-    """Embeddings of files.
+    """Embeddings of files."""
 
-    Arguments
-    ---------
-    rows : torch.Tensor
-        float32 embeddings on the CPU; NaN if a file failed [files, emb_dim].
-    failed : dict of int to Exception
-        Index of a file without embedding -> error.
-    windowed : list of int
-        Indices of files that were split into windows.
-    silence : dict of int to float
-        Index of a file -> seconds of digital silence that were removed.
-    """
-
+    # float32 embeddings on the CPU; NaN if a file failed [files, emb_dim]
     rows: torch.Tensor
+    # index of a file without embedding -> error
     failed: Mapping[int, Exception]
-    windowed: list[int]
+    windowed: list[int]  # indices of files that were split into windows
+    # index of a file -> seconds of digital silence that were removed
     silence: Mapping[int, float]
 
 

@@ -46,28 +46,16 @@ NO_LABEL = "enrol test"
 
 
 class Trials(NamedTuple):
-    """A trial list, with its names numbered.
+    """A trial list, with its names numbered."""
 
-    Arguments
-    ---------
-    files : list of str
-        The names of both sides, sorted and unique [names]: files or models.
-    enrol : np.ndarray
-        int64 index of the enrol name of each trial [trials].
-    test : np.ndarray
-        int64 index of the test name of each trial [trials].
-    targets : np.ndarray
-        uint8, 1 for target trials and 0 for non-target trials [trials]; None
-        if the list has no labels.
-    layout : str
-        Order of the fields in the list.
-    """
-
+    # the names of both sides, sorted and unique [names]: files or models
     files: list[str]
-    enrol: np.ndarray
-    test: np.ndarray
+    enrol: np.ndarray  # int64 index of the enrol name of each trial [trials]
+    test: np.ndarray  # int64 index of the test name of each trial [trials]
+    # uint8, 1 for target trials and 0 for non-target trials [trials]; None if
+    # the list has no labels
     targets: np.ndarray | None
-    layout: str = LABEL_FIRST
+    layout: str = LABEL_FIRST  # order of the fields in the list
 
 
 def read_trials(path: str, need_labels: bool = False) -> Trials:

@@ -28,39 +28,22 @@ STARTS = 5
 
 
 class Edit(NamedTuple):
-    """One line of ``edits.csv``.
+    """One line of ``edits.csv``."""
 
-    Arguments
-    ---------
-    place : str
-        File and line, for errors.
-    action : str
-        ``merge``, ``split``, ``drop`` (a cluster) or ``drop_utterance``.
-    cluster : int
-        The cluster; None for ``drop_utterance``.
-    value : int or str
-        Cluster to merge, number of parts, or ID; None for ``drop``.
-    """
-
-    place: str
+    place: str  # file and line, for errors
+    # ``merge``, ``split``, ``drop`` (a cluster) or ``drop_utterance``
     action: str
-    cluster: int | None
-    value: object
+    cluster: int | None  # the cluster; None for ``drop_utterance``
+    value: object  # cluster to merge, number of parts, or ID; None for ``drop``
 
 
 class Edited(NamedTuple):
-    """Corrected labels.
+    """Corrected labels."""
 
-    Arguments
-    ---------
-    labels : np.ndarray
-        int64 cluster of each utterance, from 0 without gaps, -1 for none [n].
-    report : dict
-        Number of applied lines by action, of ``repeated`` lines, and of
-        utterances that lost their label (``utterances_dropped``).
-    """
-
+    # int64 cluster of each utterance, from 0 without gaps, -1 for none [n]
     labels: np.ndarray
+    # number of applied lines by action, of ``repeated`` lines, and of
+    # utterances that lost their label (``utterances_dropped``)
     report: dict
 
 

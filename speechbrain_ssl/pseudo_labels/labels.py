@@ -34,27 +34,15 @@ SPEAKER_COLUMNS = ("spk_id", "speaker", "speaker_id")
 
 
 class Labels(NamedTuple):
-    """Labelled utterances.
+    """Labelled utterances."""
 
-    Arguments
-    ---------
-    utterances : Utterances
-        The utterances.
-    classes : np.ndarray
-        int64 class of each utterance, from 0 without gaps [utterances].
-    count : int
-        Number of classes.
-    report : dict
-        Content of report.json, or None.
-    names : np.ndarray
-        int64 ``spk_id`` of each class, ascending [count].
-    """
-
-    utterances: Utterances
+    utterances: Utterances  # the utterances
+    # int64 class of each utterance, from 0 without gaps [utterances]
     classes: np.ndarray
+    # number of classes
     count: int  # type: ignore[assignment]  # instead of tuple.count
-    report: dict | None
-    names: np.ndarray
+    report: dict | None  # content of report.json, or None
+    names: np.ndarray  # int64 ``spk_id`` of each class, ascending [count]
 
 
 def write_labels(

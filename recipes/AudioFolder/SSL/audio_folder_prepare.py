@@ -30,27 +30,13 @@ BLOCK_SECONDS = 30  # part that is read at once if all probes are silent
 
 
 class File(NamedTuple):
-    """Properties of a file; the first four fields are cached.
+    """Properties of a file; the first four fields are cached."""
 
-    Arguments
-    ---------
-    size : int
-        Size in bytes.
-    mtime : int
-        Time of the last change in nanoseconds.
-    frames : int
-        Length in samples per channel.
-    sample_rate : int
-        Sample rate of the file in Hz.
-    problem : str
-        Reason why the file cannot be used, or an empty string.
-    """
-
-    size: int
-    mtime: int
-    frames: int = 0
-    sample_rate: int = 0
-    problem: str = ""
+    size: int  # size in bytes
+    mtime: int  # time of the last change in nanoseconds
+    frames: int = 0  # length in samples per channel
+    sample_rate: int = 0  # sample rate of the file in Hz
+    problem: str = ""  # reason why the file cannot be used, or an empty string
 
 
 def prepare_audio_folder(

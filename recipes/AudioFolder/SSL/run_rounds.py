@@ -75,27 +75,13 @@ SETTINGS += ["train", "stop_agreement", "stop_growth"]
 
 
 class Stage(NamedTuple):
-    """A command, and where its results go.
+    """A command, and where its results go."""
 
-    Arguments
-    ---------
-    number : int
-        Round, from 1; 0 is before.
-    name : str
-        ssl, ssl_face, labels, train or verify.
-    folder : str
-        Its output_folder.
-    spec : dict
-        Its script, hparams and changes of these.
-    flags : dict
-        Settings that come from here.
-    """
-
-    number: int
-    name: str
-    folder: str
-    spec: dict
-    flags: dict
+    number: int  # round, from 1; 0 is before
+    name: str  # ssl, ssl_face, labels, train or verify
+    folder: str  # its output_folder
+    spec: dict  # its script, hparams and changes of these
+    flags: dict  # settings that come from here
 
     @property
     def hparams_file(self):

@@ -114,42 +114,21 @@ SCORES = {
 
 
 class Clusters(NamedTuple):
-    """Unlabelled utterances, in clusters, with embeddings of the model.
+    """Unlabelled utterances, in clusters, with embeddings of the model."""
 
-    Arguments
-    ---------
-    embeddings : np.memmap
-        Of all utterances [rows, emb_dim].
-    classes : np.ndarray
-        Cluster of each, -1 for none [rows].
-    seconds : np.ndarray
-        How much of each was embedded [rows].
-    utterances : Utterances
-        The utterances in clusters.
-    places : np.ndarray
-        Row of each there, -1 without a cluster [rows].
-    """
-
-    embeddings: np.ndarray
-    classes: np.ndarray
-    seconds: np.ndarray
-    utterances: Utterances
-    places: np.ndarray
+    embeddings: np.ndarray  # of all utterances [rows, emb_dim]
+    classes: np.ndarray  # cluster of each, -1 for none [rows]
+    seconds: np.ndarray  # how much of each was embedded [rows]
+    utterances: Utterances  # the utterances in clusters
+    places: np.ndarray  # row of each there, -1 without a cluster [rows]
 
 
 class Cohort(NamedTuple):
-    """Unlabelled utterances for the normalization of scores.
+    """Unlabelled utterances for the normalization of scores."""
 
-    Arguments
-    ---------
-    embeddings : torch.Tensor
-        Of the utterances that could be embedded [utterances, emb_dim].
-    paths : list of str
-        Their files [utterances].
-    """
-
+    # of the utterances that could be embedded [utterances, emb_dim]
     embeddings: torch.Tensor
-    paths: list
+    paths: list  # their files [utterances]
 
 
 def check_settings(hparams):
