@@ -474,7 +474,7 @@ def _take(file, arguments, tree, types):
     if equals:
         return name, text
     if not arguments or arguments[0].startswith("--"):
-        if _is_flag(name, tree, types):
+        if types.get(name) is bool or isinstance(tree.get(name), bool):
             return name, "true"
         raise OptionsError(
             f"--{name} needs a value: --{name} VALUE. (If it begins with --: "
@@ -526,14 +526,6 @@ def _did_you_mean(name, known):
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _is_flag(name, tree, types):
-    return types.get(name) is bool or isinstance(tree.get(name), bool)
-
-
-def _truth(text):
-    return {"true": True, "false": False}.get(text.lower())
-
-
 def _convert(name, text, kind):
     """Turns the text of a run option into its type."""
     if name in LIST_OPTIONS:
@@ -546,7 +538,8 @@ def _convert(name, text, kind):
         if text.lower() in ("none", "null"):
             return None
     try:
-        value = _truth(text) if kind is bool else kind(text)
+        truths = {"true": True, "false": False}
+        value = truths.get(text.lower()) if kind is bool else kind(text)
     except ValueError:
         value = None
     if value is None or (choices and value not in choices):
@@ -672,7 +665,10 @@ def _check_placeholders(file, tree, given):
     replaced = {key: _load_text(key, text)[key] for key, text in given.items()}
     missing = list(_placeholders(tree, replaced, ()))
     if missing:
-        names = ", ".join("".join(_bracket(path)) for path in missing)
+        names = ", ".join(
+            str(key) + "".join(f"[{inner}]" for inner in path)
+            for key, *path in missing
+        )
         options = " ".join(map(_option_for, missing))
         raise OptionsError(
             f"{file} needs a value for: {names}. Give it as {options}"
@@ -691,10 +687,6 @@ def _placeholders(node, override, path):
             is_changed = isinstance(changed, Mapping)
             if not given or (is_changed and not _replaces(changed, inner)):
                 yield from _placeholders(inner, changed, (*path, key))
-
-
-def _bracket(path):
-    return [str(path[0]), *(f"[{key}]" for key in path[1:])]
 
 
 def _option_for(path):

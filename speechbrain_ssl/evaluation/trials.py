@@ -305,15 +305,11 @@ def _read_fields(path):
     return line_numbers, [fields[place::width] for place in range(width)]
 
 
-def _is_label(field):
-    return field.casefold() in LABELS
-
-
 def _layout(path, line_numbers, columns):
     """The order of the fields, the same on all lines."""
     ends = columns[0], columns[-1]
     # few different labels, many lines
-    are_labels = [{field: _is_label(field) for field in set(c)} for c in ends]
+    are_labels = [{x: x.casefold() in LABELS for x in set(c)} for c in ends]
     first, last = (all(found.values()) for found in are_labels)
     if len(columns) == 2:
         if first or last:

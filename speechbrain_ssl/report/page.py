@@ -231,7 +231,7 @@ def _verdict(run):
 def _list_cards(run):
     """EER, interval and minDCF of each trial list, first and last tag."""
     for name, tags in run.lists.items():
-        ends = _first_last(tags)
+        ends = list(dict.fromkeys([next(iter(tags)), next(reversed(tags))]))
         raw = [_metrics(tags[tag]) for tag in ends]
         lines = []
         if _interval(raw[-1]):
@@ -519,11 +519,6 @@ def _part(record, name):
 def _metrics(verified, kind="raw"):
     """Metrics of one kind of score, empty if there is none."""
     return _part(verified.metrics, kind)
-
-
-def _first_last(tags):
-    """The first and the last tag, once if they are the same."""
-    return list(dict.fromkeys([next(iter(tags)), next(reversed(tags))]))
 
 
 def _interval(found):
