@@ -21,7 +21,7 @@ from speechbrain.utils.distributed import infer_device
 from speechbrain_ssl import hub
 from speechbrain_ssl.cli.score import threshold_of
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
+from speechbrain_ssl.dataio.embedding import EncoderError, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores, unit
 from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import add_trust, load_encoder
@@ -61,8 +61,7 @@ def compare(
         is_same = score >= threshold
         word = "same speaker" if is_same else "different speakers"
         lines.append(f"{word} (threshold {threshold:.4f})")
-    silence = found.silence.values()
-    lines += describe(len(found.windowed), len(silence), sum(silence))
+    lines += found.notes()
     spans = [_spans(path) for path in paths]
     cut = try_files(
         encode,

@@ -26,7 +26,7 @@ from speechbrain.utils.distributed import infer_device
 from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.embedding import EncoderError, describe, try_files
+from speechbrain_ssl.dataio.embedding import EncoderError, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores, model_of
 from speechbrain_ssl.evaluation.trials import (
     parts_of,
@@ -138,10 +138,8 @@ def verify(
         strict=True,
     )
     score = float(cosine_scores(found.rows, [0], [1])[0])
-    silence = found.silence.values()
-    notes = describe(len(found.windowed), len(silence), sum(silence))
     same = None if threshold is None else score >= threshold
-    return Verdict(score, threshold, same, notes)
+    return Verdict(score, threshold, same, found.notes())
 
 
 def score_pairs(

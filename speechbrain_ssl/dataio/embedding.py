@@ -63,6 +63,11 @@ class FileEmbeddings(NamedTuple):
     # index of a file -> seconds of digital silence that were removed
     silence: Mapping[int, float]
 
+    def notes(self) -> list[str]:
+        """Lines about long files and digital silence, see ``describe``."""
+        silence = self.silence.values()
+        return describe(len(self.windowed), len(silence), sum(silence))
+
 
 class _Segment(NamedTuple):
     """A file or a window of it, in frames at the file's sample rate."""
@@ -137,8 +142,7 @@ def embed_files(
     """
     settings = sample_rate, batch_seconds, device, progress, spans
     found = try_files(embed, paths, *settings, strict=True)
-    silence = found.silence.values()
-    for line in describe(len(found.windowed), len(silence), sum(silence)):
+    for line in found.notes():
         logger.info(line)
     return found.rows
 
