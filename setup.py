@@ -5,8 +5,12 @@ from setuptools import find_packages, setup
 setup(
     packages=[
         *find_packages(include=["speechbrain_ssl*"]),
-        # the recipes, so that an installed wheel can train
+        # recipes and encoders, so that an installed wheel can train
         "speechbrain_ssl._recipes",
+        "speechbrain_ssl._hparams",
     ],
-    package_dir={"speechbrain_ssl._recipes": "recipes"},
+    package_dir={
+        "speechbrain_ssl._recipes": "recipes",
+        "speechbrain_ssl._hparams": "hparams",
+    },
 )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from speechbrain_ssl import hub, safe_yaml
+from speechbrain_ssl import hub, safe_yaml, shipped
 from speechbrain_ssl.card import CARD_NAME, read_card
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.files import hash_of, read_json
@@ -78,7 +78,8 @@ def find_source(
     Arguments
     ---------
     source : str
-        A folder, the YAML of an encoder, or a name on the Hugging Face hub.
+        A folder, the YAML of an encoder or its name in ``hparams``, or a name
+        on the Hugging Face hub.
     revision : str
         Branch, tag or commit on the hub; None: main.
     offline : bool
@@ -101,9 +102,9 @@ def find_source(
             f"{source} is an ONNX file, which has no gradients: it cannot be "
             "trained. Give it as --teacher, which makes the labels of the "
             "first round, and an encoder that can be trained as source: a "
-            "SpeechBrain folder, or a YAML with random weights such as "
-            "hparams/ecapa_c512.yaml."
+            "SpeechBrain folder, or random weights such as ecapa_c512."
         )
+    source = shipped.encoder_file(source)
     path, name, commit = hub.fetch(source, revision, offline)
     if os.path.isfile(path) and path.endswith((".yaml", ".yml")):
         return Source(RANDOM, path, os.path.basename(path), None, None)

@@ -69,8 +69,8 @@ def help_text(description: str, script: str, argv: list[str]) -> str:
         ]
         if {"embedding_model", "emb_dim"} <= keys:
             parts.append(
-                "  --encoder_file FILE # another encoder, such as "
-                "hparams/resnet.yaml of the repository"
+                "  --encoder_file FILE # another encoder: a YAML, or a name "
+                "such as resnet"
             )
     else:
         hint = f"python {name} hparams/train_moco.yaml --help"

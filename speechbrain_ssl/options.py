@@ -17,7 +17,7 @@ to SpeechBrain's parser, which it replaces:
 * A mapping changes keys of the YAML's mapping, or arguments of its object. With
   another tag (``!new:my.Net {dim: 8}``) it replaces what the YAML has there.
 * ``--encoder_file FILE`` replaces the encoder of a training by that of another
-  YAML, such as those in ``hparams`` of the repository.
+  YAML: a path, or the name of one that comes with the package (``campplus``).
 * What is both a run option and a key of the YAML is changed in both.
 * Run options that nothing here would follow are refused.
 """
@@ -26,6 +26,7 @@ import difflib
 import inspect
 import io
 import json
+import os
 import pathlib
 import pydoc
 import re
@@ -42,6 +43,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
+from speechbrain_ssl import shipped
 from speechbrain_ssl.help import REFUSED
 
 # Also options of the command line, though without a help text.
@@ -234,8 +236,14 @@ def _take_encoder(file, tree, arguments):
         return rest, {}
     if len(paths) > 1:
         raise OptionsError(f"{ENCODER_FILE} is given twice. Keep one of them.")
-    other = _read(paths[0])
-    for where, keys in ((file, tree), (paths[0], other)):
+    path = shipped.encoder_file(paths[0])
+    if not os.path.isfile(path):
+        raise OptionsError(
+            f"{ENCODER_FILE} {path} is no file and none of "
+            f"{', '.join(shipped.encoder_files())}."
+        )
+    other = _read(path)
+    for where, keys in ((file, tree), (path, other)):
         missing = [key for key in ENCODER if key not in keys]
         if missing:
             raise OptionsError(
@@ -249,7 +257,7 @@ def _take_encoder(file, tree, arguments):
         if key in encoder or (key == "sample_rate" and key in tree):
             continue
         if key not in other:
-            raise OptionsError(f"{paths[0]} refers to '{key}', but has none.")
+            raise OptionsError(f"{path} refers to '{key}', but has none.")
         encoder[key] = other[key]
         todo += _referred(other[key])
     tree.update(encoder)

@@ -103,6 +103,19 @@ def test_the_command_line_changes_an_encoder_file(tiny, tmp_path):
     assert "train_ecapa" not in text and "CAMPlusPlus" in text
 
 
+def test_an_encoder_file_of_the_package_is_known_by_its_name(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    _, named = load(RECIPES["train_moco"], tmp_path, "--encoder_file=campplus")
+    path = f"--encoder_file={FILES['campplus']}"
+    assert named == load(RECIPES["train_moco"], tmp_path, path)[1]
+    # a file of that name comes first
+    (tmp_path / "campplus").write_text(TINY)
+    _, own = load(RECIPES["train_moco"], tmp_path, "--encoder_file=campplus")
+    assert "growth: 4" in own
+
+
 def test_wrong_encoder_files_are_named(tiny, tmp_path):
     recipe, other = RECIPES["train_moco"], tmp_path / "other.yaml"
     other.write_text("emb_dim: 3\n")
@@ -113,7 +126,7 @@ def test_wrong_encoder_files_are_named(tiny, tmp_path):
         (["--encoder_file", tiny, f"--encoder_file={tiny}"], "given twice"),
         (["--encoder_file", str(other)], "other.yaml has no compute_features"),
         (["--encoder_file", str(broken)], "refers to 'mels', but has none"),
-        (["--encoder_file", f"{tmp_path}/no.yaml"], "no.yaml"),
+        (["--encoder_file", "no_encoder"], "is no file and none of campplus"),
     ):
         with pytest.raises(OptionsError, match=message):
             load(recipe, tmp_path, *flags)

@@ -100,7 +100,12 @@ def test_wheel_describes_itself_and_ships_types_and_templates(built):
     assert "speechbrain_ssl/py.typed" in names
     data = {p.name for p in (ROOT / "speechbrain_ssl/report").glob("*.html")}
     assert {f"speechbrain_ssl/report/{name}" for name in data} <= set(names)
-    assert not [name for name in names if name.startswith(("tests", "recipes"))]
+    encoders = {p.name for p in (ROOT / "hparams").glob("*.yaml")}
+    assert {f"speechbrain_ssl/_hparams/{name}" for name in encoders} <= set(
+        names
+    )
+    outside = ("tests", "recipes", "hparams")
+    assert not [name for name in names if name.startswith(outside)]
     assert found["Author"] == "speechbrain_ssl developers"
     assert found["License-Expression"] == "Apache-2.0"
     assert found["Keywords"] and found["Classifier"]

@@ -13,7 +13,7 @@ import runpy
 import shutil
 import sys
 
-import speechbrain_ssl
+from speechbrain_ssl import shipped
 from speechbrain_ssl.help import command_parser
 
 # a key at the left margin that only YAMLs of this script have
@@ -26,9 +26,7 @@ SCRIPT_OF_KEY = {
 
 def folder() -> pathlib.Path:
     """``recipes`` of the checkout, or the copy in the installed package."""
-    package = pathlib.Path(speechbrain_ssl.__file__).parent
-    checkout = package.parent / "recipes"
-    return checkout if checkout.is_dir() else package / "_recipes"
+    return shipped.folder("recipes")
 
 
 def names() -> dict[str, pathlib.Path]:

@@ -199,36 +199,92 @@ def bootstrap(
     Groups of both sides are numbers or names [trials]. Gives the 2.5th and the
     97.5th percentile of the EER, as fractions.
     """
-    scores, targets = _checked(scores, targets)
-    if not len(enrol_group) == len(test_group) == len(scores):
+    rates = _resampled([scores], targets, enrol_group, test_group, draws, seed)
+    low, high = np.percentile(rates[:, 0], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_difference(
+    before: ArrayLike,
+    after: ArrayLike,
+    targets: ArrayLike,
+    enrol_group: np.ndarray | list,
+    test_group: np.ndarray | list,
+    draws: int = 200,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95% interval of the difference of two EERs on the same trials.
+
+    Both EERs are computed on the same draws of groups (paired bootstrap), so
+    that the difficulty of the drawn speakers cancels out.
+
+    Arguments
+    ---------
+    before, after : np.ndarray | torch.Tensor | list
+        Scores of each trial by two models [trials].
+    targets, enrol_group, test_group, draws, seed
+        As for ``bootstrap``.
+
+    Returns
+    -------
+    low : float
+        2.5th percentile of EER after minus EER before, as a fraction.
+    high : float
+        97.5th percentile.
+
+    Raises
+    ------
+    ValueError
+        As ``bootstrap``.
+
+    Example
+    -------
+    >>> bootstrap_difference([1, 0], [0, 1], [1, 0], [5, 6], [5, 7])
+    (1.0, 1.0)
+    """
+    both = [before, after]
+    rates = _resampled(both, targets, enrol_group, test_group, draws, seed)
+    low, high = np.percentile(rates[:, 1] - rates[:, 0], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled(models, targets, enrol_group, test_group, draws, seed):
+    """EER of each model in each draw of the groups [draws, models]."""
+    checked = [_checked(scores, targets) for scores in models]
+    trials = len(checked[0][1])
+    if not len(enrol_group) == len(test_group) == trials:
         raise ValueError(
             f"Expected one enrol and one test group per trial, found "
-            f"{len(enrol_group)} and {len(test_group)} for {len(scores)}."
+            f"{len(enrol_group)} and {len(test_group)} for {trials}."
         )
     groups, index = np.unique(
         np.concatenate([enrol_group, test_group]), return_inverse=True
     )
-    order = np.argsort(-scores)
-    weighted_eer = _weighted_eer(
-        scores[order],
-        targets[order],
-        index[: len(scores)][order],
-        index[len(scores) :][order],
-    )
+    weighted = []
+    for scores, binary in checked:
+        order = np.argsort(-scores)
+        weighted.append(
+            _weighted_eer(
+                scores[order],
+                binary[order],
+                index[:trials][order],
+                index[trials:][order],
+            )
+        )
     generator = np.random.default_rng(seed)
     rates = []
     for _ in range(draws):
         drawn = generator.integers(0, len(groups), len(groups))
-        rate = weighted_eer(np.bincount(drawn, minlength=len(groups)))
-        if rate is not None:
-            rates.append(rate)
+        weight = np.bincount(drawn, minlength=len(groups))
+        found = [weighted_eer(weight) for weighted_eer in weighted]
+        if None not in found:
+            rates.append(found)
     if not rates:
         raise ValueError(
             f"None of {draws} draws of {len(groups)} groups had targets and "
             "non-targets. Use more draws or smaller groups."
         )
-    low, high = np.percentile(rates, [2.5, 97.5])
-    return float(low), float(high)
+    return np.array(rates)
 
 
 def effective_rank(covariance: np.ndarray) -> float:

@@ -14,6 +14,7 @@ import torch
 from speechbrain_ssl.dataio import faces
 from speechbrain_ssl.dataio.embedding import describe, try_files
 from speechbrain_ssl.evaluation import metrics, scoring
+from speechbrain_ssl.evaluation.fusion import read_same
 from speechbrain_ssl.evaluation.trials import (
     Trials,
     few,
@@ -203,6 +204,38 @@ def summarize(
         "files": files,
         "bootstrap_over": drawn,
     }
+
+
+def compare(before: str, after: str) -> dict[str, float]:
+    """The difference of the EERs of two models on one list.
+
+    Arguments
+    ---------
+    before, after : str
+        Folders of the list, as ``verify`` writes them for each model.
+
+    Returns
+    -------
+    dict
+        "difference" (EER after minus EER before, in points) and its 95 %
+        interval "low" and "high", from a bootstrap that draws the same groups
+        for both models.
+
+    Raises
+    ------
+    ValueError
+        If the two folders have scores of other trials.
+    """
+    trials, scores = read_same(
+        [os.path.join(folder, "scores.txt") for folder in (before, after)]
+    )
+    _, group = _groups(trials.files, "auto")
+    first, last = (metrics.eer(own, trials.targets)[0] for own in scores.T)
+    low, high = metrics.bootstrap_difference(
+        *scores.T, trials.targets, group[trials.enrol], group[trials.test]
+    )
+    found = {"difference": last - first, "low": low, "high": high}
+    return {key: 100 * value for key, value in found.items()}
 
 
 def verify(

@@ -20,6 +20,7 @@ FLOORS = [
     ("files", 0),
     ("help", 0),
     ("hub", 0),
+    ("shipped", 0),
     ("nnet/schedules", 1),
     ("checkpoints", 1),
     ("random_states", 1),

@@ -159,6 +159,35 @@ def test_bootstrap_contains_the_eer_and_repeats_with_its_seed():
     assert metrics.bootstrap(scores, targets, *sides, seed=1) != (low, high)
 
 
+def test_difference_is_that_of_two_models_on_each_draw():
+    before, targets = trials(300)
+    after = before + np.random.default_rng(4).normal(size=300)
+    sides = np.random.default_rng(3).integers(0, 12, (2, 300))
+    index = np.unique(sides, return_inverse=True)[1].reshape(2, 300)
+    rng, wanted = np.random.default_rng(5), []
+    for _ in range(40):
+        drawn = rng.integers(0, 12, 12)
+        times = np.bincount(drawn, minlength=12)[index]
+        times = np.where(targets == 1, times[0], times[0] * times[1])
+        rows = np.repeat(np.arange(300), times)
+        rates = [
+            metrics.eer(scores[rows], targets[rows])[0]
+            for scores in (before, after)
+        ]
+        wanted.append(rates[1] - rates[0])
+    found = metrics.bootstrap_difference(
+        before, after, targets, *sides, draws=40, seed=5
+    )
+    assert found == pytest.approx(np.percentile(wanted, [2.5, 97.5]), abs=1e-12)
+
+
+def test_difference_of_a_model_to_itself_is_zero():
+    scores, targets = trials(300)
+    sides = np.random.default_rng(3).integers(0, 12, (2, 300))
+    found = metrics.bootstrap_difference(scores, scores, targets, *sides)
+    assert found == (0, 0)
+
+
 def test_a_million_trials_are_no_quadratic_problem():
     scores, targets = trials(1_000_000)
     assert metrics.eer(scores, targets)[0] == pytest.approx(0.227, abs=0.003)

@@ -134,6 +134,11 @@ def test_the_model_of_the_best_round_is_exported_with_its_origin(
     assert found["label_free"] and -1 <= found["threshold"] <= 1
     for lists in (summary["before"], summary["after"]):
         assert set(lists) == {"own", "far"}
+    for name, found in summary["differences"].items():
+        rates = [summary[key][name]["EER"] for key in ("before", "after")]
+        assert found["difference"] == pytest.approx(rates[1] - rates[0])
+        assert found["low"] <= found["high"]
+    assert set(summary["differences"]) == {"own", "far"}
     assert (folder / "rounds/rounds.html").is_file()
 
 
@@ -194,7 +199,7 @@ def test_a_source_that_does_not_improve_is_kept(place, capfd):
     assert equal(weights(folder / "model"), weights(place / "speechbrain/tiny"))
     text = read_card(folder / "model").text
     assert "did not improve" in text and "source is kept" in text
-    assert summary["before"] == {}
+    assert summary["before"] == summary["differences"] == {}
 
 
 def run_and_die(place, out):

@@ -46,6 +46,7 @@ from speechbrain_ssl.cli.embed import embed
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.evaluation.selfcheck import SelfCheck, held_out
 from speechbrain_ssl.evaluation.trials import read_trials
+from speechbrain_ssl.evaluation.verification import compare, results_folder
 from speechbrain_ssl.files import hash_of, read_json, write_json, write_whole
 from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.options import (
@@ -493,8 +494,20 @@ def verify(job, number, model):
     return read_stage(folder, 0, "verify")["lists"]
 
 
+def differences(job, best):
+    """What the adaptation changes on each list, with intervals."""
+    folders = [job.place("verification", name_of(n)) for n in (0, best)]
+    lists = [*job.hparams["trials"], *job.hparams["other_trials"]]
+    found = {}
+    for path in lists if best else ():
+        places = [results_folder(folder, path) for folder in folders]
+        found[os.path.basename(places[0])] = compare(*places)
+    return found
+
+
 def summarize(job, source, checks, choice, report, model, before, after):
     """Writes summary.json and prints the outcome."""
+    changes = differences(job, choice.best)
     summary = {
         "title": f"{source.name}, adapted to unlabelled audio",
         "source": source._asdict(),
@@ -506,6 +519,7 @@ def summarize(job, source, checks, choice, report, model, before, after):
         "rounds": report["stages"],
         "before": before,
         "after": after,
+        "differences": changes,
         "seed": job.hparams["seed"],
         "label_use": LABEL_USE,
     }
@@ -516,7 +530,12 @@ def summarize(job, source, checks, choice, report, model, before, after):
             f"{rates['EER_high']:.1f}]"
             for rates in (found, after[name])
         )
-        print(f"{name}: EER {line}")
+        change = ""
+        if name in changes:
+            change = (
+                "; difference {difference:+.2f} [{low:+.1f}, {high:+.1f}]"
+            ).format_map(changes[name])
+        print(f"{name}: EER {line}{change}")
     print(f"{choice.reason}\nModel: {model}")
     return summary
 
