@@ -96,7 +96,9 @@ def run(script: pathlib.Path, hparams: str | None, argv: list[str]) -> None:
     script; not used if ``argv`` begins with another one. None: it needs no
     YAML.
     """
-    if hparams is not None and not (argv and argv[0].endswith(".yaml")):
+    first = argv[0] if argv else ""
+    is_given = first.endswith(".yaml") and not first.startswith("-")
+    if hparams is not None and not is_given:
         path = pathlib.Path(hparams)
         if not path.is_file():
             path = script.parent / "hparams" / hparams

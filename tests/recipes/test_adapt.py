@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -100,7 +101,7 @@ def adapted(place):
             place,
             "adapted",
             "--rounds=1",
-            f"--trials=[{place}/own.txt]",
+            f"--trials={place}/own.txt",
             f"--other_trials=[{place}/far.txt]",
         )
 
@@ -328,3 +329,19 @@ def test_the_command_line_takes_source_and_audio(monkeypatch):
     with pytest.raises(SystemExit, match="usage"):
         main.main(["adapt", "a/b"])
     assert os.path.isfile(script)
+
+
+def test_a_source_that_is_a_yaml_is_not_the_yaml_of_the_recipe(monkeypatch):
+    from speechbrain_ssl.cli import main, recipes
+
+    found = []
+    monkeypatch.setattr(
+        recipes.runpy, "run_path", lambda *a, **b: found.extend(sys.argv[1:3])
+    )
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main.main(["adapt", "my/encoder.yaml", "/audio"])
+    assert found == [
+        str(RECIPE / "hparams/adapt.yaml"),
+        "--source=my/encoder.yaml",
+    ]

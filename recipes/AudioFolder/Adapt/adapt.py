@@ -95,7 +95,7 @@ def check_settings(hparams):
         path = hparams[key]
         if path is not None and not os.path.exists(path):
             raise FileNotFoundError(f"There is no {path} ({key}).")
-    lists = [*hparams["trials"], *hparams["other_trials"]]
+    lists = trial_lists(hparams)
     stems = [os.path.splitext(os.path.basename(path))[0] for path in lists]
     if len(set(stems)) < len(stems):
         raise ValueError(
@@ -108,6 +108,16 @@ def check_settings(hparams):
         file = hparams_file(hparams[name])
         if unknown := hparams[name]["changes"].keys() - settings_of(file):
             raise ValueError(f"{name}: {file} has no key {min(unknown)!r}")
+
+
+def trial_lists(hparams):
+    """Paths of all trial lists; a key may have one path or several."""
+    given = [hparams[key] for key in ("trials", "other_trials")]
+    return [
+        path
+        for paths in given
+        for path in ([paths] if isinstance(paths, str) else paths)
+    ]
 
 
 def hparams_file(spec):
@@ -474,7 +484,7 @@ def write_result(job, source, models, checks, choice, report):
 def verify(job, number, model):
     """Error rates of a model on all lists; empty without lists."""
     hparams = job.hparams
-    lists = [*hparams["trials"], *hparams["other_trials"]]
+    lists = trial_lists(hparams)
     if not lists:
         return {}
     folder = job.place("verification", name_of(number))
@@ -497,9 +507,8 @@ def verify(job, number, model):
 def differences(job, best):
     """What the adaptation changes on each list, with intervals."""
     folders = [job.place("verification", name_of(n)) for n in (0, best)]
-    lists = [*job.hparams["trials"], *job.hparams["other_trials"]]
     found = {}
-    for path in lists if best else ():
+    for path in trial_lists(job.hparams) if best else ():
         places = [results_folder(folder, path) for folder in folders]
         found[os.path.basename(places[0])] = compare(*places)
     return found
