@@ -78,6 +78,7 @@ def test_commands_name_what_exists(words):
         hparams = recipes.folder() / "AudioFolder/SSL/hparams"
         keys = keys_of(hparams / SCRIPT_KEYS[command])
     if keys is not None:
+        keys |= set(run_option_types())
         assert {word[2:] for word in rest if word.startswith("--")} <= keys
 
 
