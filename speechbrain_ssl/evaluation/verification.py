@@ -224,15 +224,18 @@ def compare(before: str, after: str) -> dict[str, float]:
     Raises
     ------
     ValueError
-        If the two folders have scores of other trials.
+        If the two folders have scores of other trials, or without labels.
     """
     trials, scores = read_same(
         [os.path.join(folder, "scores.txt") for folder in (before, after)]
     )
+    if trials.targets is None:
+        raise ValueError(f"The scores of {before} have no labels.")
     _, group = _groups(trials.files, "auto")
-    first, last = (metrics.eer(own, trials.targets)[0] for own in scores.T)
+    old, new = scores.T
+    first, last = (metrics.eer(own, trials.targets)[0] for own in (old, new))
     low, high = metrics.bootstrap_difference(
-        *scores.T, trials.targets, group[trials.enrol], group[trials.test]
+        old, new, trials.targets, group[trials.enrol], group[trials.test]
     )
     found = {"difference": last - first, "low": low, "high": high}
     return {key: 100 * value for key, value in found.items()}
