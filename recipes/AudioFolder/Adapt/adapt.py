@@ -112,7 +112,7 @@ def check_settings(hparams):
 
 def trial_lists(hparams):
     """Paths of all trial lists; a key may have one path or several."""
-    given = [hparams[key] for key in ("trials", "other_trials")]
+    given = hparams["trials"], hparams["other_trials"]
     return [
         path
         for paths in given
