@@ -96,11 +96,31 @@ class Tab:
             time.sleep(0.2)
         raise AssertionError(f"{code} is not true after {seconds} s")
 
+    def click(self, selector, until):
+        """Clicks until an expression is true, and returns its value.
+
+        A click may come before the page listens.
+        """
+        for _ in range(12):
+            self.evaluate(f"document.querySelector('{selector}').click()")
+            with contextlib.suppress(AssertionError):
+                return self.wait(until, seconds=5)
+        raise AssertionError(f"{until} is not true after clicks on {selector}")
+
     def choose_file(self, selector, path):
-        """Gives a file to an input."""
-        root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector=selector)
-        self.call("DOM.setFileInputFiles", files=[path], nodeId=node["nodeId"])
+        """Gives a file to an input, until the page has taken it away."""
+        gone = f"!document.querySelector('{selector}')"
+        for _ in range(12):
+            root = self.call("DOM.getDocument")["root"]["nodeId"]
+            node = self.call(
+                "DOM.querySelector", nodeId=root, selector=selector
+            )
+            self.call(
+                "DOM.setFileInputFiles", files=[path], nodeId=node["nodeId"]
+            )
+            with contextlib.suppress(AssertionError):
+                return self.wait(gone, seconds=5)
+        raise AssertionError(f"{selector} does not take {path}")
 
     def requested(self):
         """Addresses that the page asked for."""
