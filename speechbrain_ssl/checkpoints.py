@@ -495,7 +495,7 @@ def plain(value: Any) -> Any:
     """Turns a value into what any YAML reader understands.
 
     Tensors and arrays become numbers or lists, tuples and sets become lists;
-    what is no number, text, None, list or dictionary becomes its text.
+    numbers, text, None, lists and dictionaries stay, anything else becomes text.
 
     Example
     -------
