@@ -12,8 +12,6 @@ import math
 import os
 import pathlib
 import shutil
-import socket
-import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,11 +44,9 @@ from speechbrain_ssl import distributed
 logger = get_logger(__name__)
 
 MANIFEST = "MANIFEST.json"
-# A folder ".KIND+HOST+PID+NAME" belongs to the process PID on HOST, and is
-# removed (or put back) by any later process once that one is gone.
-SAVING, REPLACED, DELETING = "saving", "replaced", "deleting"
-# The processes of other hosts cannot be asked whether they still run.
-FOREIGN_LEFTOVER_SECONDS = 3600
+# Folders of work that is not done. One training at a time has the folder of the
+# checkpoints (``files.occupy``), so those that it finds are leftovers.
+SAVING, DELETING = ".saving", ".deleting+"
 # torch.save does not raise OSError when its C++ writer cannot write.
 TORCH_WRITE_ERRORS = (
     "inline_container",
@@ -79,7 +75,7 @@ class AtomicCheckpointer(Checkpointer):
     Saving, deleting and recovering are called in all processes, as in
     SpeechBrain; only the main one chooses, writes and deletes. Listing and
     finding involve the calling process only. All processes must see the same
-    file system.
+    file system. Checkpoints have no names of the user's.
 
     Arguments
     ---------
@@ -87,14 +83,6 @@ class AtomicCheckpointer(Checkpointer):
         Folder of the checkpoints; made if missing.
     recoverables : dict
         Name -> object to save and recover.
-    custom_load_hooks : dict
-        Name -> function (object, path, end_of_epoch).
-    custom_save_hooks : dict
-        Name -> function (object, path).
-    allow_partial_load : bool
-        Whether a recoverable without a file is passed over.
-    strict : bool
-        Whether a failure to write is raised after it was logged.
 
     Example
     -------
@@ -110,19 +98,8 @@ class AtomicCheckpointer(Checkpointer):
         self,
         checkpoints_dir: str | os.PathLike,
         recoverables: dict | None = None,
-        custom_load_hooks: dict | None = None,
-        custom_save_hooks: dict | None = None,
-        allow_partial_load: bool = False,
-        strict: bool = False,
     ):
-        super().__init__(
-            checkpoints_dir,
-            recoverables,
-            custom_load_hooks,
-            custom_save_hooks,
-            allow_partial_load,
-        )
-        self.strict = strict
+        super().__init__(checkpoints_dir, recoverables)
         self.failed_saves = 0
         # folder -> what reading it in full showed; listing does not read all
         self._damage = {}
@@ -138,51 +115,37 @@ class AtomicCheckpointer(Checkpointer):
         self,
         meta: dict = {},
         end_of_epoch: bool = True,
-        name: str | None = None,
         verbosity: int = logging.INFO,
     ) -> Checkpoint | None:
         """Saves a checkpoint; call it in all processes.
 
         ``meta`` has metrics and marks to choose by; NumPy and torch values are
-        fine. ``end_of_epoch`` is False in the middle of an epoch. ``name``
-        follows ``CKPT+`` and replaces a checkpoint of that name; by default it
-        is the time. Gives None in other processes than the main one, and when
-        the disk refused the checkpoint: ``strict`` makes that an error (see
-        ``failed_saves``).
+        fine. ``end_of_epoch`` is False in the middle of an epoch. Gives None in
+        other processes than the main one, and when the disk refused the
+        checkpoint (see ``failed_saves``).
         """
-        checkpoint = self._save(meta, end_of_epoch, name, verbosity)
+        checkpoint = self._save(meta, end_of_epoch, verbosity)
         return checkpoint if if_main_process() else None
 
     def save_and_keep_only(
         self,
         meta: dict = {},
         end_of_epoch: bool = True,
-        name: str | None = None,
-        num_to_keep: int = 1,
         keep_recent: bool = True,
-        importance_keys: Sequence[Callable] = (),
-        max_keys: Sequence[str] = (),
-        min_keys: Sequence[str] = (),
-        ckpt_predicate: Callable | None = None,
         verbosity: int = logging.INFO,
+        **kept: Any,
     ) -> None:
         """Saves a checkpoint and then, if it is in place, deletes old ones.
 
-        The arguments are SpeechBrain's. Nothing is deleted if saving failed.
+        ``kept`` are arguments of ``delete_checkpoints``.
         """
-        if self._save(meta, end_of_epoch, name, verbosity) is None:
-            return
-        recency = [ckpt_recency] if keep_recent else []
-        self.delete_checkpoints(
-            num_to_keep=num_to_keep,
-            min_keys=min_keys,
-            max_keys=max_keys,
-            importance_keys=[*importance_keys, *recency],
-            ckpt_predicate=ckpt_predicate,
-            verbosity=verbosity,
-        )
+        if self._save(meta, end_of_epoch, verbosity) is not None:
+            recency = [ckpt_recency] if keep_recent else []
+            self.delete_checkpoints(
+                importance_keys=recency, verbosity=verbosity, **kept
+            )
 
-    def _save(self, meta, end_of_epoch, name, verbosity):
+    def _save(self, meta, end_of_epoch, verbosity):
         """Returns the checkpoint, or None, in all processes."""
         attempt = _Attempt()
         staging = attempt.on_main(self._new_staging)
@@ -192,7 +155,7 @@ class AtomicCheckpointer(Checkpointer):
         checkpoint: Any = None
         if attempt.first_error() is None:
             checkpoint = attempt.on_main(
-                self._complete, staging, name, meta, end_of_epoch
+                self._complete, staging, meta, end_of_epoch
             )
         error = attempt.first_error()
         if error is not None:
@@ -207,7 +170,7 @@ class AtomicCheckpointer(Checkpointer):
 
     def _new_staging(self):
         self._remove_leftovers()
-        staging = self.checkpoints_dir / _private_name(SAVING)
+        staging = self.checkpoints_dir / SAVING
         staging.mkdir()
         return staging
 
@@ -226,32 +189,26 @@ class AtomicCheckpointer(Checkpointer):
                     attempt(hook, obj, path)
 
     def _save_hook(self, name, obj):
-        if name in self.custom_save_hooks:
-            return self.custom_save_hooks[name]
         hook = get_default_hook(obj, DEFAULT_SAVE_HOOKS)
         if hook is None:
             raise RuntimeError(
                 f"Cannot save '{name}': {type(obj).__name__} has no save hook."
-                " Decorate its class with register_checkpoint_hooks, or give"
-                " the checkpointer a custom_save_hook for it."
+                " Decorate its class with register_checkpoint_hooks."
             )
         is_default = hook is DEFAULT_SAVE_HOOKS[torch.nn.Module]
         if is_default and not obj.state_dict():
             return _save_nothing  # SpeechBrain's hook warns at each save
         return hook
 
-    def _complete(self, staging, name, meta, end_of_epoch):
+    def _complete(self, staging, meta, end_of_epoch):
         """Gives the finished folder its name."""
         saved_meta = self._save_checkpoint_metafile(
             staging / METAFNAME, plain(meta), end_of_epoch
         )
         write_manifest(staging)
-        if name is None:
-            folder = self._new_checkpoint_dirpath()
-        else:
-            folder = self._custom_checkpoint_dirpath(name)
-        _put_in_place(staging, folder)
-        self._damage.pop(folder, None)
+        folder = self._new_checkpoint_dirpath()
+        os.rename(staging, folder)
+        _flush(self.checkpoints_dir)
         paramfiles = {
             name: folder / f"{name}{PARAMFILE_EXT}"
             for name in self.recoverables
@@ -274,8 +231,6 @@ class AtomicCheckpointer(Checkpointer):
                 "the next save tries again. Failed so far: "
                 f"{self.failed_saves}."
             )
-        if self.strict:
-            raise attempt.error or OSError(error["message"])
 
     def list_checkpoints(self) -> list[Checkpoint]:
         """Lists the checkpoints, without the ones that are seen to be damaged.
@@ -309,21 +264,13 @@ class AtomicCheckpointer(Checkpointer):
             importance_key, max_key, min_key, competes, max_num_checkpoints
         )
 
-    def find_checkpoint(
-        self,
-        importance_key: Callable | None = None,
-        max_key: str | None = None,
-        min_key: str | None = None,
-        ckpt_predicate: Callable | None = None,
-    ) -> Checkpoint | None:
+    def find_checkpoint(self, *order: Any, **which: Any) -> Checkpoint | None:
         """Picks the best checkpoint that reads back as it was written.
 
-        The arguments are SpeechBrain's. It is a RuntimeError if all are
-        damaged.
+        The arguments are those of ``find_checkpoints``. It is a RuntimeError if
+        all are damaged.
         """
-        ranked = self.find_checkpoints(
-            importance_key, max_key, min_key, ckpt_predicate
-        )
+        ranked = self.find_checkpoints(*order, **which)
         for checkpoint in ranked:
             if self.is_whole(checkpoint):
                 return checkpoint
@@ -341,31 +288,26 @@ class AtomicCheckpointer(Checkpointer):
         return damage is None
 
     def recover_if_possible(
-        self,
-        importance_key: Callable | None = None,
-        max_key: str | None = None,
-        min_key: str | None = None,
-        ckpt_predicate: Callable | None = None,
+        self, *order: Any, **which: Any
     ) -> Checkpoint | None:
         """Loads the best whole checkpoint, the same in all processes.
 
-        The arguments are SpeechBrain's: the newest one by default. It is a
-        RuntimeError if all are damaged.
+        The arguments are those of ``find_checkpoints``: the newest one by
+        default. It is a RuntimeError if all are damaged.
         """
+
+        def choose():
+            self._remove_leftovers()
+            return self.find_checkpoint(*order, **which)
+
         attempt = _Attempt()
-        chosen = attempt.on_main(
-            self._choose, importance_key, max_key, min_key, ckpt_predicate
-        )
+        chosen = attempt.on_main(choose)
         attempt.raise_everywhere()
         if chosen is None:
             logger.info("Would load a checkpoint here, but none found yet.")
         else:
             self.load_checkpoint(chosen)
         return chosen
-
-    def _choose(self, *how):
-        self._remove_leftovers()
-        return self.find_checkpoint(*how)
 
     def _survey(self):
         """Returns the healthy checkpoints, and folder -> damage."""
@@ -465,7 +407,7 @@ class AtomicCheckpointer(Checkpointer):
 
     def _delete_folder(self, folder, verbosity):
         # Renamed first: a kill half-way must not leave half a checkpoint.
-        doomed = folder.with_name(_private_name(DELETING, folder.name))
+        doomed = folder.with_name(DELETING + folder.name)
         try:
             os.rename(folder, doomed)
         except OSError as error:
@@ -476,17 +418,8 @@ class AtomicCheckpointer(Checkpointer):
 
     def _remove_leftovers(self):
         """Clears away what killed processes left in the middle of something."""
-        for path in self.checkpoints_dir.glob(".*+*+*+*"):
-            kind, host, pid, name = path.name[1:].split("+", 3)
-            if kind not in (SAVING, REPLACED, DELETING):
-                continue
-            if not _is_abandoned(path, host, pid):
-                continue
-            intended = self.checkpoints_dir / name
-            if kind == REPLACED and not intended.exists():
-                os.rename(path, intended)
-                logger.info(f"Put {intended} back, left by a killed process.")
-            else:
+        for kind in (SAVING, DELETING):
+            for path in self.checkpoints_dir.glob(f"{kind}*"):
                 shutil.rmtree(path, ignore_errors=True)
                 logger.info(f"Removed {path}, left by a killed process.")
 
@@ -562,13 +495,7 @@ def find_damage(folder: str | os.PathLike, read: bool = True) -> str | None:
             f"{MANIFEST} is missing (if SpeechBrain's own Checkpointer wrote "
             "it, call speechbrain_ssl.checkpoints.write_manifest on it)"
         )
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (*(OSError, ValueError, LookupError), AttributeError) as error:
         return f"{MANIFEST} cannot be read ({_one_line(error)})"
     if METAFNAME not in files:
         return f"{METAFNAME} is not in {MANIFEST}"
@@ -692,51 +619,8 @@ def _all_damaged(folder, damaged):
     )
 
 
-def _private_name(kind, name=""):
-    host = socket.gethostname().replace("+", "-")
-    return f".{kind}+{host}+{os.getpid()}+{name}"
-
-
-def _is_abandoned(path, host, pid):
-    """Whether the process that made the folder is gone."""
-    own_host = socket.gethostname().replace("+", "-")
-    if host != own_host or not pid.isdecimal() or os.name != "posix":
-        try:
-            age = time.time() - path.stat().st_mtime
-        except OSError:  # its owner has just finished with it
-            return False
-        return age > FOREIGN_LEFTOVER_SECONDS
-    if int(pid) == os.getpid():
-        return True
-    try:
-        os.kill(int(pid), 0)  # sends nothing, only asks
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def _put_in_place(staging, folder):
-    """Renames; a folder of that name is deleted after, never before."""
-    replaced = folder.with_name(_private_name(REPLACED, folder.name))
-    if folder.exists():
-        os.rename(folder, replaced)
-    try:
-        os.rename(staging, folder)
-    except OSError:
-        if replaced.exists():
-            os.rename(replaced, folder)
-        raise
-    _flush(folder.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
 def _flush(path):
     """Waits until a file, or a folder's list of files, is on the disk."""
-    if os.name != "posix":
-        return  # other systems neither open folders nor sync read-only files
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

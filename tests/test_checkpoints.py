@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -152,49 +151,6 @@ def test_killed_save_is_invisible_and_cleared_away(
     checkpointer.recover_if_possible()
     assert number.value == 1
     assert leftover[0] not in names(tmp_path)
-
-
-def test_save_of_a_living_process_is_left_alone(checkpointer, tmp_path):
-    host = socket.gethostname()
-    living = tmp_path / f".saving+{host}+{os.getppid()}+"
-    elsewhere = tmp_path / ".saving+elsewhere+1+"
-    long_ago = tmp_path / ".saving+long-ago+1+"
-    for folder in (living, elsewhere, long_ago):
-        folder.mkdir()
-    os.utime(long_ago, (0, 0))
-    checkpointer.recover_if_possible()
-    assert living.exists() and elsewhere.exists()
-    assert not long_ago.exists()
-
-
-def test_named_checkpoint_is_replaced(checkpointer, number, tmp_path):
-    save(checkpointer, 1, name="best")
-    save(checkpointer, 2, name="best")
-    assert names(tmp_path) == ["CKPT+best"]
-    checkpointer.recover_if_possible()
-    assert number.value == 2
-
-
-def test_kill_between_the_two_renames_puts_the_old_one_back(
-    checkpointer, number, tmp_path, monkeypatch
-):
-    save(checkpointer, 1, name="best")
-    rename = os.rename
-
-    def killed_at_second_rename(source, target):
-        if ".saving" in str(source):
-            os._exit(9)
-        rename(source, target)
-
-    def child():
-        monkeypatch.setattr(checkpoints.os, "rename", killed_at_second_rename)
-        save(checkpointer, 2, name="best")
-
-    assert exit_status_of_child(child) == 9
-    assert "CKPT+best" not in names(tmp_path)
-    checkpointer.recover_if_possible()
-    assert number.value == 1
-    assert names(tmp_path) == ["CKPT+best"]
 
 
 def test_kill_while_deleting_leaves_no_half_checkpoint(
@@ -352,14 +308,6 @@ def test_full_disk_keeps_old_checkpoints_and_goes_on(
     number.value = 0
     checkpointer.recover_if_possible()
     assert number.value == 2
-
-
-def test_strict_raises_when_the_disk_is_full(tmp_path, number):
-    checkpointer = AtomicCheckpointer(tmp_path, {"number": number}, strict=True)
-    number.during_save = full_disk
-    with pytest.raises(OSError, match="No space left"):
-        checkpointer.save_checkpoint()
-    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("limit", [300, 1000, 3000])
