@@ -57,13 +57,7 @@ class BarlowTwins(torch.nn.Module):
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of one batch, the mean over pairs of different views.
-
-        Raises
-        ------
-        ValueError
-            If there is only one view, or one utterance in all processes.
-        """
+        """Loss of one batch, the mean over pairs of different views."""
         points = gather_views(self, student)
         batch, _, dim = points.shape
         standard = F.batch_norm(points.flatten(1), None, None, training=True)

@@ -67,12 +67,6 @@ class BYOL(torch.nn.Module):
 
         The pairs are those of different views. The paper adds the two orders
         of two views, which is twice this.
-
-        Raises
-        ------
-        ValueError
-            If there is no teacher, no pair of different views, or if the
-            projections are not ``dim`` wide.
         """
         s, t = different_views(student, teacher)
         check_views(self, student, self.dim)

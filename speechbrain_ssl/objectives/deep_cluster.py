@@ -96,11 +96,6 @@ class DeepCluster(torch.nn.Module):
         """Loss of one batch.
 
         The mean is over views, clusterings and utterances in a cluster.
-
-        Raises
-        ------
-        ValueError
-            If there is no index of the utterances, or no cluster yet.
         """
         if student.index is None:
             raise ValueError("DeepCluster needs the index of the utterances")

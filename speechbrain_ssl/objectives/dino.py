@@ -116,11 +116,6 @@ class DINO(torch.nn.Module):
         """Loss of one batch.
 
         The mean is over utterances and pairs of different views.
-
-        Raises
-        ------
-        ValueError
-            If there is no teacher, or no pair of different views.
         """
         s, t = different_views(student, teacher)
         check_views(self, teacher, len(self.center))

@@ -45,11 +45,6 @@ class KoLeo(torch.nn.Module):
 
         It is the mean over views of minus the logarithm of the distance of a
         unit embedding to the nearest other one of the same view.
-
-        Raises
-        ------
-        ValueError
-            If there is only one utterance.
         """
         embedding = full_precision(student.embedding)
         loss = torch.stack([koleo(view) for view in embedding]).mean()

@@ -59,11 +59,6 @@ class LIM(torch.nn.Module):
         """Loss of one batch.
 
         The mean is over utterances and pairs of different views.
-
-        Raises
-        ------
-        ValueError
-            If there is no pair of different views, or only one utterance.
         """
         s, t = different_views(student, student)
         point = F.normalize(full_precision(student.projection), dim=-1)

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.checks import checked, number, one_of, whole
+from speechbrain_ssl.checks import checked, number, one_of, schedule, whole
 from speechbrain_ssl.nnet.branch import (
     BranchOutput,
     check_views,
     different_views,
 )
-from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.queues import next_slots
+from speechbrain_ssl.nnet.schedules import at
 
 
 class MoCo(torch.nn.Module):
@@ -37,9 +37,9 @@ class MoCo(torch.nn.Module):
         Number of negative keys.
     temperature : float
         Temperature of the softmax.
-    margin : float, callable or torch.nn.Module
+    margin : float or callable
         Subtracted from the positive cosine (CosFace), or a schedule of it; 0
-        is plain InfoNCE. Or another margin of ``speechbrain_ssl.nnet.margins``.
+        is plain InfoNCE.
     symmetric : bool
         Whether every view is a query for every other one. Otherwise the
         first view is the query and the second one the key, as in the paper.
@@ -73,6 +73,7 @@ class MoCo(torch.nn.Module):
         dim=whole(1),
         queue_size=whole(1),
         temperature=number(above=0),
+        margin=schedule(number()),
         symmetric=one_of(True, False),
     )
     def __init__(
@@ -80,12 +81,12 @@ class MoCo(torch.nn.Module):
         dim: int,
         queue_size: int = 65536,
         temperature: float = 0.07,
-        margin: float | Callable[[float], float] | torch.nn.Module = 0.0,
+        margin: float | Callable[[float], float] = 0.0,
         symmetric: bool = True,
     ):
         super().__init__()
         self.temperature = temperature
-        self.margin = as_margin(margin)
+        self.margin = margin
         self.symmetric = symmetric
         self.register_buffer(
             "queue", F.normalize(torch.randn(queue_size, dim), dim=-1)
@@ -104,11 +105,6 @@ class MoCo(torch.nn.Module):
         The mean is over utterances and pairs of different views. Where the
         key comes from another utterance (``teacher.index``), the keys of that
         utterance in the queue are not negatives.
-
-        Raises
-        ------
-        ValueError
-            If there is no teacher, or no pair of different views.
         """
         q, k = different_views(student, teacher)
         check_views(self, student, self.queue.shape[1])
@@ -128,7 +124,7 @@ class MoCo(torch.nn.Module):
             itself &= (theirs != mine)[:, None]
             negative = negative.masked_fill(itself, -torch.inf)
         spread = (negative / self.temperature).logsumexp(-1)[q]
-        logit = self.margin(positive, epoch) / self.temperature
+        logit = (positive - at(self.margin, epoch)) / self.temperature
         # -log(e^p / (e^p + sum of e^n)); cross_entropy would add thousands of
         # small terms to a large one and lose them in float32
         loss = F.softplus(spread - logit).mean()

@@ -105,11 +105,6 @@ class NNCLR(torch.nn.Module):
         """Loss of one batch.
 
         The mean is over utterances and pairs of different views.
-
-        Raises
-        ------
-        ValueError
-            If there is no pair of different views.
         """
         s, t = different_views(student, student)
         check_views(self, student, self.queue.shape[1])

@@ -97,14 +97,7 @@ class RDINO(torch.nn.Module):
     def forward(
         self, student: BranchOutput, teacher: BranchOutput, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of one batch, DINO's and the regularisation.
-
-        Raises
-        ------
-        ValueError
-            If there is no teacher, no pair of different views, only one
-            utterance, or if projections have another width.
-        """
+        """Loss of one batch, DINO's and the regularisation."""
         wide, logits = self._parts(student)
         check_views(self, student, utterances=2)
         loss, stats = self.dino(

@@ -135,11 +135,6 @@ class SDPN(torch.nn.Module):
 
         The cross-entropy is the mean over utterances and pairs of different
         views.
-
-        Raises
-        ------
-        ValueError
-            If there is no teacher, or no pair of different views.
         """
         s, t = different_views(student, teacher)
         check_views(self, student, self.prototypes.weight.shape[1], 2)

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.checks import checked, number
+from speechbrain_ssl.checks import checked, number, schedule
 from speechbrain_ssl.nnet.branch import (
     BranchOutput,
     check_views,
     different_views,
 )
-from speechbrain_ssl.nnet.margins import as_margin
 from speechbrain_ssl.nnet.precision import full_precision
+from speechbrain_ssl.nnet.schedules import at
 
 
 class SimCLR(torch.nn.Module):
@@ -34,10 +34,9 @@ class SimCLR(torch.nn.Module):
     ---------
     temperature : float
         Temperature of the softmax.
-    margin : float, callable or torch.nn.Module
+    margin : float or callable
         Subtracted from the cosine of positives (CosFace), or a schedule of
-        it; 0 is plain NT-Xent. Or another margin of
-        ``speechbrain_ssl.nnet.margins``.
+        it; 0 is plain NT-Xent.
 
     Example
     -------
@@ -58,26 +57,20 @@ class SimCLR(torch.nn.Module):
         ),
     }
 
-    @checked(temperature=number(above=0))
+    @checked(temperature=number(above=0), margin=schedule(number()))
     def __init__(
         self,
         temperature: float = 0.07,
-        margin: float | Callable[[float], float] | torch.nn.Module = 0.0,
+        margin: float | Callable[[float], float] = 0.0,
     ):
         super().__init__()
         self.temperature = temperature
-        self.margin = as_margin(margin)
+        self.margin = margin
 
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of one batch, the mean over views and their positives.
-
-        Raises
-        ------
-        ValueError
-            If there is only one view, or one utterance in all processes.
-        """
+        """Loss of one batch, the mean over views and their positives."""
         views, batch, _ = student.projection.shape
         if views < 2:
             raise ValueError(f"SimCLR needs two views or more, got {views}")
@@ -97,7 +90,7 @@ class SimCLR(torch.nn.Module):
         positive = positive[a, b]
         negative = cosine.masked_fill(same, -math.inf).flatten(2)
         spread = (negative / self.temperature).logsumexp(-1)[a]
-        logit = self.margin(positive, epoch) / self.temperature
+        logit = (positive - at(self.margin, epoch)) / self.temperature
         # -log(e^p / (e^p + sum of e^n)) without forming the quotient
         loss = F.softplus(spread - logit).mean()
         with torch.no_grad():

@@ -68,12 +68,6 @@ class SimSiam(torch.nn.Module):
         """Loss of one batch, minus the mean cosine, from -1 to 1.
 
         The mean is over utterances and pairs of different views.
-
-        Raises
-        ------
-        ValueError
-            If there is only one view, or if the projections are not ``dim``
-            wide.
         """
         s, t = different_views(student, student)
         check_views(self, student, self.dim)

@@ -97,13 +97,7 @@ class SSPS(torch.nn.Module):
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of the objective, with positives of other utterances.
-
-        Raises
-        ------
-        ValueError
-            If there is no index of the utterances.
-        """
+        """Loss of the objective, with positives of other utterances."""
         if student.index is None:
             raise ValueError("SSPS needs the index of the utterances")
         index = student.index

@@ -112,11 +112,6 @@ class SwAV(torch.nn.Module):
         """Loss of one batch.
 
         The mean is over utterances and pairs of different views.
-
-        Raises
-        ------
-        ValueError
-            If there is no pair of different views.
         """
         point = full_precision(student.projection)
         key = F.normalize(point.detach()[: self.target_views], dim=-1)

@@ -93,14 +93,7 @@ class VIbCReg(torch.nn.Module):
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of one batch; the statistics are without the weights.
-
-        Raises
-        ------
-        ValueError
-            If there is only one view, or one utterance in all processes, or
-            if the dimensions cannot be divided into groups.
-        """
+        """Loss of one batch; the statistics are without the weights."""
         points = gather_views(self, student).transpose(0, 1)
         dim = points.shape[-1]
         white = self._whiten(points)

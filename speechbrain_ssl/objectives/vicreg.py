@@ -73,13 +73,7 @@ class VICReg(torch.nn.Module):
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of one batch; the statistics are without the weights.
-
-        Raises
-        ------
-        ValueError
-            If there is only one view, or one utterance in all processes.
-        """
+        """Loss of one batch; the statistics are without the weights."""
         points = gather_views(self, student)
         dim = points.shape[-1]
         # mean over pairs of views of their squared difference

@@ -72,11 +72,6 @@ class Weighted(torch.nn.Module):
         The statistics of an objective get the name of its class as a prefix,
         as in ``moco_accuracy``, with a number if there are two of a class:
         ``moco_1_accuracy``. ``moco_loss`` is the loss without its weight.
-
-        Raises
-        ------
-        ValueError
-            If one of the objectives does.
         """
         total: Any = 0.0
         stats: dict[str, torch.Tensor] = {}

@@ -99,13 +99,9 @@ class WMSE(torch.nn.Module):
         The mean is over utterances and pairs of different views: 0 if the
         whitened views of an utterance are equal, 2 if they are independent.
 
-        Raises
-        ------
-        ValueError
-            If there is only one view, if the batch cannot be cut, if the
-            projections are not ``dim`` wide, or if they do not fill all their
-            dimensions although ``eps`` is 0. On an accelerator the last error
-            is raised in the next batch; the loss of this one is not finite.
+        Projections that do not fill all their dimensions are an error if
+        ``eps`` is 0; on an accelerator it is raised in the next batch, and the
+        loss of this one is not finite.
         """
         s, t = different_views(student, student)
         check_views(self, student, self.dim)
