@@ -196,25 +196,12 @@ def suggest_threshold(
     section and its model-index. An earlier threshold is replaced; figures of
     other lists stay in the model-index.
 
-    Arguments
-    ---------
-    folder : str
-        The exported folder.
-    summary : dict
-        Of ``verify``: ``threshold`` on the cosine and ``EER`` in percent; where
-        it has them also ``EER_low`` and ``EER_high``, the numbers ``trials``
-        and ``targets``, and ``minDCF_0.01`` and ``minDCF_0.05``. Where it has
-        a part ``raw`` of the plain cosines, that part counts.
-    trials : str
-        Name of the labelled list.
-    known_files : dict of str to int
-        Number of files of the list that are in the cohort or the training
-        set, by the name of that set.
-
-    Raises
-    ------
-    ValueError
-        If the threshold is no cosine.
+    ``summary`` is that of ``verify``: ``threshold`` on the cosine and ``EER``
+    in percent; where it has them also ``EER_low`` and ``EER_high``, the numbers
+    ``trials`` and ``targets``, and ``minDCF_0.01`` and ``minDCF_0.05``. Where
+    it has a part ``raw`` of the plain cosines, that part counts. ``trials`` is
+    the name of the labelled list; ``known_files`` has the number of its files
+    that are in the cohort or the training set, by the name of that set.
     """
     summary = summary.get("raw", summary)
     threshold = float(summary["threshold"])
@@ -246,22 +233,9 @@ def set_label_free_threshold(
 ) -> bool:
     """Writes a decision threshold that was found without labels.
 
-    It goes to ``threshold.json`` and to the threshold section of the card. A
-    threshold that a labelled list gave is kept.
-
-    Arguments
-    ---------
-    folder : str
-        The exported folder.
-    figures : dict
-        Of ``speechbrain_ssl.evaluation.selfcheck.SelfCheck``.
-    audio : str
-        Name of the unlabelled audio.
-
-    Returns
-    -------
-    bool
-        Whether it was written.
+    It goes to ``threshold.json`` and to the threshold section of the card, with
+    ``figures`` of ``evaluation.selfcheck.SelfCheck`` on ``audio``. A threshold
+    that a labelled list gave is kept; says whether it was written.
     """
     found = read_threshold(folder)
     if found is not None and not found.get("label_free"):

@@ -87,30 +87,12 @@ def encoder_hparams(
 ) -> str:
     """Takes the encoder out of the YAML of a training run.
 
-    Arguments
-    ---------
-    hparams_text : str
-        Content of a recipe's YAML, overrides already applied.
-    architectures : list of dict
-        What makes the pretrained networks in it without their files, in
-        order: the settings of those with a ``source``.
-    prefix : str
-        Begins the keys of the encoder in that YAML: ``face_`` for the face
-        encoder of an audio-visual training.
-
-    Returns
-    -------
-    str
-        Content of the YAML of a pretrained interface.
-
-    Raises
-    ------
-    KeyError
-        If ``compute_features``, ``mean_var_norm`` or ``embedding_model`` is
-        missing.
-    ValueError
-        If the encoder has classes that model folders must not name, or
-        another number of pretrained networks than ``architectures``.
+    ``hparams_text`` has overrides applied. ``architectures`` are the settings
+    that make the pretrained networks in it without their files, of those with a
+    ``source``, in order. ``prefix`` begins the keys of the encoder in that
+    YAML: ``face_`` for the face encoder of an audio-visual training. Gives the
+    YAML of a pretrained interface; classes that model folders must not name are
+    an error.
     """
     yaml = ruamel.yaml.YAML()
     yaml.indent(mapping=4, sequence=6, offset=4)
@@ -159,34 +141,12 @@ def export(
 ) -> str:
     """Writes an encoder as a folder for SpeechBrain, and checks it.
 
-    The folder appears when it is complete: ``EncoderClassifier`` has loaded
-    it with all weights, and gives the embeddings of the trained encoder.
-
-    Arguments
-    ---------
-    branch : speechbrain_ssl.nnet.branch.Branch
-        The trained encoder; its head is left behind.
-    hparams_text : str
-        Content of the YAML it was made from.
-    folder : str
-        Where to write; an exported folder that is there is replaced.
-    notes : str
-        First paragraph of the model card.
-    facts : dict of str to str
-        Rows of the model card: data, seed, label use.
-    prefix : str
-        See ``encoder_hparams``.
-
-    Returns
-    -------
-    str
-        The folder.
-
-    Raises
-    ------
-    ValueError
-        If weights carry the prefix of a wrapper, or the exported encoder
-        gives other embeddings than the trained one.
+    The folder appears when it is complete: ``EncoderClassifier`` has loaded it
+    with all weights, and gives the embeddings of the trained encoder. An
+    exported folder that is there is replaced. The head of the branch is left
+    behind; ``notes`` is the first paragraph of the model card, ``facts`` are
+    rows of it (data, seed, label use), and ``prefix`` is as for
+    ``encoder_hparams``.
     """
     folder = os.path.abspath(folder)
     if os.path.isdir(folder) and not is_export(folder):
@@ -254,29 +214,11 @@ def check_export(branch: Branch, hparams_text: str, prefix: str = "") -> None:
 def export_run(run_folder: str, folder: str | None = None) -> str:
     """Exports a training run again, from the checkpoints in its folder.
 
-    As at the end of training this is the newest checkpoint, the average of
-    the last ones, or the one that ``select_by`` chooses. The folder may have
+    As at the end of training this is the newest checkpoint, the average of the
+    last ones, or the one that ``select_by`` chooses. The run's folder may have
     been moved: nothing outside of it is read, but the source of a pretrained
-    transformer.
-
-    Arguments
-    ---------
-    run_folder : str
-        The run's output folder, with ``hyperparams.yaml`` and checkpoints.
-    folder : str
-        Where to write; ``model`` in the run's folder by default.
-
-    Returns
-    -------
-    str
-        The folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such run, or it has no checkpoint yet.
-    ValueError
-        If the checkpoint is of another encoder than the YAML.
+    transformer. ``folder`` is ``model`` in the run's folder by default, and is
+    returned.
     """
     path = os.path.join(run_folder, HPARAMS_NAME)
     if not os.path.isfile(path):

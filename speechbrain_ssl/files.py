@@ -26,22 +26,14 @@ ABSENT = object()
 def write_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Opens a file for writing that appears only when it is complete.
 
-    The data go to ``.NAME.part`` in the same folder, are flushed to the disk,
-    and get their name in one step. If writing fails, the earlier file stays.
-    A ``.part`` file that a killed process left is replaced by the next write.
+    The data go to ``.NAME.part`` in the same folder, which is made, are flushed
+    to the disk, and get their name in one step. If writing fails, the earlier
+    file stays. A ``.part`` file that a killed process left is replaced by the
+    next write.
 
-    Arguments
-    ---------
-    path : str
-        The file; its folder is made.
-    mode : str
-        ``w`` for text, ``wb`` for bytes.
-
-    Yields
-    ------
-    IO
-        Text is UTF-8; undecodable bytes of file names become ``\\udc..``
-        escapes, and line ends are written as they are given.
+    ``mode`` is ``w`` for text in UTF-8 or ``wb``. Undecodable bytes of file
+    names become ``\\udc..`` escapes, and line ends are written as they are
+    given.
 
     Example
     -------
@@ -209,28 +201,11 @@ def same_or_refuse(
 ) -> dict:
     """Records settings, or compares them with those recorded before.
 
-    Arguments
-    ---------
-    path : str
-        JSON file of the record. If it is missing, it is written.
-    settings : Mapping
-        Settings of now, as JSON can hold them.
-    may_change : collection of str
-        Keys that may differ; the record then takes their new value.
-    what : str
-        What was started with these settings; the file's folder by default.
-    advice : str
-        Last sentence of the error.
-
-    Returns
-    -------
-    dict
-        The record: earlier keys and those of now.
-
-    Raises
-    ------
-    ValueError
-        If other keys differ; the message lists each with both values.
+    The JSON file ``path`` is written if it is missing. Settings that differ,
+    but for the keys ``may_change``, are an error that lists each with both
+    values: ``what`` was started with these settings (the file's folder by
+    default), ``advice`` is the last sentence. Gives the record: earlier keys
+    and those of now.
 
     Example
     -------
@@ -260,23 +235,9 @@ def refuse_changes(
 ) -> None:
     """Refuses settings that differ from earlier ones; null equals absent.
 
-    Arguments
-    ---------
-    before : Mapping
-        Earlier settings, maybe nested.
-    now : Mapping
-        Settings of now.
-    may_change : collection of str
-        Keys at the top that may differ.
-    what : str
-        What was started with the earlier settings.
-    advice : str
-        Last sentence of the error.
-
-    Raises
-    ------
-    ValueError
-        If they differ; the message lists each key with both values.
+    Settings may be nested; ``may_change`` are keys at the top. The message says
+    ``what`` was started with the earlier settings, lists each key with both
+    values, and ends with ``advice``.
 
     Example
     -------

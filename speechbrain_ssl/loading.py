@@ -50,13 +50,6 @@ def load_encoder(
     -------
     EncoderClassifier
         In evaluation mode. An ``OnnxEncoder`` for an ONNX file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder, or it is not an exported one.
-    ValueError
-        If its YAML names other code, or its weights do not fit.
     """
     if is_onnx(folder):
         return OnnxEncoder(folder, device)
@@ -113,28 +106,10 @@ def face_size_of(encoder: EncoderClassifier) -> int | None:
 def embed_faces(
     folder: str, faces: Sequence[str], device: str = "cpu"
 ) -> torch.Tensor:
-    """Embeds faces with an exported face encoder.
+    """Embeds faces with an exported face encoder [faces, emb_dim].
 
-    Arguments
-    ---------
-    folder : str
-        The exported folder.
-    faces : list of str
-        Images, folders of images of one face, or videos, cropped to the face.
-    device : str
-        Where to compute.
-
-    Returns
-    -------
-    torch.Tensor
-        Embeddings on the CPU [faces, emb_dim].
-
-    Raises
-    ------
-    ValueError
-        If the folder is one of a voice encoder.
-    FaceError
-        If a face cannot be read.
+    Faces are images, folders of images of one face, or videos, cropped to the
+    face. One that cannot be read is a FaceError.
     """
     encoder = load_encoder(folder, device)
     size = face_size_of(encoder)

@@ -136,33 +136,9 @@ def export_onnx(
 ) -> float:
     """Writes an exported model as an ONNX file, and checks it.
 
-    The file appears when it has given the embeddings of the model, to 1e-4,
-    for several lengths and batch sizes in onnxruntime.
-
-    Arguments
-    ---------
-    model_folder : str
-        An exported folder.
-    path : str
-        The file to write.
-    trust : list of str
-        Modules or classes that the folder's YAML may name, see
-        ``load_encoder``.
-
-    Returns
-    -------
-    float
-        Largest difference that was found.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such model.
-    ImportError
-        If the extra ``onnx`` is not installed.
-    ValueError
-        If the model has parts that ONNX cannot express, or the file gives
-        other embeddings.
+    The file appears when it has given the embeddings of the model, to 1e-4, for
+    several lengths and batch sizes in onnxruntime. Gives the largest
+    difference.
     """
     try:
         import onnxruntime  # noqa: F401 (before the work)

@@ -83,17 +83,8 @@ class OptionsError(ValueError):
 class Settings(dict):
     """Keys of a YAML file and the objects built for them.
 
-    Arguments
-    ---------
-    file : str
-        The YAML file.
-    values : dict
-        The keys and objects.
-
-    Raises
-    ------
-    OptionsError
-        If a key is asked for that the file does not have.
+    An OptionsError names a key that is asked for and that ``file`` does not
+    have.
     """
 
     def __init__(self, file: str, values: Mapping):
@@ -113,28 +104,13 @@ def load_experiment(
 ) -> tuple[str, RunOptions, Settings, str]:
     """Reads the command line and builds what the YAML file describes.
 
-    Arguments
-    ---------
-    argv : list
-        ``[hparams_file, "--key", "value", "--key=value", "--flag", ...]``;
-        ``sys.argv[1:]`` by default.
-
-    Returns
-    -------
-    hparams_file : str
-        The YAML file.
-    run_opts : RunOptions
-        For ``speechbrain.Brain`` and ``ddp_init_group``. ``precision`` is set
-        even if neither command line nor YAML does.
-    hparams : Settings
-        The YAML's keys and the objects built for them.
-    overrides : str
-        The changes as YAML, for ``speechbrain.create_experiment_directory``.
-
-    Raises
-    ------
-    OptionsError
-        If anything is wrong with command line or YAML.
+    ``argv`` is ``[hparams_file, "--key", "value", "--key=value", "--flag",
+    ...]``; ``sys.argv[1:]`` by default. Gives the YAML file; the run options
+    for ``speechbrain.Brain`` and ``ddp_init_group``, in which ``precision`` is
+    set even if neither command line nor YAML does; the YAML's keys and the
+    objects built for them; and the changes as YAML, for
+    ``speechbrain.create_experiment_directory``. An OptionsError says what is
+    wrong.
 
     Example
     -------

@@ -49,38 +49,12 @@ def push(
     language: Sequence[str] | None = None,
     trust: Sequence[str] = (),
 ) -> list[str]:
-    """Uploads an exported folder in one commit.
+    """Uploads an exported folder in one commit; gives the names of the files.
 
-    Arguments
-    ---------
-    model_folder : str
-        The folder.
-    repository : str
-        ``user/name``; it is made if it is not there.
-    private : bool
-        Whether a new repository is private.
-    dry_run : bool
-        Whether to stop before anything leaves this machine.
-    license : str
-        The hub's name of a license; None: that of the card.
-    language : list of str
-        ISO 639 codes of the languages of the audio; None: those of the card.
-    trust : list of str
-        Modules or classes that the folder's YAML may name, see
-        ``load_encoder``.
-
-    Returns
-    -------
-    list of str
-        Names of the files.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder is no exported model.
-    ValueError
-        If the name is none of a repository, a file is a link to somewhere
-        outside of the folder, or a file has invalid content.
+    The repository ``user/name`` is made if it is not there. ``dry_run`` stops
+    before anything leaves this machine. ``license`` (the hub's name) and
+    ``language`` (ISO 639 codes of the audio) are those of the card if they are
+    None. A link to somewhere outside of the folder is an error.
     """
     if repository.count("/") != 1:
         raise ValueError(

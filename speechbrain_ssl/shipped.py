@@ -7,18 +7,7 @@ import speechbrain_ssl
 
 
 def folder(name: str) -> pathlib.Path:
-    """A folder of the repository.
-
-    Arguments
-    ---------
-    name : str
-        ``recipes`` or ``hparams``.
-
-    Returns
-    -------
-    pathlib.Path
-        That of the checkout, or its copy in the installed package.
-    """
+    """``recipes`` or ``hparams``: of the checkout, or the copy in the wheel."""
     package = pathlib.Path(speechbrain_ssl.__file__).parent
     checkout = package.parent / name
     return checkout if checkout.is_dir() else package / f"_{name}"
@@ -26,11 +15,6 @@ def folder(name: str) -> pathlib.Path:
 
 def encoder_files() -> dict[str, pathlib.Path]:
     """The YAMLs of encoders, by name.
-
-    Returns
-    -------
-    dict of str to pathlib.Path
-        Such as ``campplus``.
 
     Example
     -------
@@ -43,19 +27,7 @@ def encoder_files() -> dict[str, pathlib.Path]:
 
 
 def encoder_file(name: str) -> str:
-    """The path of the YAML of an encoder.
-
-    Arguments
-    ---------
-    name : str
-        A path, or a name of ``encoder_files``.
-
-    Returns
-    -------
-    str
-        The path of that name; other names, and those of existing paths, as
-        they are.
-    """
+    """The path of the YAML of an encoder, from its name or its path."""
     if os.path.exists(name):
         return name
     return str(encoder_files().get(name, name))

@@ -96,18 +96,7 @@ def selfcheck(
 
 
 def table(found: dict[str, dict]) -> str:
-    """The figures of models as lines of text.
-
-    Arguments
-    ---------
-    found : dict of str to dict
-        From ``selfcheck``.
-
-    Returns
-    -------
-    str
-        A line of heads and one for each model.
-    """
+    """The figures of models, from ``selfcheck``, as lines of text."""
     lines = [[name.replace("_", " ") for name in COLUMNS] + ["model"]]
     for path, figures in found.items():
         values = {

@@ -310,14 +310,10 @@ class Graph(ClusterMixin, BaseEstimator):
 class Tidied(NamedTuple):
     """Result of ``tidy``.
 
-    Arguments
-    ---------
-    labels : np.ndarray
-        int64 clusters from 0 without gaps, -1 for none [n].
-    report : dict of str to int
-        Numbers of ``clusters``, of points that were ``noise`` before, and of
-        removed clusters and points: ``tiny_clusters``, ``tiny``,
-        ``giant_clusters``, ``giant``.
+    ``labels`` are int64 clusters from 0 without gaps, -1 for none [n].
+    ``report`` has the numbers of ``clusters``, of points that were ``noise``
+    before, and of removed clusters and points: ``tiny_clusters``, ``tiny``,
+    ``giant_clusters``, ``giant``.
     """
 
     labels: np.ndarray

@@ -208,27 +208,12 @@ def read_annotation(
     data_root: str | os.PathLike | None = None,
     extra: Sequence[str] = (),
 ) -> Utterances:
-    """Reads and checks an annotation.
+    """Reads and checks an annotation, in the order of the file.
 
-    Arguments
-    ---------
-    csv_path : str
-        The CSV file.
-    data_root : str
-        Folder that replaces ``$data_root`` in the column wav.
-    extra : tuple of str
-        Other columns to read, as strings.
-
-    Returns
-    -------
-    Utterances
-        The rows in the order of the file.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, a value is wrong, an ID is repeated or the
-        file has no row. The message names the file, the line and the value.
+    ``data_root`` replaces ``$data_root`` in the column wav; ``extra`` are other
+    columns to read, as strings. A missing column, a wrong value, a repeated ID
+    and a file without rows are errors that name the file, the line and the
+    value.
     """
     extra = tuple(extra)
     if os.path.getsize(csv_path) < MAPPED_BYTES:
@@ -337,20 +322,8 @@ def write_annotation(
 ) -> None:
     """Writes an annotation. An interrupted call leaves no partial file.
 
-    Arguments
-    ---------
-    csv_path : str
-        The CSV file; its folder is created.
-    rows : iterable of dict or tuple
-        Dicts by column name (other keys are ignored), or tuples (ID,
-        duration, wav, start, stop, extra columns).
-    extra : tuple of str
-        Names of the extra columns.
-
-    Raises
-    ------
-    ValueError
-        If a row lacks a value.
+    Rows are dicts by column name (other keys are ignored), or tuples (ID,
+    duration, wav, start, stop, extra columns).
     """
     columns = (*COLUMNS, *extra)
     with write_whole(csv_path) as file:

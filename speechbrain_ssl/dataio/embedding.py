@@ -105,40 +105,18 @@ def embed_files(
     See the docstring of the module for batches, long files and silence. Files
     shorter than 0.1 s are repeated to this length.
 
-    Arguments
-    ---------
-    embed : Callable
-        The encoder in evaluation mode: waveforms [batch, time] and relative
-        lengths [batch] -> embeddings [batch, emb_dim] or [batch, 1, emb_dim].
-    paths : list of str
-        Audio files of any sample rate and number of channels.
-    sample_rate : int
-        Sample rate of the encoder in Hz.
-    batch_seconds : float
-        Largest sum of durations in a batch, in seconds. A longer segment is
-        a batch of its own.
-    device : str | torch.device
-        Device of the encoder.
-    progress : bool
-        Whether to show a progress bar.
-    spans : list of tuple of int
-        First frame, and one after the last frame, of each segment, at the
-        file's sample rate. None: whole files.
+    ``embed`` is the encoder in evaluation mode: waveforms [batch, time] and
+    relative lengths [batch] -> embeddings [batch, emb_dim] or [batch, 1,
+    emb_dim]. Files have any sample rate and number of channels; ``sample_rate``
+    is that of the encoder in Hz. ``batch_seconds`` is the largest sum of
+    durations in a batch; a longer segment is a batch of its own. ``spans`` has
+    the first frame, and one after the last frame, of each segment, at the
+    file's sample rate (None: whole files).
 
-    Returns
-    -------
-    torch.Tensor
-        float32 embeddings on the CPU, in the order of ``paths``
-        [files, emb_dim].
-
-    Raises
-    ------
-    OSError
-        If a file cannot be read.
-    ValueError
-        If a file is empty or silent, or its embedding is NaN or infinite.
-    EncoderError
-        If the encoder fails on a file.
+    Gives float32 embeddings on the CPU, in the order of ``paths`` [files,
+    emb_dim]. A file that cannot be read, is empty or silent, or has an
+    embedding that is not finite is an error; EncoderError if the encoder fails
+    on it.
     """
     settings = sample_rate, batch_seconds, device, progress, spans
     found = try_files(embed, paths, *settings, strict=True)
@@ -161,25 +139,9 @@ def try_files(
     spans: Sequence[tuple[int, int | None]] | None = None,
     strict: bool = False,
 ) -> FileEmbeddings:
-    """Embeds audio files, and collects the errors of single files.
+    """Embeds files as ``embed_files`` does, and collects errors of single ones.
 
-    Arguments
-    ---------
-    embed, paths, sample_rate, batch_seconds, device, progress, spans
-        See ``embed_files``.
-    strict : bool
-        Whether to raise the first error of a file.
-
-    Returns
-    -------
-    FileEmbeddings
-        Embeddings and errors.
-
-    Raises
-    ------
-    ValueError
-        If ``paths`` is empty, or the encoder returns a wrong number of
-        embeddings.
+    ``strict`` raises the first error of a file.
     """
     paths = list(paths)
     if not paths:

@@ -74,31 +74,14 @@ class Calibrator:
         classes: np.ndarray,
         cohort: torch.Tensor | None = None,
     ) -> "Calibrator":
-        """Learns from trials of pseudo-labels.
+        """Learns from trials of pseudo-labels; returns itself.
 
-        Arguments
-        ---------
-        embeddings : np.ndarray | torch.Tensor
-            Embeddings [utterances, emb_dim].
-        seconds : np.ndarray
-            Duration of each utterance, where it is a measure [utterances].
-        classes : np.ndarray
-            int64 pseudo-label of each utterance [utterances].
-        cohort : torch.Tensor
-            Embeddings of the cohort, where it is needed; should hold no
-            utterance of these classes, as no cohort holds the speakers of
-            the trials [cohort utterances, emb_dim].
-
-        Returns
-        -------
-        Calibrator
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            If there are too few classes, or pairs of one class score no
-            higher than others.
+        Embeddings are [utterances, emb_dim]; ``seconds`` are their durations,
+        where they are a measure; ``classes`` are int64 pseudo-labels
+        [utterances]. The cohort [cohort utterances, emb_dim], where it is
+        needed, should hold no utterance of these classes, as no cohort holds
+        the speakers of the trials. It is a ValueError if pairs of one class
+        score no higher than others.
         """
         enrol, test, targets = draw_trials(classes)
         features = self._features(embeddings, seconds, enrol, test, cohort)
@@ -123,26 +106,9 @@ class Calibrator:
         test: np.ndarray,
         cohort: torch.Tensor | None = None,
     ) -> np.ndarray:
-        """Log-likelihood ratios of trials.
+        """Natural log-likelihood ratios of trials [trials].
 
-        Arguments
-        ---------
-        embeddings : np.ndarray | torch.Tensor
-            Embeddings [utterances, emb_dim].
-        seconds : np.ndarray
-            Duration of each utterance, where it is a measure [utterances].
-        enrol : np.ndarray
-            Row of the enrol utterance [trials].
-        test : np.ndarray
-            Row of the test utterance [trials].
-        cohort : torch.Tensor
-            Embeddings of the cohort, where it is needed
-            [cohort utterances, emb_dim].
-
-        Returns
-        -------
-        np.ndarray
-            Natural logarithms [trials].
+        ``enrol`` and ``test`` are rows of the embeddings; see ``fit``.
         """
         return self.model.decision_function(
             self._features(embeddings, seconds, enrol, test, cohort)

@@ -47,25 +47,9 @@ class PLDA:
     def fit(
         self, embeddings: np.ndarray | torch.Tensor, classes: np.ndarray
     ) -> "PLDA":
-        """Estimates the model.
+        """Estimates the model from embeddings of any length and int64 classes.
 
-        Arguments
-        ---------
-        embeddings : np.ndarray | torch.Tensor
-            Embeddings of any length [utterances, emb_dim].
-        classes : np.ndarray
-            int64 class of each [utterances].
-
-        Returns
-        -------
-        PLDA
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            If there are too few utterances or classes for the rank, or the
-            embeddings lie in fewer dimensions than they have.
+        Returns itself. There must be enough utterances and classes for the rank.
         """
         self.center = scoring.unit(embeddings).double().mean(0)
         rows = self._prepare(embeddings)
@@ -103,22 +87,7 @@ class PLDA:
         enrol: np.ndarray,
         test: np.ndarray,
     ) -> np.ndarray:
-        """Log-likelihood ratios of trials.
-
-        Arguments
-        ---------
-        embeddings : np.ndarray | torch.Tensor
-            Embeddings of any length [utterances, emb_dim].
-        enrol : np.ndarray
-            Row of the enrol utterance [trials].
-        test : np.ndarray
-            Row of the test utterance [trials].
-
-        Returns
-        -------
-        np.ndarray
-            Natural logarithms [trials].
-        """
+        """Natural log-likelihood ratios of pairs of rows [trials]."""
         points = (self._prepare(embeddings) - self.model.mean) @ self.axes
         # of two Gaussians in each axis: the sides correlate, or they do not
         total, both = self.spread + 1, 2 * self.spread + 1

@@ -193,26 +193,10 @@ class SelfCheck:
     def __call__(
         self, embed: Callable, device: str | torch.device = "cpu"
     ) -> dict:
-        """Measures an encoder.
+        """Measures an encoder in evaluation mode, see ``embed_files``.
 
-        Arguments
-        ---------
-        embed : Callable
-            The encoder in evaluation mode, see
-            ``speechbrain_ssl.dataio.embedding.embed_files``.
-        device : str | torch.device
-            Device of the encoder.
-
-        Returns
-        -------
-        dict
-            See ``measure``, and the numbers of "utterances" and "seconds" of
-            a part.
-
-        Raises
-        ------
-        ValueError
-            If an embedding is zero, NaN or infinite.
+        Gives what ``measure`` does, and the numbers of "utterances" and
+        "seconds" of a part.
         """
         return {
             **measure(
@@ -287,29 +271,17 @@ def measure(
 ) -> dict:
     """Figures of an encoder from the embeddings of parts.
 
-    Arguments
-    ---------
-    clean : np.ndarray
-        Embeddings of the first and second parts as recorded
-        [2, utterances, emb_dim].
-    augmented : np.ndarray
-        The same of augmented copies [copies, 2, utterances, emb_dim].
-    hard : np.ndarray
-        bool, whether the first part of a row and the second part of a column
-        are a non-target trial [utterances, utterances].
-    false_acceptance : float
-        Promised rate of the thresholds.
-    same_speaker : float
-        Largest share of non-target pairs that may be of one speaker.
+    ``clean`` has embeddings of the first and second parts as recorded [2,
+    utterances, emb_dim], ``augmented`` the same of augmented copies [copies, 2,
+    utterances, emb_dim]. ``hard`` says whether the first part of a row and the
+    second part of a column are a non-target trial [utterances, utterances]. The
+    other arguments are those of ``SelfCheck``.
 
-    Returns
-    -------
-    dict
-        "cross_entropy" in bits (after an affine map of the cosines, fitted on
-        these trials), "EER" with its 95 % interval "EER_low" and "EER_high" in
-        percent, "effective_rank", "agreement" (None for less than two
-        copies), "threshold", "false_acceptance", "false_acceptance_low" and
-        "threshold_augmented".
+    Gives "cross_entropy" in bits (after an affine map of the cosines, fitted on
+    these trials), "EER" with its 95 % interval "EER_low" and "EER_high" in
+    percent, "effective_rank", "agreement" (None for less than two copies),
+    "threshold", "false_acceptance", "false_acceptance_low" and
+    "threshold_augmented".
     """
     count = len(hard)
     clean, augmented = map(_unit, (clean, augmented))
@@ -376,24 +348,12 @@ def cross_entropy(scores: np.ndarray, targets: np.ndarray) -> float:
 def threshold(
     scores: np.ndarray, false_acceptance: float, same_speaker: float = 0.0
 ) -> dict[str, float]:
-    """A threshold from the scores of pairs of utterances.
+    """A threshold from the scores of pairs of utterances, most of two speakers.
 
-    The docstring of the module has the error model.
-
-    Arguments
-    ---------
-    scores : np.ndarray
-        Scores of pairs of utterances, most of them of two speakers [pairs].
-    false_acceptance : float
-        Promised rate.
-    same_speaker : float
-        Largest share of the pairs that may be of one speaker.
-
-    Returns
-    -------
-    dict
-        "threshold", "false_acceptance" (the promise) and
-        "false_acceptance_low", the lower limit of the true rate.
+    The docstring of the module has the error model. Gives "threshold",
+    "false_acceptance" (the promise) and "false_acceptance_low", the lower limit
+    of the true rate if at most the share ``same_speaker`` of the pairs is of
+    one speaker.
 
     Example
     -------

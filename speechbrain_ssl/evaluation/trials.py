@@ -59,26 +59,11 @@ class Trials(NamedTuple):
 
 
 def read_trials(path: str, need_labels: bool = False) -> Trials:
-    """Reads and checks a trial list.
+    """Reads and checks a trial list, in the order of its lines.
 
-    Arguments
-    ---------
-    path : str
-        Text file; see the module's docstring. Blank lines are skipped.
-    need_labels : bool
-        Whether to refuse a list without labels.
-
-    Returns
-    -------
-    Trials
-        The trials, in the order of the list.
-
-    Raises
-    ------
-    ValueError
-        If lines have different layouts or an unknown label, if a trial is
-        listed with both labels, or if targets or non-targets are missing; the
-        message names file and line.
+    Blank lines are skipped. ``need_labels`` refuses a list without labels. An
+    error names file and line: of different layouts, an unknown label, a trial
+    with both labels, or missing targets or non-targets.
     """
     line_numbers, columns = _read_fields(path)
     layout = _layout(path, line_numbers, columns)
@@ -102,26 +87,12 @@ def read_trials(path: str, need_labels: bool = False) -> Trials:
 
 
 def read_models(paths: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Reads which files each model is made of.
+    """Reads which files each model is made of, from one or more map files.
 
-    Arguments
-    ---------
-    paths : str | list of str
-        Map files with lines ``model file1 file2 ...``, separated as in trial
-        lists. A file may itself be a model of another line: spk2utt and
-        wav.scp of Kaldi together lead from speakers to files.
-
-    Returns
-    -------
-    dict of str to tuple of str
-        Files by model.
-
-    Raises
-    ------
-    ValueError
-        If a model has no file or stands on two lines, or a line holds a
-        command (a pipe of Kaldi); the message names file and line. If models
-        are made of each other in a loop; the message names two of them.
+    Fields are separated as in trial lists. A file may itself be a model of
+    another line: spk2utt and wav.scp of Kaldi together lead from speakers to
+    files. A model without a file or on two lines, a command (a pipe of Kaldi),
+    and models that are made of each other are errors.
     """
     models: dict[str, tuple[str, ...]] = {}
     for path in [paths] if isinstance(paths, str) else paths:

@@ -91,23 +91,12 @@ class AugmentationAdversary(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of the discriminator, with the encoder as its adversary.
 
-        Arguments
-        ---------
-        anchor : torch.Tensor
-            Embeddings of segments [batch, emb_dim].
-        same : torch.Tensor
-            Of other segments with the same augmentation [batch, emb_dim].
-        other : torch.Tensor
-            Of the same other segments with an augmentation of their own
-            [batch, emb_dim].
-
-        Returns
-        -------
-        loss : torch.Tensor
-            Mean cross-entropy of the pairs; its gradient for the embeddings
-            is reversed and multiplied by ``weight``.
-        accuracy : torch.Tensor
-            Share of the pairs that are recognised; 0.5 by chance.
+        ``anchor`` are embeddings of segments, ``same`` those of other segments
+        with the same augmentation, ``other`` those of the same other segments
+        with an augmentation of their own [batch, emb_dim]. Gives the mean
+        cross-entropy of the pairs, whose gradient for the embeddings is
+        reversed and multiplied by ``weight``, and the share of the pairs that
+        are recognised; 0.5 by chance.
         """
         pairs = [torch.cat([anchor, x], dim=1) for x in (same, other)]
         pairs = reverse_gradient(torch.cat(pairs), self.weight)

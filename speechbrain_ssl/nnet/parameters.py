@@ -12,24 +12,9 @@ OPTIONS = {"decay": True, "clip": True, "sum": False}
 def parameters_with(entries: Sequence, option: str) -> list[torch.nn.Parameter]:
     """Lists the parameters for which an option differs from its default.
 
-    Arguments
-    ---------
-    entries : list of [torch.nn.Module, dict of str to bool]
-        Modules and their options: ``decay: False`` (no weight
-        decay), ``clip: False`` (gradients are not clipped) or ``sum: True``
-        (gradients are summed over processes instead of averaged).
-    option : str
-        One of the three.
-
-    Returns
-    -------
-    list of torch.nn.Parameter
-        The parameters.
-
-    Raises
-    ------
-    ValueError
-        If an entry is something else.
+    ``entries`` are modules and their options: ``decay: False`` (no weight
+    decay), ``clip: False`` (gradients are not clipped) or ``sum: True``
+    (gradients are summed over processes instead of averaged).
 
     Example
     -------
@@ -61,29 +46,10 @@ def parameter_groups(
     """Splits parameters by learning rate, and by whether they are decayed.
 
     Biases, gains and other vectors are not decayed, as in DINO, unless
-    ``decay_vectors`` asks for it.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Anything with parameters; frozen ones are left out.
-    learning_rates : list of [torch.nn.Module, float]
-        Parts with a rate of their own; the first one that has a parameter
-        counts. Other parameters have the optimiser's.
-    decay_vectors : bool
-        Whether vectors are decayed as well, as torch's optimisers do.
-    undecayed : list of torch.nn.Parameter
-        Not decayed, whatever their shape.
-
-    Returns
-    -------
-    list of dict
-        Groups for a torch optimiser; empty groups are left out.
-
-    Raises
-    ------
-    ValueError
-        If a part has no parameter in ``module``, or a rate is negative.
+    ``decay_vectors`` asks for it; ``undecayed`` ones never are.
+    ``learning_rates`` are parts with a rate of their own; the first one that
+    has a parameter counts. Frozen parameters are left out. Gives groups for a
+    torch optimiser.
 
     Example
     -------
@@ -119,25 +85,10 @@ def layerwise_rates(
 ) -> Sequence:
     """Learning rates that fall from the top layer of a transformer down.
 
-    Arguments
-    ---------
-    transformer : torch.nn.Module
-        With ``layers``, from the input up.
-    rate : float
-        Of the top layer.
-    decay : float
-        Rate of a layer as a share of that of the one above it; 1: all learn
-        alike. What comes before the layers has the rate of one more.
-
-    Returns
-    -------
-    list of [torch.nn.Module, float]
-        For ``learning_rates``: layers from the top down, then all the rest.
-
-    Raises
-    ------
-    ValueError
-        If ``decay`` is not above 0 and at most 1.
+    The top one of its ``layers`` has ``rate``, and each layer the share
+    ``decay`` of the one above it; what comes before the layers has the rate of
+    one more. Gives layers from the top down, then all the rest, for
+    ``learning_rates``.
 
     Example
     -------
@@ -172,29 +123,10 @@ def clip_gradients(
     each: bool = False,
     unclipped: Sequence[torch.nn.Parameter] = (),
 ) -> torch.Tensor:
-    """Scales gradients down to a norm.
+    """Scales gradients down to a norm; gives that of all together, before.
 
-    Arguments
-    ---------
-    parameters : iterable of torch.nn.Parameter
-        Those without a gradient are passed over.
-    max_norm : float
-        Largest norm allowed.
-    each : bool
-        Whether every tensor is clipped alone, as in DINO, or all together.
-    unclipped : list of torch.nn.Parameter
-        Their gradients stay as they are.
-
-    Returns
-    -------
-    torch.Tensor
-        The norm of all gradients together, before.
-
-    Raises
-    ------
-    ValueError
-        If ``max_norm`` is not positive: scaling to a negative norm would
-        climb the loss.
+    ``each`` clips every tensor alone, as in DINO. Gradients of ``unclipped``
+    stay as they are.
 
     Example
     -------

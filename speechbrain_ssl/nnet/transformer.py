@@ -120,19 +120,9 @@ class PretrainedTransformer(torch.nn.Module):
     ) -> None:
         """Chooses the parts that learn; adapters start without an effect.
 
-        Arguments
-        ---------
-        trained : list of str
-            Parts of the transformer; [] for none.
-        lora : dict
-            ``rank`` and ``alpha`` of adapters of these parts, which then learn
-            alone; None: the parts learn, or the adapters that are there.
-
-        Raises
-        ------
-        ValueError
-            If there is no such part, nothing in it that LoRA adapts, or there
-            are adapters already and ``lora`` differs from theirs.
+        ``trained`` are parts of the transformer, [] for none. ``lora`` has
+        ``rank`` and ``alpha`` of adapters of these parts, which then learn
+        alone; None: the parts learn, or the adapters that are there.
         """
         trained = tuple(trained)
         for part in trained:

@@ -55,6 +55,11 @@ MAX_FAILED = 0.25
 class Embeddings(NamedTuple):
     """What ``extract`` left in a folder.
 
+    The settings in ``meta`` are hashes of encoder and annotation, rates,
+    lengths, and rules for long files and silence; "made" has "embeddings"
+    (SHA-256 of the file), "rows", "failed", "windowed" (utterances embedded in
+    windows), "with_silence" and "silence_seconds" (digital silence left out).
+
     Arguments
     ---------
     ids : list of str
@@ -65,10 +70,7 @@ class Embeddings(NamedTuple):
     failed : dict of str to str
         Why each of the others could not, by ID.
     meta : dict
-        "settings" (hashes of encoder and annotation, rates, lengths, rules
-        for long files and silence) and "made": "embeddings" (SHA-256 of the
-        file), "rows", "failed", "windowed" (utterances embedded in windows),
-        "with_silence" and "silence_seconds" (digital silence left out).
+        "settings" and, of complete embeddings, "made".
     """
 
     ids: list[str]
@@ -88,39 +90,16 @@ def embed_utterances(
 ) -> torch.Tensor:
     """Embeds utterances without augmentation; processes share the work.
 
+    ``embed`` maps waveforms [batch, time] and relative lengths [batch] to
+    embeddings [batch, emb_dim], in evaluation mode. ``rows`` says which
+    utterances, in the order wanted (None: all); longer ones are cut to their
+    first ``max_seconds``. A face encoder has a ``face_size``, the height and
+    width of its images, and gets pixels of faces. Gives float32 embeddings on
+    the CPU, the same in all processes [utterances, emb_dim].
+
     An utterance that cannot be embedded gets zeros, with a warning: one damaged
-    file must not end a training.
-
-    Arguments
-    ---------
-    embed : Callable
-        Waveforms [batch, time] and relative lengths [batch] to embeddings
-        [batch, emb_dim]; in evaluation mode.
-    utterances : Utterances
-        The rows.
-    sample_rate : int
-        The encoder's sample rate in Hz.
-    max_seconds : float
-        Longer utterances are cut to their first seconds.
-    device : str | torch.device
-        Where the encoder is.
-    rows : np.ndarray
-        Which utterances, in the order wanted; None: all.
-    face_size : int
-        Height and width of the images of a face encoder, which gets the
-        pixels of the faces instead of waveforms; None: a voice encoder.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 embeddings on the CPU, the same in all processes
-        [utterances, emb_dim].
-
-    Raises
-    ------
-    ValueError
-        If more than a quarter of the utterances cannot be embedded; the message
-        has the first reason.
+    file must not end a training. More than a quarter of them are an error,
+    which has the first reason.
     """
     rows = range(len(utterances)) if rows is None else rows
     count, world = len(rows), distributed.world_size()
@@ -188,65 +167,26 @@ def extract(
 ) -> Embeddings | None:
     """Embeds utterances without augmentation to disk.
 
-    Rows of similar length make a chunk, which is a file that appears when it
-    is complete. Chunks do not depend on the number of jobs: whoever comes, on
-    whatever machine, does those of its part that are missing, and whoever
-    finds all of them joins them. A job that was killed is started again by
-    the same command, or its rest is done by a job with one part.
+    Rows of similar length make a chunk of ``chunk_size``, which is a file that
+    appears when it is complete. Chunks do not depend on the number of jobs: job
+    ``part_idx`` of ``num_parts``, on whatever machine, does those of its part
+    that are missing, and whoever finds all of them joins them. A job that was
+    killed is started again by the same command, or its rest is done by a job
+    with one part. Gives None while other parts are missing.
 
     Audio that cannot be read or embedded is listed in ``failed.csv`` and left
     out. To try it again, delete the folder. Long files and digital silence are
     treated by the rules of ``speechbrain_ssl.dataio.embedding``, which are in
     ``meta.json`` too.
 
-    Arguments
-    ---------
-    embed : Callable
-        Waveforms [batch, time] and relative lengths [batch] to embeddings
-        [batch, emb_dim] or [batch, 1, emb_dim]; in evaluation mode.
-    utterances : Utterances
-        The rows.
-    folder : str
-        Where to write, see above.
-    sample_rate : int
-        The encoder's sample rate in Hz.
-    encoder : str
-        What tells its weights from others, see ``encoder_hash``.
-    max_seconds : float
-        Longer utterances are cut to their first seconds; None: never.
-    dtype : str
-        Of the file, float32 or float16.
-    chunk_size : int
-        Utterances in a chunk: what is done again after a kill.
-    batch_seconds : float
-        Upper bound of the audio in a batch, in seconds.
-    device : str | torch.device
-        Where the encoder is.
-    progress : bool
-        Whether to show a progress bar.
-    part_idx : int
-        Number of this job, from 0; the processes of ``torchrun`` share it.
-    num_parts : int
-        Number of jobs.
-    face_size : int
-        Height and width of the images of a face encoder; None: a voice
-        encoder. See ``speechbrain_ssl.dataio.faces.try_faces``.
-    more_settings : dict
-        Further settings of ``embed``, for ``meta.json``: embeddings that were
-        made with others are refused.
+    ``embed`` and ``face_size`` are as for ``embed_utterances``. ``encoder``
+    tells its weights from others, see ``encoder_hash``; ``max_seconds`` None
+    cuts no utterance; ``dtype`` is that of the file, float32 or float16;
+    ``batch_seconds`` is the upper bound of the audio in a batch.
+    ``more_settings`` are further settings of ``embed``.
 
-    Returns
-    -------
-    Embeddings
-        None while other parts are missing.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds embeddings made otherwise, the encoder is in
-        training mode, or nothing at all can be embedded.
-    EncoderError
-        If the encoder fails on all utterances of the first chunk.
+    A folder of embeddings that were made with other settings is an error, as is
+    an encoder that fails on all of the first chunk (EncoderError).
 
     Example
     -------

@@ -19,28 +19,9 @@ def join(
     A row is the unit embedding of the voice times the root of ``1 - weight``,
     followed by that of the face times the root of ``weight``: it has length 1,
     and the cosine of two rows is the weighted mean of the cosines of voices and
-    of faces. Without a face the row is the voice alone, at full length.
-
-    Arguments
-    ---------
-    voice : Embeddings
-        Of the utterances.
-    face : Embeddings
-        Of their faces; utterances may be missing.
-    folder : str
-        Where to write.
-    weight : float
-        Share of the faces, from 0 to 1.
-
-    Returns
-    -------
-    Embeddings
-        Of the utterances of ``voice``. Its meta has "voice_dim" below "made".
-
-    Raises
-    ------
-    ValueError
-        If no utterance has both.
+    of faces. An utterance without a face has the voice alone, at full length.
+    Gives embeddings of the utterances of ``voice``, with "voice_dim" below
+    "made" of their meta.
 
     Example
     -------
@@ -97,16 +78,8 @@ def parts_of(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Voices and faces of joint embeddings.
 
-    Arguments
-    ---------
-    embeddings : Embeddings
-        Of ``join``, or others.
-
-    Returns
-    -------
-    dict of str to tuple of np.ndarray
-        ``voice`` and ``face``: rows that have it, and their embeddings [rows,
-        emb_dim]. Empty if the embeddings are of one modality.
+    Gives ``voice`` and ``face``: rows that have it, and their embeddings [rows,
+    emb_dim]. Empty if the embeddings are of one modality.
     """
     dim = embeddings.meta["made"].get("voice_dim")
     if dim is None:
@@ -126,24 +99,11 @@ def agree(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Classes of utterances on which clusters of voices and of faces agree.
 
-    Utterances of one class share both clusters. One without a face goes to
-    the class that is most frequent in the cluster of its voice.
-
-    Arguments
-    ---------
-    parts : dict of str to tuple of np.ndarray
-        From ``parts_of``.
-    count : int
-        Number of utterances.
-    cluster : Callable
-        Unit embeddings [rows, emb_dim] to clusters, -1 for none [rows].
-
-    Returns
-    -------
-    classes : np.ndarray
-        int64, -1 for none [count].
-    clusters : dict of str to np.ndarray
-        Of each modality, -1 for none [count].
+    Utterances of one class share both clusters. One without a face goes to the
+    class that is most frequent in the cluster of its voice. ``parts`` are from
+    ``parts_of`` and have ``count`` utterances; ``cluster`` maps unit embeddings
+    [rows, emb_dim] to clusters, -1 for none [rows]. Gives int64 classes, and
+    the clusters of each modality, -1 for none [count].
     """
     clusters = {}
     for name, (rows, points) in parts.items():

@@ -57,37 +57,15 @@ def write_labels(
     """Writes ``pseudo_labels.csv`` and ``report.json``.
 
     Paths in the ``data_root`` of the utterances are written as
-    ``$data_root/...``, so that the audio can be moved.
+    ``$data_root/...``, so that the audio can be moved. ``utterances`` are the
+    training set, or a part of it; ``ids`` and ``labels`` are those of the
+    clustered utterances, from 0, -1 for none [n]; ``embeddings`` is the hash of
+    what was clustered, ``report`` has more entries of report.json, and
+    ``count`` is the size of the training set (None: that of ``utterances``).
 
-    Arguments
-    ---------
-    folder : str
-        Output folder; it is created.
-    utterances : Utterances
-        The training set, or a part of it.
-    ids : list of str
-        IDs of the clustered utterances [n].
-    labels : np.ndarray
-        Their clusters, from 0, -1 for none [n].
-    embeddings : str
-        Hash of the embeddings that were clustered.
-    report : dict
-        More entries of report.json.
-    count : int
-        Size of the training set; None: number of ``utterances``.
-
-    Returns
-    -------
-    dict
-        Content of report.json: ``report`` and ``labels``, which has
-        "embeddings", "utterances" (size of the training set), "labelled" and
-        "clusters".
-
-    Raises
-    ------
-    ValueError
-        If the numbers of IDs and labels differ, or an ID is not in the
-        training set.
+    Gives the content of report.json: ``report`` and ``labels``, which has
+    "embeddings", "utterances" (size of the training set), "labelled" and
+    "clusters".
 
     Example
     -------
@@ -158,36 +136,13 @@ def read_labels(
     """Reads ``pseudo_labels.csv`` and checks it.
 
     Classes are numbered from 0 without gaps, in the order of ``spk_id``, so
-    rows may have been deleted from the file.
+    rows may have been deleted from the file. ``data_root`` replaces
+    ``$data_root``; ``extra`` are other columns to read, such as ``face``.
 
-    Arguments
-    ---------
-    csv_path : str
-        The file of labels.
-    data_root : str
-        Folder that replaces ``$data_root``.
-    embeddings : str
-        Expected hash of the embeddings in report.json. None: no check.
-    training : Utterances
-        Expected training set. None: no check.
-    allow_missing : bool
-        Whether more utterances of ``training`` may have no label than when
-        the labels were made.
-    extra : tuple of str
-        Other columns to read, such as ``face``.
-
-    Returns
-    -------
-    Labels
-        Utterances and classes.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file, or a report.json that is needed, does not exist.
-    ValueError
-        If the labels belong to other embeddings or another training set, a
-        row is invalid, or there is only one class.
+    Labels of other embeddings than those with the hash ``embeddings``, or of
+    another training set than ``training``, are an error; None: no check.
+    ``allow_missing`` allows more utterances of the training set without a label
+    than when the labels were made.
     """
     report_path = os.path.join(os.path.dirname(csv_path), REPORT_NAME)
     report = None
@@ -258,27 +213,11 @@ def labels_of(labels: Labels, ids: list[str]) -> np.ndarray:
 def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
     """Reads true speakers: for reports, and for supervised training.
 
-    Rows without a speaker, and rows of unknown utterances, are ignored. Their
-    numbers, and that of utterances without a speaker, are logged.
-
-    Arguments
-    ---------
-    csv_path : str
-        A CSV file with the columns ``ID`` and ``spk_id``, ``speaker`` or
-        ``speaker_id``. IDs may lack the extension of the audio file.
-    ids : list of str
-        IDs of utterances [n].
-
-    Returns
-    -------
-    np.ndarray
-        int64 number of the speaker of each utterance, -1 if unknown [n].
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, a row has too few or too many values, an
-        utterance has two speakers, or no utterance is in the file.
+    The CSV has the columns ``ID`` and ``spk_id``, ``speaker`` or
+    ``speaker_id``; IDs may lack the extension of the audio file. Rows without a
+    speaker, and rows of unknown utterances, are ignored; their numbers, and
+    that of utterances without a speaker, are logged. Gives the int64 number of
+    the speaker of each of ``ids``, -1 if unknown [n].
     """
     speakers, lines, nameless = _read_speakers(csv_path)
     names, used = [], set()

@@ -17,23 +17,11 @@ SELECTIONS = ("both", "either", "own")
 def select(
     gated: Sequence[torch.Tensor], present: Sequence[torch.Tensor], rule: str
 ) -> list[torch.Tensor]:
-    """Combines the gates of modalities.
+    """Combines the gates of modalities by one of ``SELECTIONS``.
 
-    The gate of a modality that a clip lacks has no vote.
-
-    Arguments
-    ---------
-    gated : list of torch.Tensor
-        bool, what the gate of each modality selects [batch].
-    present : list of torch.Tensor
-        bool, which clips have it [batch].
-    rule : str
-        One of ``SELECTIONS``.
-
-    Returns
-    -------
-    list of torch.Tensor
-        bool, what each modality learns [batch].
+    ``gated`` says which clips the gate of each modality selects, ``present``
+    which clips have it, and the result which clips it learns, bool [batch]. The
+    gate of a modality that a clip lacks has no vote.
 
     Example
     -------
@@ -59,17 +47,8 @@ def fuse(
 ) -> torch.Tensor:
     """Mean of the probabilities of the modalities that a clip has.
 
-    Arguments
-    ---------
-    posteriors : list of torch.Tensor
-        Sharpened probabilities of each modality [batch, classes].
-    present : list of torch.Tensor
-        bool, which clips have it; each clip has one or more [batch].
-
-    Returns
-    -------
-    torch.Tensor
-        Probabilities [batch, classes].
+    Posteriors of each modality are [batch, classes]; ``present`` says which
+    clips have it, bool [batch]. Each clip has one or more.
 
     Example
     -------
@@ -82,41 +61,17 @@ def fuse(
 
 
 def without_speeds(posterior: torch.Tensor, count: int) -> torch.Tensor:
-    """Probabilities of classes at any speed.
-
-    Arguments
-    ---------
-    posterior : torch.Tensor
-        Of the classes at each speed [batch, speeds * count].
-    count : int
-        Number of classes.
-
-    Returns
-    -------
-    torch.Tensor
-        Sums over the speeds [batch, count].
-    """
+    """Sums probabilities of classes over speeds [batch, speeds * count]."""
     return posterior.unflatten(1, (-1, count)).sum(1)
 
 
 def at_speed(
     posterior: torch.Tensor, speed: torch.Tensor, speeds: int
 ) -> torch.Tensor:
-    """Probabilities of classes at the speed of each utterance.
+    """Probabilities [batch, count] at the speed of each utterance.
 
-    Arguments
-    ---------
-    posterior : torch.Tensor
-        Of the classes [batch, count].
-    speed : torch.Tensor
-        int64 index of the speed [batch].
-    speeds : int
-        Number of speeds.
-
-    Returns
-    -------
-    torch.Tensor
-        0 at other speeds [batch, speeds * count].
+    They are 0 at other speeds [batch, speeds * count]; ``speed`` is an int64
+    index [batch].
 
     Example
     -------
