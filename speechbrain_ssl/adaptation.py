@@ -43,19 +43,11 @@ LEAST_RANK = 0.5
 class Source(NamedTuple):
     """The model that an adaptation starts from.
 
-    Arguments
-    ---------
-    kind : str
-        ENCODER: a folder with an encoder; TRANSFORMER: one in Hugging Face's
-        format, without a pooling; RANDOM: a YAML of an encoder.
-    path : str
-        The folder or file.
-    name : str
-        Name for the model card: that of the hub, or of the folder.
-    commit : str
-        Commit on the hub; None for a local path.
-    license : str
-        As the card of the source states it; None if it does not.
+    ``kind`` is ENCODER, a folder with an encoder; TRANSFORMER, one in Hugging
+    Face's format, without a pooling; or RANDOM, a YAML of an encoder. ``path``
+    is the folder or file, and ``name`` that of the model card: the name on the
+    hub, or of the folder. ``commit`` is that on the hub, None for a local path;
+    ``license`` is None if the card of the source states none.
     """
 
     kind: str
@@ -75,27 +67,9 @@ def find_source(
 ) -> Source:
     """Finds a model, and says what kind it is.
 
-    Arguments
-    ---------
-    source : str
-        A folder, the YAML of an encoder or its name in ``hparams``, or a name
-        on the Hugging Face hub.
-    revision : str
-        Branch, tag or commit on the hub; None: main.
-    offline : bool
-        Whether to use the cache of the hub only.
-
-    Returns
-    -------
-    Source
-        The model.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such model, or it is of no known kind.
-    ValueError
-        If it cannot be trained.
+    ``source`` is a folder, the YAML of an encoder or its name in ``hparams``,
+    or a name on the Hugging Face hub; ``revision`` and ``offline`` are as for
+    ``hub.fetch``. A model that cannot be trained is an error.
     """
     if is_onnx(source):
         raise ValueError(
@@ -138,18 +112,7 @@ def _license(folder):
 
 
 def source_hash(source: Source) -> str:
-    """Tells a source from all others.
-
-    Arguments
-    ---------
-    source : Source
-        The source.
-
-    Returns
-    -------
-    str
-        Its commit on the hub, or a hash of the files that are read.
-    """
+    """Commit of a source on the hub, or a hash of the files that are read."""
     if source.kind == RANDOM:
         return f"SHA-256 {hash_of(source.path)}"
     if source.commit is not None:
@@ -166,22 +129,9 @@ def source_hash(source: Source) -> str:
 
 
 def transformer_sizes(folder: str) -> dict[str, int]:
-    """The sizes of a transformer's hidden states.
+    """``layers`` (number of hidden states) and ``width`` of a transformer.
 
-    Arguments
-    ---------
-    folder : str
-        A folder in Hugging Face's format.
-
-    Returns
-    -------
-    dict
-        ``layers`` (number of hidden states) and ``width``, for MHFA.
-
-    Raises
-    ------
-    ValueError
-        If its configuration does not say them.
+    They are for MHFA, and from a folder in Hugging Face's format.
     """
     path = os.path.join(folder, "config.json")
     config = read_json(path)
@@ -207,27 +157,10 @@ def write_start(
 ) -> None:
     """Writes a source as an exported folder that training can start from.
 
-    Arguments
-    ---------
-    source : Source
-        Of the kind ENCODER or RANDOM.
-    folder : str
-        Where to write.
-    trained : list of str
-        Parts of a transformer that will learn.
-    lora : dict
-        ``rank`` and ``alpha`` of adapters of these parts; None: none.
-    trust : list of str
-        Modules or classes that the source's YAML may name.
-    seed : int
-        Of random weights.
-
-    Raises
-    ------
-    ValueError
-        If the source names code that is not allowed, has weights that do not
-        fit, or cannot be exported with equal embeddings; or if there is no
-        transformer to adapt with LoRA.
+    The source is of the kind ENCODER or RANDOM, with weights of a ``seed``.
+    ``trained`` are parts of a transformer that will learn, ``lora`` has
+    ``rank`` and ``alpha`` of adapters of these parts (None: none), and
+    ``trust`` is that of ``load_encoder``.
     """
     rate = None
     torch.manual_seed(seed)  # of random weights, and of those of adapters
@@ -269,41 +202,16 @@ def write_start(
 
 
 def branch_of(encoder: EncoderClassifier) -> Branch:
-    """The network of a loaded folder.
-
-    Arguments
-    ---------
-    encoder : EncoderClassifier
-        From ``load_encoder``.
-
-    Returns
-    -------
-    Branch
-        Its features, normalization and network.
-    """
+    """Features, normalization and network of a loaded folder."""
     return Branch(*(encoder.mods[key] for key in ENCODER_KEYS))
 
 
 def training_yaml(template: str, model_folder: str) -> str:
-    """The YAML of a training whose encoder is that of a model.
+    """The YAML of a training whose encoder is that of an exported folder.
 
-    Arguments
-    ---------
-    template : str
-        Content of a YAML of train_pseudo_labels.py.
-    model_folder : str
-        An exported folder, as ``write_start`` writes it.
-
-    Returns
-    -------
-    str
-        The template with the model's ``sample_rate``, ``emb_dim``,
-        ``compute_features``, ``mean_var_norm`` and ``embedding_model``.
-
-    Raises
-    ------
-    ValueError
-        If the template lacks one of these keys.
+    ``template`` is the text of a YAML of train_pseudo_labels.py; the result has
+    the model's ``sample_rate``, ``emb_dim``, ``compute_features``,
+    ``mean_var_norm`` and ``embedding_model``.
     """
     encoder = load_encoder(model_folder)
     rate = encoder.audio_normalizer.sample_rate
@@ -331,19 +239,9 @@ def _block(key):
 def split_rows(
     csv_path: str, held_out: Sequence[bool]
 ) -> tuple[list[dict], list[dict]]:
-    """Splits a training set into rows to train on and rows that are kept out.
+    """Rows of a training CSV to train on, and rows that are kept out.
 
-    Arguments
-    ---------
-    csv_path : str
-        The training CSV.
-    held_out : list of bool
-        Whether a row is kept out.
-
-    Returns
-    -------
-    train, held : list of dict
-        Rows for ``write_annotation``.
+    ``held_out`` says whether a row is kept out.
     """
     with open(csv_path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, skipinitialspace=True))
@@ -354,14 +252,8 @@ def split_rows(
 class Choice(NamedTuple):
     """The model that is kept, and whether to go on.
 
-    Arguments
-    ---------
-    best : int
-        Number of the round; 0 is the source.
-    stop : bool
-        Whether the last round did not improve.
-    reason : str
-        In words, with figures.
+    ``best`` is the number of the round, 0 the source; ``stop`` says whether the
+    last round did not improve; ``reason`` is in words, with figures.
     """
 
     best: int
@@ -372,18 +264,9 @@ class Choice(NamedTuple):
 def choose(checks: Sequence[Mapping[str, Any]], min_gain: float) -> Choice:
     """Compares models by their self-checks.
 
-    Arguments
-    ---------
-    checks : list of dict
-        Results of ``SelfCheck``: of the source, then of each round.
-    min_gain : float
-        Smallest decrease of the cross-entropy, in bits, that is an
-        improvement.
-
-    Returns
-    -------
-    Choice
-        The best model.
+    ``checks`` are results of ``SelfCheck``: of the source, then of each round.
+    ``min_gain`` is the smallest decrease of the cross-entropy, in bits, that is
+    an improvement.
 
     Example
     -------
@@ -421,19 +304,7 @@ def choose(checks: Sequence[Mapping[str, Any]], min_gain: float) -> Choice:
 def write_result(
     model_folder: str, folder: str, notes: str, facts: Mapping[str, Any]
 ) -> None:
-    """Writes the model that an adaptation gives.
-
-    Arguments
-    ---------
-    model_folder : str
-        The chosen model.
-    folder : str
-        Where to write.
-    notes : str
-        First paragraph of the model card.
-    facts : dict
-        Rows of the model card.
-    """
+    """Writes the chosen model, with notes and facts of its card."""
     text = read_text(os.path.join(model_folder, HPARAMS_NAME))
     encoder: Any = load_encoder(model_folder)
     export(branch_of(encoder), text, folder, notes, facts)

@@ -87,29 +87,8 @@ def run_processes(
 ) -> list:
     """Calls a function in new processes that form a gloo group.
 
-    Arguments
-    ---------
-    function : callable
-        Called in each process; it and its results can be pickled.
-    *arguments : Any
-        Its arguments, which can be pickled.
-    processes : int
-        How many.
-
-    Returns
-    -------
-    list
-        The result of each process, by rank.
-
-    Raises
-    ------
-    torch.multiprocessing.ProcessRaisedException
-        If one of them fails; with its traceback.
-
-    Example
-    -------
-    >>> run_processes(distributed.rank)  # doctest: +SKIP
-    [0, 1]
+    The function, its arguments and its results can be pickled. Gives the result
+    of each process, by rank.
     """
     # processes start fast from one that has imported everything
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])

@@ -72,49 +72,17 @@ def embed(
 ) -> Embeddings:
     """Embeds audio to disk; the module's docstring has the rules.
 
-    Arguments
-    ---------
-    model_folder : str
-        An exported folder.
-    source : str
-        A folder or file of audio, a list of paths or an annotation.
-    output_folder : str
-        Where to write; see ``speechbrain_ssl.pseudo_labels.extract``.
-    data_root : str
-        What ``$data_root`` stands for in an annotation.
-    max_seconds : float
-        Longer audio is cut to its first seconds; None: never.
-    batch_seconds : float
-        Upper bound of the audio in a batch, in seconds.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    progress : bool
-        Whether to show a progress bar.
-    trust : list of str
-        Modules or classes that the model's YAML may name, see
-        ``load_encoder``.
-    windows : tuple of float
-        Length and hop of windows in seconds; None: whole utterances.
-    also : list of str
-        Of ``ALSO``, what else to write: "kaldi" xvector.ark and xvector.scp,
-        "npz" embeddings.npz with the arrays ``ids`` and ``embeddings``.
+    ``data_root`` stands for ``$data_root`` in an annotation. Audio is cut to
+    its first ``max_seconds`` (None: never); ``batch_seconds`` is the upper
+    bound of the audio in a batch. ``windows`` are length and hop in seconds
+    (None: whole utterances). ``also`` names other formats of the output:
+    "kaldi" writes xvector.ark and xvector.scp, "npz" embeddings.npz with the
+    arrays ``ids`` and ``embeddings``. ``device`` and ``trust`` are as for
+    ``cli.score.verify``.
 
-    Returns
-    -------
-    Embeddings
-        IDs and the matrix, not read yet. IDs are paths below the folder,
-        lines of the list, or those of the annotation; of windows
-        ``ID@start-stop`` in seconds.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such model or audio.
-    ValueError
-        If the list is wrong, nothing can be embedded, or the output folder
-        holds other embeddings.
-    EncoderError
-        If the encoder fails on all files.
+    Gives IDs and the matrix, not read yet. IDs are paths below the folder,
+    lines of the list, or those of the annotation; of windows ``ID@start-stop``
+    in seconds.
     """
     if windows is not None:
         _check_windows(*windows)

@@ -40,40 +40,13 @@ def enrol(
     device: str | None = None,
     trust: Sequence[str] = (),
 ) -> int:
-    """Adds recordings of a speaker to a folder of speakers.
+    """Adds recordings of a speaker to a folder of speakers, which is made.
 
-    Arguments
-    ---------
-    database : str
-        The folder; it is made if it does not exist.
-    name : str
-        The speaker.
-    files : list of str
-        Recordings of this speaker.
-    model : str
-        An exported folder, or its name on the hub; None: that of the database.
-    replace : bool
-        Whether to remove the speaker's earlier recordings.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    trust : list of str
-        Modules or classes that the model's YAML may name, see
-        ``load_encoder``.
-
-    Returns
-    -------
-    int
-        Number of recordings that the speaker has now.
-
-    Raises
-    ------
-    ValueError
-        If the model is not that of the database, the speaker already has one
-        of the files, or a file is empty or digital silence.
-    OSError
-        If a file, or the model, is missing or cannot be read.
-    EncoderError
-        If the encoder fails on a file.
+    ``model`` is an exported folder, or its name on the hub; None: that of the
+    database. ``replace`` removes the speaker's earlier recordings. ``device``
+    and ``trust`` are as for ``verify``. Gives the number of recordings that the
+    speaker has now. Another model than that of the database, and a file that
+    the speaker already has, are errors.
     """
     path = _speaker_path(database, name)
     model = model_of_database(database, model)

@@ -31,27 +31,9 @@ def fuse(
 ) -> dict:
     """Fuses scores; the module's docstring has the files.
 
-    Arguments
-    ---------
-    calibration : list of str
-        Scores of a labelled list, a file for each model.
-    scores : list of str
-        Scores of the list to fuse, of the same models in the same order.
-    output_folder : str
-        Where to write.
-
-    Returns
-    -------
-    dict
-        The content of ``metrics.json``.
-
-    Raises
-    ------
-    ValueError
-        If the files do not fit each other, the calibration list has no
-        labels, or all trials to fuse are in it.
-    OSError
-        If a file cannot be read or written.
+    ``calibration`` are scores of a labelled list, a file for each model,
+    ``scores`` those of the list to fuse, of the same models in the same order.
+    Gives the content of ``metrics.json``.
     """
     if len(calibration) != len(scores) or len(scores) < 2:
         raise ValueError(

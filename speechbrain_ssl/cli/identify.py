@@ -57,38 +57,12 @@ def identify(
     device: str | None = None,
     trust: Sequence[str] = (),
 ) -> list[Identification]:
-    """Finds the enrolled speaker of each recording.
+    """Finds the enrolled speaker of each recording, in the order of the files.
 
-    Arguments
-    ---------
-    database : str
-        A folder that ``enrol`` wrote.
-    files : str | list of str
-        Recordings of one speaker each.
-    threshold : float
-        Lowest cosine that names a speaker; None: the model's own.
-    model : str
-        The model's folder, if it was moved.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    trust : list of str
-        Modules or classes that the model's YAML may name, see
-        ``load_encoder``.
-
-    Returns
-    -------
-    list of Identification
-        In the order of the files.
-
-    Raises
-    ------
-    ValueError
-        If no speaker is enrolled, the model is another one, or a file is
-        empty or digital silence.
-    OSError
-        If a file, the model or the database is missing.
-    EncoderError
-        If the encoder fails on a file.
+    ``database`` is a folder that ``enrol`` wrote; each recording is of one
+    speaker. ``threshold`` is the lowest cosine that names a speaker, None: the
+    model's own. ``model`` is the model's folder, if it was moved; ``device``
+    and ``trust`` are as for ``verify``.
     """
     files = [files] if isinstance(files, str) else list(files)
     model = model_of_database(database, model)

@@ -57,34 +57,11 @@ def pack(
 ) -> list[str]:
     """Packs audio into tar files; the module's docstring has the rules.
 
-    Arguments
-    ---------
-    source : str
-        A folder of audio or a training CSV.
-    output_folder : str
-        Where to write.
-    shard_mb : float
-        Size at which a tar file is full, in 10^6 bytes. A larger audio file
-        has one of its own.
-    shuffle : int
-        Seed of a random order of the files, so that utterances that follow
-        each other in a shard are not of one speaker; None: their order.
-    data_root : str
-        What ``$data_root`` stands for in a CSV.
-    progress : bool
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    list of str
-        The tar files.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such source, or a file of the CSV is missing.
-    ValueError
-        If the folder holds shards of other files, or no file can be used.
+    A tar file is full at ``shard_mb`` 10^6 bytes; a larger audio file has one
+    of its own. ``shuffle`` is the seed of a random order of the files, so that
+    utterances that follow each other in a shard are not of one speaker; None:
+    their order. ``data_root`` stands for ``$data_root`` in a CSV. Gives the tar
+    files. A folder with shards of other files is an error.
 
     Example
     -------

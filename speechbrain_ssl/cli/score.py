@@ -90,37 +90,12 @@ def verify(
     device: str | None = None,
     trust: Sequence[str] = (),
 ) -> Verdict:
-    """Compares two recordings.
+    """Compares two recordings of any rate and number of channels.
 
-    Arguments
-    ---------
-    model_folder : str
-        An exported folder.
-    enrol : str
-        A file of audio, of any rate and number of channels.
-    test : str
-        Another one.
-    threshold : float
-        Lowest cosine that counts as the same speaker; None: the model's own.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    trust : list of str
-        Modules or classes that the model's YAML may name, see
-        ``load_encoder``.
-
-    Returns
-    -------
-    Verdict
-        Score and decision.
-
-    Raises
-    ------
-    OSError
-        If there is no such model, or a file cannot be read.
-    ValueError
-        If a file is empty or digital silence, or the threshold is no cosine.
-    EncoderError
-        If the encoder fails on a file.
+    ``threshold`` is the lowest cosine that counts as the same speaker, None:
+    the model's own. ``device`` None is a GPU if there is one; ``trust`` is that
+    of ``load_encoder``. A file that cannot be read, is empty or is digital
+    silence is an error; EncoderError if the encoder fails on it.
     """
     for path in (enrol, test):
         if not audio.is_file(path):
@@ -153,41 +128,13 @@ def score_pairs(
     progress: bool = True,
     trust: Sequence[str] = (),
 ) -> list[Pair]:
-    """Scores a file of pairs.
+    """Scores a file of pairs, in the order of the file.
 
-    Arguments
-    ---------
-    model_folder : str
-        An exported folder.
-    pairs : str
-        A list of pairs, see ``speechbrain_ssl.evaluation.trials``.
-    data_root : str
-        Folder that its paths start from, see ``trial_paths``.
-    enrolment : str | list of str
-        Map files for names that stand for several files, see
-        ``read_models``.
-    threshold : float
-        Lowest cosine that counts as the same speaker; None: the model's own.
-    batch_seconds : float
-        Upper bound of the audio in a batch, in seconds.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    progress : bool
-        Whether to show a progress bar.
-    trust : list of str
-        See ``verify``.
-
-    Returns
-    -------
-    list of Pair
-        In the order of the file.
-
-    Raises
-    ------
-    OSError
-        If there is no such model or list, or files are missing.
-    ValueError
-        If the list is wrong, or the threshold is no cosine.
+    ``pairs`` is a list in a layout of ``speechbrain_ssl.evaluation.trials``,
+    whose paths start from ``data_root``, see ``trial_paths``. ``enrolment`` are
+    map files for names that stand for several files, see ``read_models``.
+    ``batch_seconds`` is the upper bound of the audio in a batch. The other
+    arguments are those of ``verify``.
     """
     model_folder = hub.local_folder(model_folder)
     threshold = threshold_of(model_folder, threshold)

@@ -50,39 +50,15 @@ def segment(
 ) -> dict[str, float]:
     """Finds the speech in recordings; the module's docstring has the rules.
 
-    Arguments
-    ---------
-    source : str
-        A folder or file of audio, or a CSV.
-    csv_path : str
-        The training CSV to write.
-    vad : str
-        ``energy`` or ``silero``.
-    min_seconds : float
-        Shorter pieces are left out.
-    max_seconds : float
-        Longer pieces are cut into equal parts.
-    data_root : str
-        What ``$data_root`` stands for in a CSV; of a folder the folder.
-    processes : int
-        Number of processes; None: one per processor.
-    progress : bool
-        Whether to show a progress bar.
+    Pieces shorter than ``min_seconds`` are left out, those longer than
+    ``max_seconds`` are cut into equal parts. ``data_root`` stands for
+    ``$data_root`` in a CSV; of a folder it is the folder. ``processes`` None is
+    one per processor.
 
-    Returns
-    -------
-    dict
-        ``recordings``, ``pieces``, ``hours`` of the recordings,
-        ``speech_hours`` of the pieces, and ``failed`` recordings. Beside the
-        CSV, ``failed.csv`` has their reasons, and the other files are those of
-        ``speechbrain-ssl embed``.
-
-    Raises
-    ------
-    ImportError
-        If silero-vad is needed and not installed.
-    ValueError
-        If no recording has speech.
+    Gives ``recordings``, ``pieces``, ``hours`` of the recordings,
+    ``speech_hours`` of the pieces, and ``failed`` recordings. Beside the CSV,
+    ``failed.csv`` has their reasons, and the other files are those of
+    ``speechbrain-ssl embed``.
     """
     if max_seconds < 2 * min_seconds:
         raise ValueError(

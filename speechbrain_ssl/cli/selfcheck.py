@@ -49,33 +49,9 @@ def selfcheck(
 ) -> dict[str, dict]:
     """Measures exported models without labels.
 
-    Arguments
-    ---------
-    model_folders : list of str
-        Exported folders.
-    source : str
-        A folder of audio, a list of paths or an annotation.
-    data_root : str
-        What ``$data_root`` stands for in an annotation.
-    device : str
-        Where to compute; None: a GPU if there is one.
-    trust : list of str
-        Modules or classes that the models' YAMLs may name, see
-        ``load_encoder``.
-    **settings
-        Of ``SelfCheck``.
-
-    Returns
-    -------
-    dict of str to dict
-        What ``SelfCheck`` finds by model folder, the best model first.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such model or audio.
-    ValueError
-        If the audio is too little, or an embedding is not finite.
+    ``source`` is a folder of audio, a list of paths or an annotation with
+    ``data_root``; ``settings`` are those of ``SelfCheck``. Gives what it finds
+    by model folder, the best model first.
     """
     device = device or infer_device()
     # all of them first: a wrong name shows before anything is measured

@@ -65,11 +65,6 @@ class TwoStage(ClusterMixin, BaseEstimator):
     distributed, device
         See ``KMeans``.
 
-    Raises
-    ------
-    ValueError
-        If a setting is out of range.
-
     Example
     -------
     >>> points = np.random.default_rng(0).standard_normal((200, 4))

@@ -110,11 +110,6 @@ class Levels(ClusterMixin, BaseEstimator):
     seed : int
         Seed of the draws.
 
-    Raises
-    ------
-    ValueError
-        If a value is out of range.
-
     Example
     -------
     >>> from speechbrain_ssl.clustering.clusterers import TwoStage

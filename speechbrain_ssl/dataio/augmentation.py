@@ -299,11 +299,6 @@ class Noise:
         Smallest and largest number of training utterances in a mixture.
     max_hours : float
         Hours of audio to use from each folder, from randomly chosen files.
-
-    Raises
-    ------
-    ArgumentError
-        If a value is out of range.
     """
 
     @checked(
@@ -416,8 +411,6 @@ class Reverberation:
 
     Raises
     ------
-    ArgumentError
-        If a value is out of range.
     ValueError
         If there is no RIR.
     """
@@ -498,11 +491,6 @@ class Channel:
         Range of the slope in dB per octave.
     peak : list of float
         Range of the gain of the peak in dB.
-
-    Raises
-    ------
-    ArgumentError
-        If a value is out of range.
     """
 
     @checked(
@@ -575,11 +563,6 @@ class Gain:
     ---------
     db : list of float
         Lowest and highest gain in dB.
-
-    Raises
-    ------
-    ArgumentError
-        If a value is out of range.
     """
 
     @checked(db=interval(number()))
@@ -608,11 +591,6 @@ class Telephone:
     level : list of float
         Range of the peak level on the line, in dB relative to full scale.
         Low levels are coded coarsely, levels above 0 are clipped.
-
-    Raises
-    ------
-    ArgumentError
-        If a value is out of range.
     """
 
     rate = 8000

@@ -74,11 +74,6 @@ class ViewSampler:
         Largest share of unreadable utterances, which are replaced by others,
         in an epoch. Training stops above it.
 
-    Raises
-    ------
-    ArgumentError
-        If a value is out of range.
-
     Example
     -------
     >>> sampler = ViewSampler(16000, global_crops=2, global_seconds=2.0)

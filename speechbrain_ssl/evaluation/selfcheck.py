@@ -106,8 +106,6 @@ class SelfCheck:
 
     Raises
     ------
-    ArgumentError
-        If a value is out of range.
     ValueError
         If fewer than 20 utterances can be used.
     """

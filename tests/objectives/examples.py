@@ -15,7 +15,6 @@ from speechbrain_ssl import objectives
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.clustering.table import ClusterTable
 from speechbrain_ssl.nnet.branch import BranchOutput
-from speechbrain_ssl.nnet.margins import ArcFace
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.barlow_twins import BarlowTwins
 from speechbrain_ssl.objectives.deep_cluster import DeepCluster
@@ -113,7 +112,6 @@ VARIANTS = {
     "DeepCluster-concentrations": lambda: DeepCluster([clusters()], 0.3, True),
     "LIM-bce": lambda: LIM("bce"),
     "LIM-mine": lambda: LIM("mine"),
-    "MoCo-ArcFace": lambda: MoCo(DIM, 7, 0.3, ArcFace(0.3)),
     "MoCo-margin": lambda: MoCo(DIM, 7, 0.3, 0.1),
     "NNCLR-early": lambda: NNCLR(DIM, 3, 7, norm=None, neighbors_from=9.0),
     "SDPN-fixed": lambda: SDPN(
@@ -126,7 +124,6 @@ VARIANTS = {
         consistency_weight=0.6,
     ),
     "SSPS-SimCLR": lambda: SSPS(SimCLR(), clusters(), DIM, 11, 0),
-    "SimCLR-ArcFace": lambda: SimCLR(0.3, ArcFace(0.3)),
     "SimCLR-margin": lambda: SimCLR(0.3, 0.1),
     # 6 utterances fill the queue in one step; 5 does not divide by 2
     "SwAV-queue": lambda: SwAV(

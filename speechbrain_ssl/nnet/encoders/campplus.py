@@ -245,20 +245,10 @@ class CAMPlusPlus(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Embeds features.
+        """Features [batch, frames, input_size] to [batch, 1, lin_neurons].
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            [batch, frames, input_size].
-        lengths : torch.Tensor
-            Relative lengths [batch]; all ones by default. Padding is left out
-            of all means; the convolutions see it.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, 1, lin_neurons].
+        Relative lengths [batch] are all ones by default. Padding is left out of
+        all means; the convolutions see it.
         """
         x = self.halve_time(self.front_end(x.transpose(1, 2)))
         heard = torch.ones_like(x[:, :1])
