@@ -63,6 +63,8 @@ def test_row(row, samples, monkeypatch):
         assert not unexplained_statistics(output)
     is_model = (output / "model/embedding_model.ckpt").is_file()
     if row["Dataset"] == "VoxCeleb" and is_model:
+        facts = (output / "model/README.md").read_text()
+        assert "| 40 utterances," in facts and "| epochs | 2 |" in facts
         verify_on_voxceleb(output)
 
 

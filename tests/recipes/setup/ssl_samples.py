@@ -22,7 +22,11 @@ from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.face import FaceResNet, PixelNorm, Pixels
-from speechbrain_ssl.pseudo_labels.labels import note_labels, write_labels
+from speechbrain_ssl.pseudo_labels.labels import (
+    note_labels,
+    read_labels,
+    write_labels,
+)
 
 ROOT = pathlib.Path(__file__).parents[3]
 FOLDER = pathlib.Path("tests/tmp/ssl")
@@ -43,11 +47,12 @@ mean_var_norm: !new:speechbrain_ssl.nnet.face.PixelNorm {}
 embedding_model: !new:speechbrain_ssl.nnet.face.FaceResNet {emb_dim: 6, depth: 10}
 """
 # the runs that train_lmft.yaml continues from: hparams file, and the sizes
-# of its modules, which are also in the rows of train_lmft.yaml
+# of its modules, which are also in the rows of train_lmft.yaml; labels
 RUNS = {
     "AudioFolder": (
         "train_dlg_lc.yaml",
         {"emb_dim": 16, "embedding_model": {"channels": [8, 8, 8, 8, 24]}},
+        "labels",
     ),
     "VoxCeleb": (
         "train_wavlm_mhfa.yaml",
@@ -55,6 +60,7 @@ RUNS = {
             "emb_dim": 16,
             "pooling": {"layers": 3, "width": 32, "heads": 4, "compression": 8},
         },
+        "vox2_labels",
     ),
 }
 VOXCELEB = {
@@ -62,6 +68,8 @@ VOXCELEB = {
     "vox1": [f"wav/id1027{n}" for n in (0, 1)],
 }
 VIDEOS = ("5r0dWxy17C8", "_z_BR0ERa9g")
+# of each video: 40 utterances to train on, and two of each test speaker
+UTTERANCES = {"vox2": 5, "vox1": 1}
 
 
 def make_samples(folder: pathlib.Path) -> None:
@@ -79,8 +87,8 @@ def make_samples(folder: pathlib.Path) -> None:
     write_voxceleb(folder, rng)
     write_pseudo_labels(folder)
     write_wavlm(folder / "wavlm")
-    for dataset, (hparams_file, sizes) in RUNS.items():
-        write_run(folder, dataset, hparams_file, sizes)
+    for dataset, settings in RUNS.items():
+        write_run(folder, dataset, *settings)
     torch.manual_seed(0)
     encoder = ECAPA_TDNN(40, channels=[8] * 4 + [24], lin_neurons=6)
     norm = InputNormalization(norm_type="sentence", std_norm=False)
@@ -150,14 +158,31 @@ def write_more_audio(folder, rng):
 
 
 def write_voxceleb(folder, rng):
-    """Folders as VoxCeleb unpacks them, and trial lists."""
+    """Folders as VoxCeleb unpacks them, labels of videos, and trial lists."""
     for corpus, speakers in VOXCELEB.items():
         for speaker in speakers:
             for video in VIDEOS:
                 place = folder / corpus / speaker / video
                 place.mkdir(parents=True)
-                noise = 0.1 * rng.standard_normal(24000)
-                soundfile.write(place / "00001.wav", noise, 16000)
+                for number in range(1, UTTERANCES[corpus] + 1):
+                    noise = 0.1 * rng.standard_normal(16000)
+                    path = place / f"{number:05d}.wav"
+                    soundfile.write(path, noise, 16000)
+    names = [
+        f"{speaker}/{video}/{number:05d}"
+        for speaker in VOXCELEB["vox2"]
+        for video in VIDEOS
+        for number in range(1, UTTERANCES["vox2"] + 1)
+    ]
+    rows = [
+        (name.removeprefix("dev/wav/"), 1.0, f"$data_root/{name}.wav", 0, 16000)
+        for name in names
+    ]
+    write_annotation(folder / "vox2.csv", rows)
+    utterances = read_annotation(folder / "vox2.csv", folder / "vox2")
+    labels = [row // UTTERANCES["vox2"] for row in range(len(names))]
+    ids = list(utterances.ids())
+    write_labels(folder / "vox2_labels", utterances, ids, labels, "none")
     first, second = (
         [f"{speaker}/{video}/00001.wav" for video in VIDEOS]
         for speaker in VOXCELEB["vox1"]
@@ -203,9 +228,11 @@ def write_wavlm(folder):
     preprocessor.save_pretrained(str(folder))
 
 
-def write_run(folder, dataset, hparams_file, sizes):
+def write_run(folder, dataset, hparams_file, sizes, labels):
     """A checkpoint of training on the pseudo-labels."""
-    labels = str(folder / "labels" / "pseudo_labels.csv")
+    data = {"labels": "audio", "vox2_labels": "vox2"}[labels]
+    labels = str(folder / labels / "pseudo_labels.csv")
+    count = read_labels(labels, folder / data).count
     run = folder / f"run_{dataset}"
     given = {
         **sizes,
@@ -218,7 +245,7 @@ def write_run(folder, dataset, hparams_file, sizes):
     with open(ROOT / f"recipes/{dataset}/SSL/hparams/{hparams_file}") as file:
         hparams = load_hyperpyyaml(file, given)
     speeds = len(hparams["view_sampler"].speeds)
-    classifier = hparams["classifier"](classes=SPEAKERS * speeds)
+    classifier = hparams["classifier"](classes=count * speeds)
     hparams["checkpointer"].add_recoverable("classifier", classifier)
     hparams["checkpointer"].save_checkpoint()
     note_labels(str(run), labels)
