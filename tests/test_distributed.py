@@ -181,18 +181,20 @@ def train_both(tmp_path, encoder):
 
 
 def _options_worker(rank, folder, corpus):
-    """Weights before and after one step of SDPN, for several options."""
+    """What one step of SDPN changes, for several options of its prototypes."""
     found = []
     for number, options in enumerate([{}, {"sum": True, "clip": False}]):
         torch.manual_seed(0)
         objective = SDPN(tiny.DIM, 5)
-        before = objective.prototypes.weight.detach().clone()
         brain = tiny.make_brain(
             corpus,
             os.path.join(folder, f"options{number}"),
             objective=objective,
-            opt_class=functools.partial(torch.optim.SGD, lr=0.01),
-            parameter_options=[[objective, options]],
+            opt_class=functools.partial(
+                torch.optim.SGD, lr=0.01, weight_decay=0.1
+            ),
+            parameter_options=[[objective, {"decay": False, **options}]],
+            decay_vectors=False,
             lr_for="linear",
             reference_batch=3,
             max_grad_norm=1e-3 if options else float("inf"),
@@ -202,27 +204,50 @@ def _options_worker(rank, folder, corpus):
             distributed_launch=True,
             distributed_backend="gloo",
         )
+        before = tiny.state_of(brain)
         tiny.fit(brain)
-        after = brain.module("objective").prototypes.weight.detach()
-        rate = brain.optimizer.param_groups[0]["lr"]
-        found.append((after - before, rate, brain.train_stats["gradient_norm"]))
+        after = tiny.state_of(brain)
+        groups = brain.optimizer.param_groups
+        decays = {
+            name: group["weight_decay"]
+            for group in groups
+            for module in ("student", "objective")
+            for name, parameter in brain.module(module).named_parameters()
+            if any(parameter is member for member in group["params"])
+        }
+        moved = {name: after[name] - before[name] for name in before}
+        norm = brain.train_stats["gradient_norm"]
+        found.append((moved, decays, groups[0]["lr"], norm))
     return found
 
 
-def test_gradients_of_prototypes_are_summed_and_not_clipped(tmp_path):
-    """As in SDPN's code; all other gradients are averaged and clipped."""
+def test_parameter_groups_are_those_of_sdpns_code(tmp_path):
+    """Gradients of prototypes are summed and not clipped, others averaged and
+    clipped tensor by tensor; only matrices of the networks decay."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     tiny.write_corpus(corpus)
     first, second = run(_options_worker, tmp_path, str(corpus))
+    prototypes = "objective.prototypes.weight"
+    bias = "student.embedding_model.layer.bias"
     for mine, other in zip(first, second):
-        assert torch.equal(mine[0], other[0])
-    (averaged, rate, _), (summed, _, norm) = first
+        assert torch.equal(mine[0][prototypes], other[0][prototypes])
+        assert torch.equal(mine[0][bias], other[0][bias])
+    (averaged, decays, rate, _), (summed, _, _, norm) = first
     # the step was not clipped to the norm of 1e-3
     assert norm > 1e-2
-    assert torch.allclose(summed, 2 * averaged, rtol=1e-4)
+    assert torch.allclose(
+        summed[prototypes], 2 * averaged[prototypes], rtol=1e-4
+    )
     # two processes of six utterances, for a reference of three
     assert rate == pytest.approx(0.04)
+    assert averaged[bias].norm() > 2e-3 * rate
+    assert summed[bias].norm() == pytest.approx(1e-3 * rate, rel=1e-3)
+    assert decays == {
+        "embedding_model.layer.weight": 0.1,
+        "embedding_model.layer.bias": 0.0,
+        "prototypes.weight": 0.0,
+    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file:// rendezvous")
