@@ -12,14 +12,19 @@ and ``gpu.md`` in ``--out`` hold all results so far, and ``rates.json`` what
 
 %s
 
-``--small`` reduces all sizes, so that the script itself can be tried on a CPU;
-its figures mean nothing. ``--trace`` runs one part instead, ``trace``: eight
-steps of MoCo under PyTorch's profiler, whose ``trace.json`` can be opened in
-https://ui.perfetto.dev, and a table of the longest operators.
+Two parts run only where they are named. ``curves`` trains each VoxCeleb YAML,
+of both stages, for 200 steps at full size with its own script, and reports the
+loss of every 20 steps, the effective rank, peak memory and speed. It takes up
+to half an hour; ``--only moco dino`` leaves out other YAMLs. ``trace``, or
+``--trace``, runs eight steps of MoCo under PyTorch's profiler: ``trace.json``
+can be opened in https://ui.perfetto.dev, ``trace.txt`` has the longest
+operators. ``--small`` reduces all sizes, so that the script itself can be tried
+on a CPU; its figures mean nothing.
 """
 
 import argparse
 import contextlib
+import csv
 import functools
 import glob
 import json
@@ -53,7 +58,10 @@ PARTS = {
     "resume": (120, "kill -9 and resume: bits that differ"),
     "learn": (200, "MoCo, SDPN and CA-DINO for a minute each"),
 }
-TRACE = {"trace": (120, "eight steps under the profiler")}
+ON_REQUEST = {
+    "curves": (1800, "200 steps of each YAML by its script, epochs of 20"),
+    "trace": (120, "eight steps under the profiler"),
+}
 # by priority: what comes first is measured if time runs out
 FIRST = ("moco", "dino", "sdpn", "ca_dino", "simclr", "rdino")
 
@@ -64,6 +72,12 @@ def yamls(recipe="VoxCeleb"):
     names = {pathlib.Path(p).stem.removeprefix("train_"): p for p in found}
     order = [*FIRST, *(name for name in names if name not in FIRST)]
     return {name: names[name] for name in order if name in names}
+
+
+def chosen(args):
+    """VoxCeleb YAMLs by name, those of ``--only`` if it is given."""
+    found = yamls()
+    return {name: found[name] for name in args.only or found}
 
 
 def is_stage_one(path):
@@ -194,7 +208,7 @@ def measure_loop(args, path, precision, *further):
 def loop(args, report):
     """Each YAML of stage one: bf16, then fp32 with TF32, then compiled."""
     ways = [("bf16", ()), ("fp32", ()), ("bf16", ("--compile=True",))]
-    names = {n: p for n, p in yamls().items() if is_stage_one(p)}
+    names = {n: p for n, p in chosen(args).items() if is_stage_one(p)}
     if args.small:
         names, ways = {"moco": names["moco"]}, ways[:1]
     for precision, further in ways:
@@ -219,7 +233,7 @@ def workers(args, report):
 
 def rates(args, report):
     """What ``speechbrain-ssl plan`` reads."""
-    for name, path in yamls().items():
+    for name, path in chosen(args).items():
         if args.small and name not in ("moco", "dlg_lc"):
             continue
         given = [path, "--out", os.path.join(args.out, "rates.json")]
@@ -227,6 +241,99 @@ def rates(args, report):
         given += ["--steps", "1" if args.small else "10"]
         given += ["--utterances", "2"] if args.small else []
         report(name, lambda given=given: in_process("rates.py", given))
+
+
+def curves(args, report):
+    """The first 200 steps of each YAML."""
+    for name, path in chosen(args).items():
+        if args.small and name not in ("moco", "dlg_lc"):
+            continue
+        report(name, functools.partial(measure_curve, args, path))
+
+
+def measure_curve(args, path):
+    """Trains with the script of a YAML; an epoch has 20 steps.
+
+    Schedules are those of the YAML, so that these are the first ten epochs of
+    the full number. Rows of files are repeated to fill them. Stage two learns
+    the file of each row, from random weights or those of its YAML.
+    """
+    import importlib
+
+    forget()
+    steps, epochs = (2, 2) if args.small else (20, 10)
+    text = pathlib.Path(path).read_text()
+    size = int(re.search(r"^batch_size: (\d+)", text, re.M)[1])
+    size = 4 if args.small else size
+    folder, _ = audio_of(args)
+    output = tempfile.mkdtemp(dir=args.scratch)
+    given = [path, f"--data_folder={folder}", f"--output_folder={output}"]
+    given += [*settings(args), f"--optimizer_step_limit={steps * epochs}"]
+    given += ["--checkpoints_to_keep=1", "--average_last=1"]
+    script, rows = "train_ssl", write_rows(args, output, steps * size)
+    if not is_stage_one(path):
+        labelled = "speakers" if "\nspeakers:" in text else "pseudo_labels"
+        script = "train_pseudo_labels"
+        if labelled == "speakers":
+            script = "train_supervised"
+        given.append(f"--{labelled}={output}/labels/pseudo_labels.csv")
+    if "\nprepare:" in text:
+        given += ["--prepare=null", "--skip_prep=True"]
+        given.append(f"--train_annotation={rows}")
+    if "\ncontinue_from:" in text:
+        given.append("--continue_from=null")
+    if "\nwavlm_source:" in text:
+        from rates import random_wavlm
+
+        wavlm = random_wavlm(os.path.join(args.scratch, "wavlm"))
+        given.append(f"--wavlm_source={wavlm}")
+    if args.small:
+        given.append("--augmentation={effects: {rir: {simulated: 5}}}")
+    importlib.import_module(script).main(given)
+    records = log_of(output)
+    logs = [record["train"] for record in records]
+    settled = logs[1:] or logs
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {
+        "steps": records[-1]["step"],
+        "loss": " ".join(f"{log['loss']:.3f}" for log in logs),
+        "effective_rank": logs[-1]["effective_rank"],
+        "views_per_second": max(log["views_per_second"] for log in settled),
+        "data_wait": min(log["data_wait"] for log in settled),
+        "peak_memory_gb": peak / 1e9,
+    }
+
+
+def write_rows(args, output, count):
+    """Writes a training CSV of ``count`` rows, and the file of each as label.
+
+    Each file has about four rows. Gives the path of the CSV.
+    """
+    from audio_folder_prepare import prepare_audio_folder
+
+    from speechbrain_ssl.dataio.annotations import (
+        read_annotation,
+        write_annotation,
+    )
+    from speechbrain_ssl.pseudo_labels.labels import write_labels
+
+    folder, _ = audio_of(args)
+    listed = os.path.join(args.scratch, "files.csv")
+    if not os.path.isfile(listed):
+        prepare_audio_folder(folder, listed)
+    with open(listed, newline="", encoding="utf-8") as file:
+        files = list(csv.reader(file))[1 : 1 + max(count // 4, 4)]
+    repeated = [files[n % len(files)] for n in range(count)]
+    rows = [(f"{n}/{name}", *rest) for n, (name, *rest) in enumerate(repeated)]
+    path = os.path.join(output, "rows.csv")
+    write_annotation(path, rows)
+    utterances = read_annotation(path, folder)
+    labels = [n % len(files) for n in range(count)]
+    ids = [row[0] for row in rows]
+    write_labels(
+        os.path.join(output, "labels"), utterances, ids, labels, "none"
+    )
+    return path
 
 
 def in_process(script, arguments):
@@ -618,6 +725,7 @@ def limited(args, part, seconds):
     given = [sys.executable, __file__, part, "--out", args.out]
     given += ["--scratch", args.scratch, "--seconds", str(seconds)]
     given += ["--audio", args.audio] if args.audio else []
+    given += ["--only", *args.only] if args.only else []
     given += ["--small"] if args.small else []
     log = os.path.join(args.out, f"{part}.log")
     with open(log, "w") as file:
@@ -640,7 +748,8 @@ def limited(args, part, seconds):
 def main():
     """Runs all parts, or one in this process."""
     told = "\n".join(
-        f"    {name:10} {what}" for name, (_, what) in PARTS.items()
+        f"    {name:10} {what}"
+        for name, (_, what) in {**PARTS, **ON_REQUEST}.items()
     )
     parser = argparse.ArgumentParser(
         description=__doc__ % told,
@@ -652,21 +761,28 @@ def main():
     parser.add_argument("--out", default="results/gpu")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--trace", action="store_true")
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, help="of all parts together")
+    parser.add_argument(
+        "--only", nargs="+", metavar="YAML", help="for loop, rates and curves"
+    )
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.audio:
         args.audio = os.path.abspath(args.audio)
     args.out = os.path.abspath(args.out)
-    known = {**PARTS, **TRACE}
+    known = {**PARTS, **ON_REQUEST}
     if unknown := set(args.parts) - set(known):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     if args.scratch:
         (args.part,) = args.parts
         run_part(args)
         return
-    wanted = list(TRACE) if args.trace else args.parts or list(PARTS)
+    if unknown := set(args.only or ()) - set(yamls()):
+        parser.error(f"unknown YAMLs: {', '.join(sorted(unknown))}")
+    wanted = ["trace"] if args.trace else args.parts or list(PARTS)
+    if args.minutes is None:
+        args.minutes = max(15, sum(known[part][0] for part in wanted) / 60)
     run_all(args, {name: known[name] for name in wanted})
 
 

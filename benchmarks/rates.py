@@ -171,6 +171,15 @@ def wait(device):
         torch.cuda.synchronize()
 
 
+def random_wavlm(folder):
+    """Writes a network of WavLM Base's sizes with random weights."""
+    from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
+
+    WavLMModel(WavLMConfig()).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
 def load(args, further):
     """Loads the hparams file with what it needs here."""
     given = [args.hparams_file, "--data_folder=.", *further]
@@ -183,15 +192,7 @@ def load(args, further):
     if "prepare" in keys:
         given.append("--prepare=null")
     if args.random_wavlm:
-        from transformers import (
-            Wav2Vec2FeatureExtractor,
-            WavLMConfig,
-            WavLMModel,
-        )
-
-        folder = f"{args.scratch}/wavlm"
-        WavLMModel(WavLMConfig()).save_pretrained(folder)
-        Wav2Vec2FeatureExtractor().save_pretrained(folder)
+        folder = random_wavlm(f"{args.scratch}/wavlm")
         given.append(f"--wavlm_source={folder}")
     _, run_opts, hparams, _ = load_experiment(given)
     return run_opts, hparams
