@@ -7,7 +7,9 @@ YAML against it, and the tables of the recipe's README are made of it::
 """
 
 import functools
+import inspect
 import pathlib
+import pydoc
 import re
 
 import yaml
@@ -17,26 +19,34 @@ RECIPE = pathlib.Path(__file__).parents[2] / "recipes/VoxCeleb/SSL"
 TABLE = RECIPE / "published.yaml"
 README = RECIPE / "README.md"
 TRAINING = sorted((RECIPE / "hparams").glob("train_*.yaml"))
+EMPTY = inspect.Parameter.empty
 BEGIN, END = "<!-- made of published.yaml -->", "<!-- end -->"
 
 
 def read_table():
-    """The table, with the settings of the families that recipes name."""
+    """The table, with the settings of the families that recipes name.
+
+    Sources of a family are replaced by those that the recipe has for them.
+    """
     table = yaml.safe_load(TABLE.read_text())
     for recipe in table["recipes"].values():
         settings = {}
         for family in recipe.get("families", []):
             settings.update(table["families"][family])
         settings.update(recipe["settings"])
-        recipe["settings"] = {k: as_entry(v) for k, v in settings.items()}
+        recipe["settings"] = {
+            place: as_entry(value, recipe["sources"])
+            for place, value in settings.items()
+        }
     return table
 
 
-def as_entry(value):
-    """[value, source] as a mapping."""
-    if isinstance(value, dict):
-        return value
-    return dict(zip(("published", "source"), value))
+def as_entry(value, sources):
+    """[value, source] as a mapping, with the source of the recipe."""
+    if not isinstance(value, dict):
+        value = dict(zip(("published", "source"), value))
+    source = value.get("source")
+    return {**value, "source": sources.get(source, source)}
 
 
 @functools.lru_cache
@@ -93,11 +103,32 @@ def value_of(node):
     return yaml.SafeLoader("").construct_object(node)
 
 
-def build(path, place):
-    """Builds one value of a YAML, such as a schedule, without the rest."""
+def node_at(path, place):
+    """The node of a setting, or None."""
     node = document(path)
     for name in place.split("."):
-        node = next(child for key, child in node.value if key.value == name)
+        children = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [child for key, child in children if key.value == name]
+        if not found:
+            return None
+        (node,) = found
+    return node
+
+
+def default_of(path, place):
+    """The default of an argument that a YAML leaves out, or ``EMPTY``."""
+    parent, _, name = place.rpartition(".")
+    node = node_at(path, parent) if parent else None
+    if node is None or ":" not in node.tag:
+        return EMPTY
+    made = pydoc.locate(node.tag.partition(":")[2])
+    parameters = inspect.signature(made).parameters
+    return parameters[name].default if name in parameters else EMPTY
+
+
+def build(path, place):
+    """Builds one value of a YAML, such as a schedule, without the rest."""
+    node = node_at(path, place)
     if isinstance(node, yaml.ScalarNode) and not node.tag.startswith("!"):
         return value_of(node)
     key = yaml.ScalarNode("tag:yaml.org,2002:str", "built")
@@ -111,7 +142,7 @@ def same(published, ours):
         return published is ours
     if published == ours:
         return True
-    if isinstance(published, list) and isinstance(ours, list):
+    if isinstance(published, list) and isinstance(ours, (list, tuple)):
         pairs = zip(published, ours)
         return len(published) == len(ours) and all(same(*p) for p in pairs)
     if isinstance(published, dict) and isinstance(ours, dict):
@@ -129,6 +160,8 @@ def is_apparatus(place, ours, table):
     unused = ours.get("cluster_from") == float("inf") and (
         place.startswith("cluster_") or place == "view_sampler.partners"
     )
+    unclipped = ours["max_grad_norm"] == float("inf")
+    unused = unused or (unclipped and place == "clip_each_tensor")
     return unused or any(re.fullmatch(x, place) for x in table["apparatus"])
 
 
@@ -137,7 +170,12 @@ def faults(path, table):
     recipe = table["recipes"].get(path.stem)
     if recipe is None:
         return [f"{path.stem} is not in published.yaml"]
-    ours, found = settings_of(path), []
+    ours, found = dict(settings_of(path)), []
+    for place in recipe["settings"]:
+        if place not in ours and place[0] != "(":
+            value = default_of(path, place)
+            if value is not EMPTY:
+                ours[place] = value
     for place, value in ours.items():
         entry = recipe["settings"].get(place)
         if entry is None and is_apparatus(place, ours, table):
@@ -148,10 +186,11 @@ def faults(path, table):
             )
         elif not same(entry.get("ours", entry.get("published")), value):
             found.append(f"{place}: the table has {entry}, the YAML {value!r}")
-        elif entry.get("source", "none") not in table["sources"]:
-            found.append(f"{place}: no such source {entry.get('source')!r}")
         elif "ours" in entry and not (entry.get("why") and entry.get("then")):
             found.append(f"{place}: a difference needs why and then")
+    for place, entry in recipe["settings"].items():
+        if entry["source"] not in table["sources"]:
+            found.append(f"{place}: no such source {entry['source']!r}")
     # beside the keys of a YAML, the table may have facts without a key
     stale = [
         x for x in recipe["settings"] if x not in ours and not x.startswith("(")

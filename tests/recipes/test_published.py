@@ -43,6 +43,14 @@ def test_a_changed_value_is_found(before, after, tmp_path):
     assert len(published.faults(path, TABLE)) == 1
 
 
+def test_a_setting_that_is_left_out_is_the_default_of_its_class():
+    table = published.read_table()
+    settings = table["recipes"]["train_dino"]["settings"]
+    settings["objective.student_temperature"]["published"] = 0.2
+    (fault,) = published.faults(PATHS["train_dino"], table)
+    assert fault.startswith("objective.student_temperature")
+
+
 def test_the_tables_of_the_readme_are_those_of_the_yaml():
     """If this fails: python -m tests.recipes.published."""
     text = published.README.read_text()
