@@ -750,6 +750,7 @@ def _utterances_of(brain):
     learning_rates=_pairs(number(0), "a list of [module, rate]"),
     centroid_start=one_of(True, False, None),
     write_corrected=one_of(True, False),
+    face_gate_from=number(0),
     selection=one_of(*SELECTIONS),
 )
 @dataclass(frozen=True)
@@ -781,6 +782,7 @@ class LabelTraining:
     face_gate: Any = None
     face_sampler: Any = None
     face_init_from: str | None = None
+    face_gate_from: float = 0.0
     selection: str = "own"
 
     def __post_init__(self):

@@ -73,7 +73,9 @@ class PseudoLabelBrain(SpeakerBrain):
     the losses of all utterances; ``centroid_start`` (whether class weights
     start at the mean embeddings of the classes); ``regularizer`` (adds a term
     to the loss, such as DistanceToPretrained; may be left out). With faces
-    also ``face_sampler``, ``face_gate``, ``face_centroid_start`` and
+    also ``face_sampler``, ``face_gate``, ``face_gate_from`` (first epoch of that
+    gate if it is later than that of the loss; may be left out),
+    ``face_centroid_start`` and
     ``selection`` (one of ``SELECTIONS``).
 
     Arguments
@@ -297,6 +299,7 @@ class PseudoLabelBrain(SpeakerBrain):
             gate(loss.loss_logs(prediction.cosines, own, epoch))
             for gate, prediction, own in zip(gates, predictions, labels)
         ]
+        gated[1] = gated[1] | (epoch < self._gate_from(FACE))
         present = [prediction.present for prediction in predictions]
         selected = modalities.select(gated, present, self.hparams.selection)
         posteriors = [None, None]
@@ -357,11 +360,16 @@ class PseudoLabelBrain(SpeakerBrain):
         epoch = self.hparams.epoch_counter.current
         if distributed.rank() == 0:
             self._write_decisions(modality, epoch, decision)
-        gated = epoch >= self.hparams.loss.gate_from
+        gated = epoch >= self._gate_from(prefix)
         if gated and not decision.accepted:
             name = "Gate of faces" if prefix else "Gate"
             return [f"{name}: {decision.reason}"]
         return []
+
+    def _gate_from(self, prefix):
+        """First epoch of the gate of a modality."""
+        own = vars(self.hparams).get(f"{prefix}gate_from", 0.0)
+        return max(self.hparams.loss.gate_from, own)
 
     def _write_decisions(self, modality, epoch, decision):
         """Writes the gate of this epoch and all decisions, for reports."""

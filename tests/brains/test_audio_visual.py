@@ -200,6 +200,19 @@ def test_closed_gate_of_faces_moves_no_face_weight(corpus, tmp_path):
         assert torch.equal(value, before[name]) == name.startswith("face_")
 
 
+@pytest.mark.parametrize("first", [0.0, 2.0])
+def test_gate_of_faces_starts_when_it_is_told_to(corpus, tmp_path, first):
+    gates = FixedGate(np.inf), FixedGate(0.0)
+    brain = make_brain(corpus, str(tmp_path), gates=gates)
+    brain.hparams.loss.gate_from = 1.0
+    brain.hparams.face_gate_from = first
+    fit(brain)
+    lines = [line["train"] for line in tiny.records(tmp_path)]
+    assert [line["selected"] for line in lines] == [1.0] * 4
+    expected = [epoch < max(first, 1.0) for epoch in range(4)]
+    assert [line["face_selected"] == 1.0 for line in lines] == expected
+
+
 @pytest.mark.parametrize("stop_at", [6, 11])
 def test_interrupted_run_ends_with_the_same_bits(corpus, tmp_path, stop_at):
     every = {"ckpt_interval_steps": 1}

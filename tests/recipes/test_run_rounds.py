@@ -114,7 +114,7 @@ KEYS = {
     "verify": "model_folder output_folder trials",
 }
 YAMLS = {
-    "train_ssl": ("train_moco", "train_moco_face"),
+    "train_ssl": ("train_moco", "train_dino_face"),
     "make_pseudo_labels": ("pseudo_labels",),
     "train_pseudo_labels": ("train_dlg_lc", "train_dlg_lc_av"),
     "verify": ("verify",),

@@ -91,6 +91,7 @@ def check_settings(hparams):
         face_gate=hparams.get("face_gate"),
         face_sampler=hparams.get("face_sampler"),
         face_init_from=hparams.get("face_init_from"),
+        face_gate_from=hparams.get("face_gate_from", 0.0),
         selection=hparams.get("selection", "own"),
     )
     check_keys(hparams, allow_missing=one_of(True, False))
