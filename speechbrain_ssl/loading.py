@@ -279,8 +279,14 @@ def _checkpoints(run_folder, save="save"):
 def _encoder_part(weights):
     """The weights of a branch or of a teacher that belong to the network."""
     part = "embedding_model."
-    # a branch has its network under that name, a teacher has a branch
-    found = {k.split(part, 1)[1]: v for k, v in weights.items() if part in k}
+    # a branch has its network under that name, a teacher has a branch; of a
+    # ClipBranch the encoder of voices is meant
+    places = [(k.partition(part), v) for k, v in weights.items() if part in k]
+    found = {
+        name: value
+        for (place, _, name), value in places
+        if "face." not in place
+    }
     return found or weights
 
 

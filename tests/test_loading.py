@@ -10,6 +10,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain_ssl.checkpoints import AtomicCheckpointer
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import continue_run, load_encoder, start_from
+from speechbrain_ssl.nnet.face import ClipBranch
 from speechbrain_ssl.nnet.teacher import EMATeacher
 from tests.models import RUN, branch_of, export_model
 
@@ -36,7 +37,7 @@ def test_a_training_folder_points_to_its_model(exported, tmp_path):
         load_encoder(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("kind", ["exported", "student", "teacher"])
+@pytest.mark.parametrize("kind", ["exported", "student", "teacher", "clips"])
 def test_an_encoder_starts_from_an_earlier_training(exported, tmp_path, kind):
     branch, folder = exported
     source = str(tmp_path / f"{kind}.ckpt")
@@ -44,6 +45,9 @@ def test_an_encoder_starts_from_an_earlier_training(exported, tmp_path, kind):
         source = folder
     elif kind == "student":
         torch.save(branch.state_dict(), source)
+    elif kind == "clips":  # has an encoder of faces, too
+        clips = ClipBranch(branch, branch_of())
+        torch.save(EMATeacher(clips, momentum=0.9).state_dict(), source)
     else:
         torch.save(EMATeacher(branch, momentum=0.9).state_dict(), source)
     fresh = branch_of()

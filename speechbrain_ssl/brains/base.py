@@ -24,6 +24,7 @@ from speechbrain_ssl.devices import Later
 from speechbrain_ssl.evaluation.selfcheck import stats_of
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, write_whole
+from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.parameters import (
     clip_gradients,
     parameter_groups,
@@ -87,8 +88,8 @@ class SpeakerBrain(sb.Brain):
     host learns of it in the next step. Everything else that the host wants to
     know is fetched at the end of an epoch.
 
-    A subclass has ``evaluated`` (the Branch that is verified and exported),
-    and its ``compute_objectives`` returns a ``StepResult``, whose ``commit``
+    A subclass has ``evaluated`` (the Branch that is verified and exported; with
+    a second one for faces also ``evaluated_face``), and its ``compute_objectives`` returns a ``StepResult``, whose ``commit``
     hands the embeddings to ``collapse``. Each statistic has a line in
     ``stats_help`` of the class, of a module or of an object among the
     hyperparameters.
@@ -180,6 +181,11 @@ class SpeakerBrain(sb.Brain):
         """
         module = self.modules[name]
         return getattr(module, "module", module)
+
+    @property
+    def evaluated_face(self) -> Branch | None:
+        """The branch of faces, which is exported too; None: there is none."""
+        return None
 
     @property
     def on_gpu(self) -> bool:

@@ -46,6 +46,7 @@ from speechbrain_ssl.dataio.annotations import (
     Utterances,
     read_annotation,
 )
+from speechbrain_ssl.dataio.clips import ClipSampler
 from speechbrain_ssl.dataio.faces import FaceSampler
 from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.dataio.views import ViewSampler
@@ -86,6 +87,8 @@ from speechbrain_ssl.report.plots import gate_plot
 from speechbrain_ssl.script import defer_signals, outlive_signal
 
 logger = logging.getLogger(__name__)
+
+Sampler = ViewSampler | FaceSampler | ClipSampler
 
 RECORD = "settings.json"
 # Keys with which a run may go on although they have changed: how long, how
@@ -400,7 +403,7 @@ def is_resumed(training: Training, train_annotation: str) -> bool:
 def training_set(
     csv_path: str,
     data_folder: str | None,
-    view_sampler: ViewSampler | FaceSampler,
+    view_sampler: Sampler,
 ) -> Utterances:
     """Reads the training CSV; of faces, only the utterances that have one."""
     if faces.COLUMN not in view_sampler.columns:
@@ -416,7 +419,7 @@ def training_set(
 def make_selfcheck(
     utterances: Utterances,
     training: Training,
-    view_sampler: ViewSampler | FaceSampler,
+    view_sampler: Sampler,
 ) -> tuple[np.ndarray, SelfCheck | None]:
     """Prepares the self-check without labels, if there is one.
 
@@ -457,7 +460,7 @@ def make_selfcheck(
 
 def views_of(
     utterances: Utterances,
-    view_sampler: ViewSampler | FaceSampler,
+    view_sampler: Sampler,
     face_sampler: FaceSampler | None = None,
 ) -> UtteranceDataset:
     """The training set: augmented views of utterances, and no label."""
@@ -579,10 +582,9 @@ def _begin(brain, training, run):
         try:
             check_export(brain.evaluated, run.hparams_text)
             _try_branch(brain, brain.evaluated)
-            if f"{FACE}encoder" in brain.modules:
-                branch = brain.module(f"{FACE}encoder")
-                check_export(branch, run.hparams_text, FACE)
-                _try_branch(brain, branch)
+            if brain.evaluated_face is not None:
+                check_export(brain.evaluated_face, run.hparams_text, FACE)
+                _try_branch(brain, brain.evaluated_face)
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             raise OptionsError(
                 "The encoder (compute_features, mean_var_norm, "
@@ -688,7 +690,7 @@ def export_model(
         {} if found is None else {"self-check": SELFCHECKED.format(**found)}
     )
     model = export(
-        brain.module(name) if prefix else brain.evaluated,
+        brain.evaluated_face if prefix else brain.evaluated,
         run.hparams_text,
         os.path.join(run.folder, f"{prefix}model"),
         notes=notes,

@@ -122,6 +122,12 @@ class PseudoLabelBrain(SpeakerBrain):
         """The branch that is verified and exported."""
         return self.module("encoder")
 
+    @property
+    def evaluated_face(self) -> Branch | None:
+        """The branch of faces, if there is one."""
+        name = f"{FACE}encoder"
+        return self.module(name) if name in self.modules else None
+
     def all_stats_help(self) -> dict[str, str]:
         """Adds the statistics of the faces."""
         found = super().all_stats_help()

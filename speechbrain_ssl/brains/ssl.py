@@ -13,14 +13,15 @@ from speechbrain_ssl.brains.base import SpeakerBrain, StepResult
 from speechbrain_ssl.dataio.annotations import UtteranceDataset
 from speechbrain_ssl.devices import send
 from speechbrain_ssl.nnet.branch import Branch, BranchOutput
+from speechbrain_ssl.nnet.face import ClipBranch
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 
 
 class SSLBrain(SpeakerBrain):
     """Trains a student, with or without a teacher, on an objective.
 
-    Modules: ``student`` (a Branch), ``objective`` and, where the method has
-    one, ``teacher`` (an EMATeacher).
+    Modules: ``student`` (a Branch, or a ClipBranch of voices and faces),
+    ``objective`` and, where the method has one, ``teacher`` (an EMATeacher).
 
     Hyperparameters beside those of SpeakerBrain: ``view_sampler``;
     ``student_sees_global`` (False for methods whose student gets the local
@@ -204,7 +205,18 @@ class SSLBrain(SpeakerBrain):
 
     @property
     def evaluated(self) -> Branch:
-        """The branch that is verified and exported."""
+        """The branch that is verified and exported; of clips that of voices."""
+        network = self._extracted()
+        return network.voice if isinstance(network, ClipBranch) else network
+
+    @property
+    def evaluated_face(self) -> Branch | None:
+        """The branch of the faces of clips."""
+        network = self._extracted()
+        return network.face if isinstance(network, ClipBranch) else None
+
+    def _extracted(self):
+        """The network of ``extract_from``."""
         if self.hparams.extract_from == "teacher":
             return self.module("teacher").network
         return self.module("student")

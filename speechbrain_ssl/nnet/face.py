@@ -1,4 +1,4 @@
-"""A face encoder with the three parts of a Branch.
+"""A face encoder with the three parts of a Branch, and a branch for clips.
 
 Views come as flat pixels, as waveforms do; ``Pixels`` gives them their shape
 back. Therefore teachers, objectives, training and export are those of voices.
@@ -9,6 +9,7 @@ import math
 import torch
 
 from speechbrain_ssl.checks import checked, one_of, whole
+from speechbrain_ssl.nnet.branch import Branch, BranchOutput
 
 # means and deviations of the images of ImageNet, which torchvision's networks
 # are trained with
@@ -107,3 +108,52 @@ class FaceResNet(torch.nn.Module):
     ) -> torch.Tensor:
         """Images [batch, 3, height, width] to embeddings [batch, 1, emb_dim]."""
         return self.norm(self.network(images))[:, None]
+
+
+class ClipBranch(torch.nn.Module):
+    """A branch for voices and one for faces, as one network.
+
+    Arguments
+    ---------
+    voice : Branch
+        Waveforms to embeddings and projections.
+    face : Branch
+        Flat pixels to embeddings and projections of the same widths.
+
+    Raises
+    ------
+    ValueError
+        If the widths of both differ, when it is called.
+    """
+
+    def __init__(self, voice: Branch, face: Branch):
+        super().__init__()
+        self.voice, self.face = voice, face
+
+    def forward(self, views: list[torch.Tensor]) -> BranchOutput:
+        """Encodes views of clips.
+
+        Arguments
+        ---------
+        views : list of torch.Tensor
+            Views of the voice [batch, time], then those of the face [batch, 3,
+            height, width].
+
+        Returns
+        -------
+        BranchOutput
+            Embeddings and projections of all views, in this order.
+        """
+        voice = self.voice([view for view in views if view.dim() == 2])
+        face = self.face([view.flatten(1) for view in views if view.dim() > 2])
+        parts = []
+        for name in ("embedding", "projection"):
+            both = [getattr(output, name) for output in (voice, face)]
+            widths = [part.shape[-1] for part in both]
+            if widths[0] != widths[1]:
+                raise ValueError(
+                    f"The {name}s of voices have {widths[0]} dimensions, those "
+                    f"of faces {widths[1]}: choose the same for both"
+                )
+            parts.append(torch.cat(both))
+        return BranchOutput(*parts)

@@ -7,19 +7,18 @@ self-supervised speaker verification", Interspeech 2023
 (https://arxiv.org/abs/2306.03664).
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, schedule
 from speechbrain_ssl.nnet.branch import (
     BranchOutput,
     check_views,
     different_views,
 )
+from speechbrain_ssl.nnet.contrast import contrast
 from speechbrain_ssl.nnet.precision import full_precision
 from speechbrain_ssl.nnet.schedules import at
 
@@ -71,36 +70,23 @@ class SimCLR(torch.nn.Module):
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of one batch, the mean over views and their positives."""
-        views, batch, _ = student.projection.shape
+        views = len(student.projection)
         if views < 2:
             raise ValueError(f"SimCLR needs two views or more, got {views}")
         check_views(self, student, utterances=2)
         anchor = F.normalize(full_precision(student.projection), dim=-1)
-        # [processes, views, batch, dim] to the order of the anchors
-        everyone = distributed.gather_with_gradient(anchor[None])
-        everyone = everyone.transpose(0, 1).flatten(1, 2)
-        cosine = torch.einsum("abd,vnd->abvn", anchor, everyone)
-
-        row = torch.arange(batch, device=cosine.device)
-        mine = distributed.rank() * batch + row
-        utterances = torch.arange(everyone.shape[1], device=cosine.device)
-        same = (mine[:, None] == utterances)[None, :, None]
+        cosines = contrast(anchor, anchor)
         a, b = different_views(student, student)
-        positive = cosine[:, row, :, mine].permute(1, 2, 0)
-        positive = positive[a, b]
-        negative = cosine.masked_fill(same, -math.inf).flatten(2)
+        positive, negative = cosines.positive[a, b], cosines.negative
         spread = (negative / self.temperature).logsumexp(-1)[a]
         logit = (positive - at(self.margin, epoch)) / self.temperature
         # -log(e^p / (e^p + sum of e^n)) without forming the quotient
         loss = F.softplus(spread - logit).mean()
         with torch.no_grad():
             found = positive > negative.amax(-1)[a]
-            # own utterances are masked, all others count alike
-            total = cosine.masked_fill(same, 0.0).sum()
-            others = max(cosine.numel() - views * views * batch, 1)
             stats = {
                 "accuracy": found.float().mean(),
                 "positive_cosine": positive.mean(),
-                "negative_cosine": total / others,
+                "negative_cosine": cosines.mean_negative(),
             }
         return loss, stats

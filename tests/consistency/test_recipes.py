@@ -77,11 +77,13 @@ def test_methods_differ_in_few_lines():
     stages = {row["Hparam_file"]: row["Script_file"] for row in rows()}
     scripts = {p: stages[str(p.relative_to(ROOT))] for p in TRAINING}
     # another network is another one in every line: those with a pretrained
-    # transformer are compared with one another, as are those with faces
+    # transformer are compared with one another, as are those with faces and
+    # those with voices and faces
+    names = ("PretrainedTransformer", "FaceRes", "ClipBranch")
     kinds = {
         p: (
             scripts[p],
-            *(n in p.read_text() for n in ("PretrainedTransformer", "FaceRes")),
+            *(n in p.read_text() for n in names),
         )
         for p in TRAINING
     }

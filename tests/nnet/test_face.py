@@ -8,7 +8,13 @@ from speechbrain_ssl.exporting import export
 from speechbrain_ssl.inference import embed_faces, load_encoder
 from speechbrain_ssl.loading import face_size_of
 from speechbrain_ssl.nnet.branch import Branch
-from speechbrain_ssl.nnet.face import FaceResNet, PixelNorm, Pixels
+from speechbrain_ssl.nnet.face import (
+    ClipBranch,
+    FaceResNet,
+    PixelNorm,
+    Pixels,
+)
+from tests.brains import tiny
 
 pytest.importorskip("torchvision")
 HPARAMS = """\
@@ -52,6 +58,19 @@ def test_embeddings_of_a_batch_have_no_common_direction():
     torch.manual_seed(0)
     found = FaceResNet(6, depth=10).train()(torch.rand(4, 3, 32, 32))
     assert torch.allclose(found.mean(0), torch.zeros(6), atol=1e-5)
+
+
+def test_branch_of_clips_gives_what_its_branches_give(branch):
+    voice = Branch(tiny.Frames(), tiny.AsTheyAre(), tiny.Pooled())
+    wavs, images = torch.randn(2, 3, 800), torch.rand(2, 3, 3, 16, 16)
+    found = ClipBranch(voice, branch)([*wavs, *images])
+    heard, seen = voice([*wavs]), branch([*images.flatten(2)])
+    for name in ("embedding", "projection"):
+        both = [getattr(output, name) for output in (heard, seen)]
+        assert torch.equal(getattr(found, name), torch.cat(both))
+    other = Branch(Pixels(16), PixelNorm(), FaceResNet(7, depth=10)).eval()
+    with pytest.raises(ValueError, match="6 dimensions, those of faces 7"):
+        ClipBranch(voice, other)([*wavs, *images])
 
 
 def test_export_is_read_by_the_plain_loader(branch, tmp_path):

@@ -17,6 +17,7 @@ from speechbrain_ssl.clustering.table import ClusterTable
 from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.barlow_twins import BarlowTwins
+from speechbrain_ssl.objectives.cross_modal import CrossModal
 from speechbrain_ssl.objectives.deep_cluster import DeepCluster
 from speechbrain_ssl.objectives.dino import DINO
 from speechbrain_ssl.objectives.lim import LIM
@@ -105,6 +106,9 @@ def make(kind):
 # other settings of these objectives
 VARIANTS = {
     "BarlowTwins-weights": lambda: BarlowTwins(0.3, 0.7),
+    "CrossModal-within": lambda: CrossModal(
+        2, 0.3, 0.5, voice=MoCo(DIM, QUEUE)
+    ),
     "DINO-regularised": lambda: DINO(DIM, 0.3, 0.2, 0.9, 0, 2.0, 0.5),
     "DINO-sinkhorn": lambda: DINO(
         DIM, 0.3, 0.2, sinkhorn_iterations=3, koleo_weight=0.3

@@ -11,8 +11,12 @@ With several processes::
 
 The result lies in ``<output_folder>/model``: a folder that SpeechBrain's
 EncoderClassifier loads. After a kill the same command goes on.
+
+``hparams/train_simclr_av.yaml`` trains encoders of voices and of faces at once;
+the one of faces lies in ``<output_folder>/face_model``.
 """
 
+import functools
 import os
 import sys
 
@@ -179,6 +183,14 @@ def main(argv):
             run,
             hparams["extract_from"],
         )
+        if brain.evaluated_face is not None:
+            distributed.on_first(
+                functools.partial(experiment.export_model, prefix="face_"),
+                brain,
+                training,
+                run,
+                hparams["extract_from"],
+            )
 
 
 if __name__ == "__main__":

@@ -40,3 +40,23 @@ def info_nce(queries, keys, queue, temperature, margin=0.0, symmetric=True):
             )
             losses.append(-math.log(positive / (positive + negative)))
     return sum(losses) / len(losses)
+
+
+def between(voices, faces, temperature):
+    """Contrast of voices[v][i] with faces[w][i], mean over both directions."""
+    means = []
+    for anchors, others in ((voices, faces), (faces, voices)):
+        losses = []
+        for anchor in anchors:
+            for other in others:
+                for i, x in enumerate(anchor):
+                    positive = math.exp(cosine(x, other[i]) / temperature)
+                    negative = sum(
+                        math.exp(cosine(x, z) / temperature)
+                        for batch in others
+                        for j, z in enumerate(batch)
+                        if j != i
+                    )
+                    losses.append(-math.log(positive / (positive + negative)))
+        means.append(sum(losses) / len(losses))
+    return sum(means) / 2
