@@ -689,8 +689,9 @@ def export_model(
     checked = (
         {} if found is None else {"self-check": SELFCHECKED.format(**found)}
     )
+    branch: Any = brain.evaluated_face if prefix else brain.evaluated
     model = export(
-        brain.evaluated_face if prefix else brain.evaluated,
+        branch,
         run.hparams_text,
         os.path.join(run.folder, f"{prefix}model"),
         notes=notes,

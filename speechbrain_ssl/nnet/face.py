@@ -156,4 +156,5 @@ class ClipBranch(torch.nn.Module):
                     f"of faces {widths[1]}: choose the same for both"
                 )
             parts.append(torch.cat(both))
-        return BranchOutput(*parts)
+        embedding, projection = parts
+        return BranchOutput(embedding, projection)
