@@ -246,7 +246,7 @@ def rates(args, report):
 def curves(args, report):
     """The first 200 steps of each YAML."""
     for name, path in chosen(args).items():
-        if args.small and name not in ("moco", "dlg_lc"):
+        if args.small and not args.only and name not in ("moco", "dlg_lc"):
             continue
         report(name, functools.partial(measure_curve, args, path))
 
