@@ -5,6 +5,7 @@ that continues earlier work compares its settings with ``same_or_refuse``.
 """
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
@@ -13,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,16 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes a JSON file, whole or not at all; its folder is made."""
     with write_whole(path) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
+
+
+def write_csv(
+    path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable]
+) -> None:
+    """Writes a CSV file, whole or not at all; its folder is made."""
+    with write_whole(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def same_or_refuse(

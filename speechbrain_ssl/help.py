@@ -1,12 +1,14 @@
 """``--help`` of the recipe scripts, answered before torch is imported."""
 
 import argparse
+import contextlib
 import importlib.util
 import pathlib
 import re
 import signal
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 # Run options of SpeechBrain that have no effect here, and what to do instead.
@@ -33,6 +35,16 @@ def command_parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
         **options,
     )
+
+
+@contextlib.contextmanager
+def one_line(command: str, *errors: type[Exception]) -> Iterator[None]:
+    """Ends a command with one line after an expected error, or one of more."""
+    expected: tuple[type[Exception], ...] = (ImportError, OSError, ValueError)
+    try:
+        yield
+    except (*expected, *errors) as error:
+        sys.exit(f"{command}: {error}")
 
 
 def answer_help(description: str, reads_yaml: bool = True) -> None:

@@ -15,7 +15,6 @@ import copy
 import io
 import logging
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from speechbrain.processing.features import STFT
 from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio.embedding import MIN_SECONDS
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.nnet.onnx_encoder import is_onnx
 
@@ -252,10 +251,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("path", metavar="encoder.onnx")
     add_trust(parser)
     args = parser.parse_args(argv)
-    try:
+    with one_line("onnx"):
         worst = export_onnx(**vars(args))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"onnx: {error}")
     print(f"{args.path}: differs from the model by {worst:.1e} at most")
 
 

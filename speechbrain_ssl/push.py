@@ -9,7 +9,6 @@ model is loaded first, so that no broken folder gets there.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from speechbrain_ssl.card import (
     read_card,
     read_threshold,
 )
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import (
     HPARAMS_NAME,
     WEIGHTS_NAME,
@@ -33,10 +32,6 @@ from speechbrain_ssl.loading import (
     load_encoder,
 )
 
-FAILURES = (
-    *(ImportError, OSError, ValueError),
-    *(HfHubHTTPError, HFValidationError),
-)
 NEEDED = (HPARAMS_NAME, WEIGHTS_NAME, CARD_NAME)
 
 
@@ -107,10 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry_run", action="store_true")
     add_trust(parser)
     args = parser.parse_args(argv)
-    try:
+    with one_line("push", HfHubHTTPError, HFValidationError):
         names = push(**vars(args))
-    except FAILURES as error:
-        sys.exit(f"push: {error}")
     done = "Would upload" if args.dry_run else "Uploaded"
     print(f"{done} to {args.repository}: {', '.join(names)}")
     data: Any = read_card(args.model_folder).data

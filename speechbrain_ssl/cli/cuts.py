@@ -12,13 +12,12 @@ not read. Then train with ``--train_annotation OUT.csv --skip_prep True``.
 import gzip
 import json
 import os
-import sys
 from collections.abc import Iterator
 from typing import IO, cast
 
 from speechbrain_ssl.dataio.annotations import portable, write_annotation
 from speechbrain_ssl.dataio.audio import absolute
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 
 TYPES = ("MonoCut", "MultiCut")
 SOURCES = ("file", "url")
@@ -109,8 +108,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("csv_path", metavar="OUT.csv")
     parser.add_argument("--data_root")
     args = parser.parse_args(argv)
-    try:
+    with one_line("cuts"):
         count = write_cuts(**vars(args))
-    except (OSError, ValueError) as error:
-        sys.exit(f"cuts: {error}")
     print(f"{os.path.abspath(args.csv_path)}: {count} utterances")

@@ -24,9 +24,7 @@ averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
 """
 
 import concurrent.futures
-import csv
 import os
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,8 +42,8 @@ from speechbrain_ssl.dataio.embedding import (
     describe,
 )
 from speechbrain_ssl.dataio.listing import find_utterances
-from speechbrain_ssl.files import write_whole
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.files import write_csv, write_whole
+from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, face_size_of, load_encoder
 from speechbrain_ssl.pseudo_labels.extract import (
     Embeddings,
@@ -117,12 +115,11 @@ def embed(
         face_size=face_size,
     )
     if windows is not None:
-        path = os.path.join(output_folder, "times.csv")
-        with write_whole(path) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["row", "ID", "start", "stop"])
-            for row, name in enumerate(found.ids):
-                writer.writerow([row, *times[name]])
+        write_csv(
+            os.path.join(output_folder, "times.csv"),
+            ("row", "ID", "start", "stop"),
+            ([row, *times[name]] for row, name in enumerate(found.ids)),
+        )
     if "kaldi" in also:
         kaldi.write_vectors(output_folder, found.ids, found.matrix)
     if "npz" in also:
@@ -215,10 +212,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device")
     add_trust(parser)
     args = parser.parse_args(argv)
-    try:
+    with one_line("embed", EncoderError):
         found = embed(**vars(args))
-    except (ImportError, OSError, ValueError, EncoderError) as error:
-        sys.exit(f"embed: {error}")
     count, dim = found.matrix.shape
     print(f"{count} embeddings of {dim} dimensions in {args.output_folder}")
     made = found.meta["made"]

@@ -12,20 +12,18 @@ speaker, delete the file.
 """
 
 import os
-import sys
 import urllib.parse
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl import hub
-from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.embedding import EncoderError, embed_files
+from speechbrain_ssl.cli.score import embed_paths
+from speechbrain_ssl.dataio.embedding import EncoderError
 from speechbrain_ssl.files import read_json, write_json, write_whole
-from speechbrain_ssl.help import command_parser
-from speechbrain_ssl.loading import add_trust, load_encoder
+from speechbrain_ssl.help import command_parser, one_line
+from speechbrain_ssl.loading import add_trust
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash
 
 DATABASE, ENDING = "database.json", ".npz"
@@ -61,7 +59,7 @@ def enrol(
             f"Expected new recordings of {name!r}, found {found}. Use "
             "--replace to enrol a speaker anew."
         )
-    rows = embed_paths(model, own, device, trust).numpy()
+    rows = embed_paths(model, own, device, trust).rows.numpy()
     if len(known):
         rows = np.concatenate([embeddings, rows])
     if not os.path.exists(os.path.join(database, DATABASE)):
@@ -116,27 +114,6 @@ def model_of_database(database: str, model: str | None = None) -> str:
     return model
 
 
-def embed_paths(
-    model: str,
-    paths: Sequence[str],
-    device: str | None = None,
-    trust: Sequence[str] = (),
-) -> torch.Tensor:
-    """Embeds files [files, emb_dim]; one that cannot be embedded is an error."""
-    for path in paths:
-        if not audio.is_file(path):
-            raise FileNotFoundError(f"There is no file {path}.")
-    device = device or infer_device()
-    encoder = load_encoder(model, device, trust)
-    return embed_files(
-        encoder.encode_batch,
-        paths,
-        encoder.audio_normalizer.sample_rate,
-        device=device,
-        progress=False,
-    )
-
-
 def _speaker_path(database, name):
     """File of a speaker; letters that a file name cannot have are quoted."""
     if not name or name.startswith("."):
@@ -173,8 +150,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device")
     add_trust(parser)
     args = parser.parse_args(argv)
-    try:
+    with one_line("enrol", EncoderError):
         count = enrol(**vars(args))
-    except (ImportError, OSError, ValueError, EncoderError) as error:
-        sys.exit(f"enrol: {error}")
     print(f"{args.name}: {count} recordings in {args.database}")

@@ -13,13 +13,12 @@ label use and, if the list has labels, error rates of each model and fused.
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 
 from speechbrain_ssl.evaluation.fusion import Fusion, pairs_of, read_same
 from speechbrain_ssl.evaluation.verification import score_lines, summarize
 from speechbrain_ssl.files import write_json, write_whole
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     parser.add_argument("--output_folder", default="fused")
     args = parser.parse_args(argv)
-    try:
+    with one_line("fuse"):
         found = fuse(**vars(args))
-    except (OSError, ValueError) as error:
-        sys.exit(f"fuse: {error}")
     for own in found["models"]:
         print(f"{own['scores']}: weight {own['weight']:.3f}{_rates(own)}")
     print(f"fused, offset {found['offset']:.3f}{_rates(found['fused'])}")

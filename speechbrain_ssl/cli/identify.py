@@ -8,22 +8,17 @@ speaker with the highest score is named if the score reaches the threshold:
 the given one, or that of the model.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from speechbrain_ssl import hub
-from speechbrain_ssl.cli.enrol import (
-    embed_paths,
-    model_of_database,
-    speakers_of,
-)
-from speechbrain_ssl.cli.score import threshold_of
+from speechbrain_ssl.cli.enrol import model_of_database, speakers_of
+from speechbrain_ssl.cli.score import embed_paths, threshold_of
 from speechbrain_ssl.dataio.embedding import EncoderError
 from speechbrain_ssl.evaluation.scoring import model_of, unit
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust
 
 
@@ -69,7 +64,7 @@ def identify(
     threshold = threshold_of(hub.local_folder(model), threshold)
     speakers = speakers_of(database)
     models = torch.stack([model_of(rows) for rows in speakers.values()])
-    rows = embed_paths(model, files, device, trust)
+    rows = embed_paths(model, files, device, trust).rows
     if models.shape[1] != rows.shape[1]:
         raise ValueError(
             f"The speakers in {database} have embeddings of "
@@ -100,10 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     add_trust(parser)
     args = vars(parser.parse_args(argv))
     top = max(args.pop("top"), 1)
-    try:
+    with one_line("identify", EncoderError):
         found = identify(**args)
-    except (ImportError, OSError, ValueError, EncoderError) as error:
-        sys.exit(f"identify: {error}")
     for own in found:
         if own.threshold is None:
             verdict = "no decision (no threshold)"

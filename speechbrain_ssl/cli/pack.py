@@ -19,7 +19,6 @@ After a kill the same command goes on with the shard that is not complete.
 """
 
 import os
-import sys
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from speechbrain_ssl.dataio.annotations import (
     write_annotation,
 )
 from speechbrain_ssl.files import hash_of, same_or_refuse, write_whole
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 
 CSV_NAME, RECORD = "train.csv", "pack.json"
 # Threads that each write a shard: small files keep a disk waiting.
@@ -227,10 +226,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shuffle", type=int, metavar="SEED")
     parser.add_argument("--data_root", help="for $data_root in a CSV")
     args = parser.parse_args(argv)
-    try:
+    with one_line("pack"):
         shards = pack(**vars(args))
-    except (OSError, ValueError) as error:
-        sys.exit(f"pack: {error}")
     print(
         f"{len(shards)} shards and {CSV_NAME} in {args.output_folder}. Train "
         f"with --data_folder {args.output_folder} --train_annotation "

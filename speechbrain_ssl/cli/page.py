@@ -11,7 +11,6 @@ kept in a temporary folder and deleted within an hour.
 """
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,11 @@ import numpy as np
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl import hub
-from speechbrain_ssl.cli.score import threshold_of
+from speechbrain_ssl.cli.score import decision, threshold_of
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores, unit
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.report.plots import score_plot
 
@@ -58,9 +57,7 @@ def compare(
     if threshold is None:
         lines.append("no decision: the model has no threshold.json")
     else:
-        is_same = score >= threshold
-        word = "same speaker" if is_same else "different speakers"
-        lines.append(f"{word} (threshold {threshold:.4f})")
+        lines.append(decision(score, threshold))
     lines += found.notes()
     spans = [_spans(path) for path in paths]
     cut = try_files(
@@ -179,8 +176,6 @@ def main(argv: list[str] | None = None) -> None:
     add_trust(parser)
     args = vars(parser.parse_args(argv))
     port, no_browser = args.pop("port"), args.pop("no_browser")
-    try:
+    with one_line("demo-page"):
         page = make_page(**args)
         launch(page, server_port=port, inbrowser=not no_browser)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"demo-page: {error}")

@@ -14,7 +14,7 @@ import shutil
 import sys
 
 from speechbrain_ssl import shipped
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 
 # a key at the left margin that only YAMLs of this script have
 SCRIPT_OF_KEY = {
@@ -149,7 +149,5 @@ def main(argv: list[str] | None = None) -> None:
         for name, path in names().items():
             print(f"{name:<24} {path}")
         return
-    try:
+    with one_line("recipe"):
         print(copy(args.corpus, args.output_folder))
-    except (OSError, ValueError) as error:
-        sys.exit(f"recipe: {error}")

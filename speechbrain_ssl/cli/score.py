@@ -26,7 +26,11 @@ from speechbrain.utils.distributed import infer_device
 from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.embedding import EncoderError, try_files
+from speechbrain_ssl.dataio.embedding import (
+    EncoderError,
+    FileEmbeddings,
+    try_files,
+)
 from speechbrain_ssl.evaluation.scoring import cosine_scores, model_of
 from speechbrain_ssl.evaluation.trials import (
     parts_of,
@@ -35,7 +39,7 @@ from speechbrain_ssl.evaluation.trials import (
     trial_paths,
 )
 from speechbrain_ssl.files import write_whole
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
 
 
@@ -97,24 +101,34 @@ def verify(
     of ``load_encoder``. A file that cannot be read, is empty or is digital
     silence is an error; EncoderError if the encoder fails on it.
     """
-    for path in (enrol, test):
-        if not audio.is_file(path):
-            raise FileNotFoundError(f"There is no file {path}.")
     model_folder = hub.local_folder(model_folder)
     threshold = threshold_of(model_folder, threshold)
+    found = embed_paths(model_folder, [enrol, test], device, trust)
+    score = float(cosine_scores(found.rows, [0], [1])[0])
+    same = None if threshold is None else score >= threshold
+    return Verdict(score, threshold, same, found.notes())
+
+
+def embed_paths(
+    model: str,
+    paths: Sequence[str],
+    device: str | None = None,
+    trust: Sequence[str] = (),
+) -> FileEmbeddings:
+    """Embeds files; one that cannot be embedded is an error."""
+    for path in paths:
+        if not audio.is_file(path):
+            raise FileNotFoundError(f"There is no file {path}.")
     device = device or infer_device()
-    model = load_encoder(model_folder, device, trust)
-    found = try_files(
-        model.encode_batch,
-        [enrol, test],
-        model.audio_normalizer.sample_rate,
+    encoder = load_encoder(model, device, trust)
+    return try_files(
+        encoder.encode_batch,
+        paths,
+        encoder.audio_normalizer.sample_rate,
         device=device,
         progress=False,
         strict=True,
     )
-    score = float(cosine_scores(found.rows, [0], [1])[0])
-    same = None if threshold is None else score >= threshold
-    return Verdict(score, threshold, same, found.notes())
 
 
 def score_pairs(
@@ -197,6 +211,13 @@ def threshold_of(
     return threshold
 
 
+def decision(score: float, threshold: float) -> str:
+    """The decision about two recordings in words."""
+    is_same = score >= threshold
+    word = "same speaker" if is_same else "different speakers"
+    return f"{word} (threshold {threshold:.4f})"
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line of ``verify`` and ``score_pairs``."""
     parser = command_parser(__doc__)
@@ -220,21 +241,19 @@ def main(argv: list[str] | None = None) -> None:
     files = [name for name in ("enrol", "test") if args[name] is not None]
     if len(files) != (2 if of_list[0] is None else 0):
         parser.error("give two files, or --pairs FILE")
-    try:
+    with one_line("score", EncoderError):
         if of_list[0] is None:
             _print_verdict(verify(**args), args["model_folder"])
         else:
             del args["enrol"], args["test"]
             found = score_pairs(args.pop("model_folder"), *of_list, **args)
             _write_pairs(found, output)
-    except (ImportError, OSError, ValueError, EncoderError) as error:
-        sys.exit(f"score: {error}")
 
 
 def _print_verdict(found, model_folder):
     """Score and decision of two files."""
     print(*found.notes, f"score {found.score:.4f}", sep="\n")
-    if found.same is None:
+    if found.threshold is None:
         print(
             "no decision: this model has no threshold.json. To measure one on "
             "a labelled trial list, run `python -m speechbrain_ssl verify "
@@ -242,8 +261,7 @@ def _print_verdict(found, model_folder):
             "--threshold."
         )
     else:
-        verdict = "same speaker" if found.same else "different speakers"
-        print(f"{verdict} (threshold {found.threshold:.4f})")
+        print(decision(found.score, found.threshold))
 
 
 def _write_pairs(found, output):

@@ -17,9 +17,7 @@ speakers: keep ``--max_seconds`` short, or let all views of a row come from
 within some seconds (``--view_sampler "{within_seconds: 6}"``).
 """
 
-import csv
 import os
-import sys
 
 from tqdm import tqdm
 
@@ -29,8 +27,8 @@ from speechbrain_ssl.dataio import speech
 from speechbrain_ssl.dataio.annotations import portable, write_annotation
 from speechbrain_ssl.dataio.audio import absolute
 from speechbrain_ssl.dataio.parallel import map_chunks
-from speechbrain_ssl.files import write_whole
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.files import write_csv
+from speechbrain_ssl.help import command_parser, one_line
 
 
 @checked(
@@ -95,9 +93,8 @@ def segment(
                 seconds += row["duration"]
                 rows += _rows(row, pieces, rate, root)
             bar.update(len(chunk))
-    with write_whole(os.path.join(folder, "failed.csv")) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("ID", "reason"), *failed.items()])
+    path = os.path.join(folder, "failed.csv")
+    write_csv(path, ("ID", "reason"), failed.items())
     if not rows:
         raise ValueError(
             f"{source}: no speech of {min_seconds:g} s or more in "
@@ -140,10 +137,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_root", help="for $data_root in a CSV")
     parser.add_argument("--processes", type=int)
     args = parser.parse_args(argv)
-    try:
+    with one_line("segment"):
         found = segment(**vars(args))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"segment: {error}")
     print(
         f"{args.csv_path}: {found['pieces']} pieces, "
         f"{found['speech_hours']:.2f} hours of speech in "

@@ -14,7 +14,6 @@ promised rate of false acceptances, unless a labelled list has given one.
 """
 
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from speechbrain_ssl.card import set_label_free_threshold
 from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.evaluation.selfcheck import SelfCheck
 from speechbrain_ssl.files import write_json
-from speechbrain_ssl.help import command_parser
+from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
 
 COLUMNS = {
@@ -120,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     add_trust(parser)
     args = vars(parser.parse_args(argv))
     output, is_set = args.pop("output"), args.pop("set_threshold")
-    try:
+    with one_line("selfcheck"):
         found = selfcheck(**args)
         if output:
             write_json(output, found)
@@ -131,6 +130,4 @@ def main(argv: list[str] | None = None) -> None:
                     figures,
                     os.path.basename(os.path.abspath(args["source"])),
                 )
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"selfcheck: {error}")
     print(table(found))

@@ -30,6 +30,8 @@ from speechbrain_ssl.clustering.points import read_points
 # With more points, neighbors are searched approximately (inverted file index).
 EXACT_NEIGHBORS = 200_000
 LINKAGES = ("ward", "average", "complete", "single")
+# Points whose neighbors are searched at once.
+CHUNK = 65536
 GRAPH_METHODS = ("components", "leiden")
 
 
@@ -206,8 +208,6 @@ class Graph(ClusterMixin, BaseEstimator):
         Resolution of ``leiden``; higher values give more clusters.
     random_state : int
         Seed of ``leiden``, and of the index for more than 200,000 points.
-    chunk_size : int
-        Number of points whose neighbors are searched at once.
     device : str
         Where to search neighbors: ``cpu``, ``cuda``, or ``auto``, the GPU if
         there is one, whose search is exact for any number of points.
@@ -232,7 +232,6 @@ class Graph(ClusterMixin, BaseEstimator):
         n_neighbors=whole(1),
         method=one_of(*GRAPH_METHODS),
         resolution=number(above=0),
-        chunk_size=whole(1),
         device=one_of("auto", "cpu", "cuda"),
     )
     def __init__(
@@ -242,7 +241,6 @@ class Graph(ClusterMixin, BaseEstimator):
         method: str = "components",
         resolution: float = 1.0,
         random_state: int = 0,
-        chunk_size: int = 65536,
         device: str = "auto",
     ):
         if method == "leiden":
@@ -252,7 +250,6 @@ class Graph(ClusterMixin, BaseEstimator):
         self.method = method
         self.resolution = resolution
         self.random_state = random_state
-        self.chunk_size = chunk_size
         self.device = device
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
@@ -278,14 +275,12 @@ class Graph(ClusterMixin, BaseEstimator):
 
     def _mutual(self, X):
         """Returns each edge once: its two ends and its cosine."""
-        search = _neighbor_search(
-            X, self.chunk_size, self.random_state, chosen(self.device)
-        )
+        search = _neighbor_search(X, self.random_state, chosen(self.device))
         count = len(X)
         wanted = min(self.n_neighbors + 1, count)
         edges, cosines = [], []
-        for first in range(0, count, self.chunk_size):
-            chunk = read_points(X, slice(first, first + self.chunk_size), True)
+        for first in range(0, count, CHUNK):
+            chunk = read_points(X, slice(first, first + CHUNK), True)
             scores, found = search(chunk, wanted)
             near = np.arange(first, first + len(chunk))[:, None]
             kept = (scores >= self.threshold) & (found != near) & (found >= 0)
@@ -409,7 +404,7 @@ def _connected(centroids, n_neighbors, device):
     return graph + graph.T
 
 
-def _neighbor_search(X, chunk_size, seed, device):
+def _neighbor_search(X, seed, device):
     """Returns a function that finds nearest unit vectors: on a GPU exactly, or
     by an index of faiss, which is exact up to EXACT_NEIGHBORS.
     """
@@ -428,8 +423,8 @@ def _neighbor_search(X, chunk_size, seed, device):
         rng = np.random.default_rng(seed)
         rows = rng.choice(count, min(count, 64 * cells), replace=False)
         index.train(read_points(X, np.sort(rows), True))
-    for first in range(0, count, chunk_size):
-        index.add(read_points(X, slice(first, first + chunk_size), True))
+    for first in range(0, count, CHUNK):
+        index.add(read_points(X, slice(first, first + CHUNK), True))
     return index.search
 
 

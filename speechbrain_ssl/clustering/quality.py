@@ -19,11 +19,12 @@ from speechbrain_ssl.clustering.device import chosen, knn
 # singletons exceeds SINGLETON_SHARE.
 GIANT_SHARE, GIANT_TIMES = 0.05, 5
 SINGLETON_SHARE = 0.2
+# Embeddings that are read at once; for the silhouette, which compares them with
+# all clusters.
+CHUNK, SILHOUETTE_CHUNK = 65536, 4096
 
 
-def describe(
-    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
-) -> dict:
+def describe(matrix: np.ndarray, labels: np.ndarray) -> dict:
     """Measures the quality of a clustering without labels.
 
     Arguments
@@ -32,8 +33,6 @@ def describe(
         Embeddings of any norm; may be memory-mapped [n, emb_dim].
     labels : np.ndarray
         Cluster of each embedding, from 0 without gaps, -1 for none [n].
-    chunk_size : int
-        Number of rows that are read at once.
 
     Returns
     -------
@@ -65,7 +64,7 @@ def describe(
     if not kept.any():
         raise ValueError("No utterance has a label (0 or more).")
     sizes = np.bincount(labels[kept])
-    own, other = _cosines(matrix, labels, len(sizes), chunk_size)
+    own, other = _cosines(matrix, labels, len(sizes))
     accompanied = kept.copy()
     accompanied[kept] = sizes[labels[kept]] > 1
     margin = (own - other)[accompanied] if len(sizes) > 1 else np.empty(0)
@@ -152,9 +151,7 @@ def stability(
     return agreement(labels, again.fit_predict(matrix))
 
 
-def silhouette(
-    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 4096
-) -> float:
+def silhouette(matrix: np.ndarray, labels: np.ndarray) -> float:
     """Computes the mean silhouette with cosine distances.
 
     The silhouette of an utterance is (b - a) / max(a, b), where a is its mean
@@ -177,7 +174,7 @@ def silhouette(
     centers, cohesion = centroids(matrix, labels)
     means = centers * cohesion[:, None].astype(np.float32)
     total = 0.0
-    for rows, unit in unit_chunks(matrix, labels, chunk_size):
+    for rows, unit in unit_chunks(matrix, labels, SILHOUETTE_CHUNK):
         mine, place = labels[rows], np.arange(len(rows))
         others = sizes[mine] - 1
         similar = unit @ means.T
@@ -302,7 +299,7 @@ def oracle_decisions(
 
 
 def centroids(
-    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
+    matrix: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes the centroids of clusters of unit embeddings.
 
@@ -312,8 +309,6 @@ def centroids(
         Embeddings of any norm; may be memory-mapped [n, emb_dim].
     labels : np.ndarray
         Cluster of each embedding, from 0 without gaps, -1 for none [n].
-    chunk_size : int
-        Number of rows that are read at once.
 
     Returns
     -------
@@ -331,7 +326,7 @@ def centroids(
     labels = np.asarray(labels)
     sizes = np.bincount(labels[labels >= 0])
     total = torch.zeros(len(sizes), matrix.shape[1], dtype=torch.float64)
-    for rows, unit in unit_chunks(matrix, labels, chunk_size):
+    for rows, unit in unit_chunks(matrix, labels):
         mine = torch.from_numpy(labels[rows].astype(np.int64))
         total.index_add_(0, mine, torch.from_numpy(unit).double())
     total = total.numpy()
@@ -360,13 +355,14 @@ def nearest_other(
 
 
 def unit_chunks(
-    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
+    matrix: np.ndarray, labels: np.ndarray, chunk_size: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields rows and unit embeddings of labelled utterances in chunks.
 
     Of labels [n], negative ones are none. The embeddings are float32 [rows,
     emb_dim]; ``chunk_size`` counts rows with and without labels.
     """
+    chunk_size = chunk_size or CHUNK
     for first in range(0, len(labels), chunk_size):
         kept = labels[first : first + chunk_size] >= 0
         if kept.any():
@@ -379,12 +375,12 @@ def unit_chunks(
             )
 
 
-def _cosines(matrix, labels, clusters, chunk_size):
+def _cosines(matrix, labels, clusters):
     """Cosines to the centroids of the own and the nearest other cluster [n]."""
-    centers, _ = centroids(matrix, labels, chunk_size)
+    centers, _ = centroids(matrix, labels)
     own = np.full(len(labels), np.nan)
     other = np.full(len(labels), np.nan)
-    for rows, unit in unit_chunks(matrix, labels, chunk_size):
+    for rows, unit in unit_chunks(matrix, labels):
         mine = labels[rows]
         own[rows] = np.einsum("ne,ne->n", unit, centers[mine])
         if clusters > 1:

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from speechbrain_ssl.checks import checked, number, whole
-from speechbrain_ssl.clustering.quality import unit_chunks
+from speechbrain_ssl.clustering.points import read_points
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,7 @@ class Whitened(ClusterMixin, BaseEstimator):
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Cluster of each embedding of any norm, -1 for none [n]."""
-        everything = np.zeros(len(X), dtype=np.int64)
-        points = np.concatenate(
-            [unit for _, unit in unit_chunks(X, everything)]
-        )
+        points = read_points(X, slice(None), unit=True)
         points -= points.mean(0)
         points /= _norms(points)
         labels = np.asarray(self.clusterer.fit_predict(points))

@@ -101,11 +101,12 @@ class Fusion:
         return np.asarray(scores, np.float64) @ self.weights + self.offset
 
 
-def read_scored(path: str) -> Scored:
+def read_scored(path: str, finite: bool = True) -> Scored:
     """Reads a file of scores that ``verify`` wrote.
 
     Lines are ``label enrol test score`` with label 0 or 1, or ``enrol test
-    score``; fields are separated by tabs or, without tabs, by spaces.
+    score``; fields are separated by tabs or, without tabs, by spaces. ``finite``
+    refuses scores that are NaN or infinite.
     """
     rows = []
     with open(path, encoding="utf-8") as file:
@@ -121,7 +122,9 @@ def read_scored(path: str) -> Scored:
             except ValueError:
                 is_good = False
             labels = fields[:1] if width == 4 else ["0"]
-            if not is_good or labels[0] not in "01" or not np.isfinite(score):
+            if is_good and finite:
+                is_good = bool(np.isfinite(score))
+            if not is_good or labels[0] not in ("0", "1"):
                 raise ValueError(
                     f"{path}, line {number}: expected `label enrol test "
                     "score` (label 0 or 1, a finite score) or `enrol test "

@@ -13,7 +13,7 @@ from speechbrain.utils.checkpoints import (
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.devices import Later
-from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.files import write_csv
 from speechbrain_ssl.pseudo_labels.loss import LabelDecisions
 
 # Batches on a device whose decisions may not have been fetched yet.
@@ -137,10 +137,7 @@ class Decisions:
             self.table.label.tolist(),
         )
         rows = zip(self.seen.tolist(), ids, *columns)
-        with write_whole(path) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(row[1:] for row in rows if row[0])
+        write_csv(path, COLUMNS, (row[1:] for row in rows if row[0]))
 
     @mark_as_saver
     def _save(self, path):

@@ -38,6 +38,7 @@ from speechbrain_ssl.files import (
     hash_of,
     read_json,
     refuse_changes,
+    write_csv,
     write_json,
     write_whole,
 )
@@ -324,6 +325,33 @@ def load(folder: str | os.PathLike) -> Embeddings:
     return Embeddings(ids, matrix, failed, meta)
 
 
+def save(
+    folder: str | os.PathLike,
+    ids: Sequence[str],
+    matrix: np.ndarray,
+    failed: Mapping[str, str],
+    settings: Mapping[str, Any],
+    made: Mapping[str, Any],
+) -> Embeddings:
+    """Writes embeddings that were made of others as a folder, and opens it.
+
+    ``settings`` and ``made`` are for ``meta``; what the matrix says is added.
+    """
+    path = os.path.join(folder, "embeddings.npy")
+    with write_whole(path, "wb") as file:
+        np.save(file, matrix)
+    _write_lists(folder, ids, failed)
+    made = {
+        **made,
+        "rows": len(matrix),
+        "emb_dim": matrix.shape[1],
+        "embeddings": hash_of(path),
+    }
+    meta = {"settings": settings, "made": made}
+    write_json(os.path.join(folder, "meta.json"), meta)
+    return load(folder)
+
+
 def encoder_hash(model_folder: str | os.PathLike) -> str:
     """Hash of weights and settings, which tells an encoder from all others.
 
@@ -496,7 +524,11 @@ def _join(folder, utterances, chunks, settings):
         if "made" in _read_meta(folder):  # by another job, just now
             return
         raise
-    _write_lists(folder, utterances, failed)
+    ids = list(utterances.ids())
+    kept = [name for row, name in enumerate(ids) if row not in failed]
+    _write_lists(
+        folder, kept, {ids[row]: failed[row] for row in sorted(failed)}
+    )
     made |= {
         "windowed": windowed,
         "with_silence": len(silence),
@@ -566,17 +598,13 @@ def _write_at(file, data, offset):
         data, offset = data[written:], offset + written
 
 
-def _write_lists(folder, utterances, failed):
+def _write_lists(folder, ids, failed):
     """Writes the IDs of the rows, and the utterances without a row."""
-    ids = list(utterances.ids())
     with write_whole(os.path.join(folder, "ids.json")) as file:
-        kept = [name for row, name in enumerate(ids) if row not in failed]
-        json.dump(kept, file, indent=0, ensure_ascii=False)
-    with write_whole(os.path.join(folder, "failed.csv")) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["ID", "reason"])
-        for row in sorted(failed):
-            writer.writerow([ids[row], failed[row]])
+        json.dump(list(ids), file, indent=0, ensure_ascii=False)
+    write_csv(
+        os.path.join(folder, "failed.csv"), ("ID", "reason"), failed.items()
+    )
 
 
 def _wait(device):

@@ -1,14 +1,12 @@
 """Embeddings of voices and faces as one matrix, to be clustered together."""
 
-import csv
-import json
-import os
 from collections.abc import Callable
 
 import numpy as np
 
-from speechbrain_ssl.files import hash_of, write_json, write_whole
-from speechbrain_ssl.pseudo_labels.extract import Embeddings, load
+from speechbrain_ssl.clustering.points import read_points
+from speechbrain_ssl.files import hash_of
+from speechbrain_ssl.pseudo_labels.extract import Embeddings, save
 
 
 def join(
@@ -40,20 +38,13 @@ def join(
             "No utterance has embeddings of both voice and face. Extract them "
             "for the same training CSV."
         )
-    voices, dim = _unit(voice.matrix), voice.matrix.shape[1]
+    voices = read_points(voice.matrix, slice(None), unit=True)
+    dim = voices.shape[1]
     matrix = np.zeros((len(rows), dim + face.matrix.shape[1]), np.float32)
     share = np.where(has_face, weight, 0.0)[:, None]
     matrix[:, :dim] = np.sqrt(1 - share) * voices
-    chosen = _unit(face.matrix)[rows[has_face]]
+    chosen = read_points(face.matrix, rows[has_face], unit=True)
     matrix[has_face, dim:] = np.sqrt(weight) * chosen
-    path = os.path.join(folder, "embeddings.npy")
-    with write_whole(path, "wb") as file:
-        np.save(file, matrix)
-    with write_whole(os.path.join(folder, "ids.json")) as file:
-        json.dump(list(voice.ids), file, indent=0, ensure_ascii=False)
-    with write_whole(os.path.join(folder, "failed.csv")) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("ID", "reason"), *voice.failed.items()])
     encoders = [e.meta["settings"]["encoder"] for e in (voice, face)]
     settings = {
         **voice.meta["settings"],
@@ -62,15 +53,10 @@ def join(
     }
     made = {
         **voice.meta["made"],
-        "rows": len(matrix),
-        "emb_dim": matrix.shape[1],
         "voice_dim": dim,
         "with_face": int(has_face.sum()),
-        "embeddings": hash_of(path),
     }
-    meta = {"settings": settings, "made": made}
-    write_json(os.path.join(folder, "meta.json"), meta)
-    return load(folder)
+    return save(folder, voice.ids, matrix, voice.failed, settings, made)
 
 
 def parts_of(
@@ -108,7 +94,9 @@ def agree(
     clusters = {}
     for name, (rows, points) in parts.items():
         clusters[name] = np.full(count, -1, np.int64)
-        clusters[name][rows] = cluster(_unit(points))
+        clusters[name][rows] = cluster(
+            read_points(points, slice(None), unit=True)
+        )
     voice, face = clusters["voice"], clusters["face"].copy()
     has_face = np.zeros(count, bool)
     has_face[parts["face"][0]] = True
@@ -126,10 +114,3 @@ def agree(
         numbers = np.unique(pairs, axis=0, return_inverse=True)[1]
         classes[both] = numbers.reshape(-1)
     return classes, clusters
-
-
-def _unit(matrix):
-    """Rows of length 1, float32."""
-    points = np.array(matrix, np.float32)
-    norms = np.linalg.norm(points, axis=1, keepdims=True)
-    return points / np.maximum(norms, 1e-12)

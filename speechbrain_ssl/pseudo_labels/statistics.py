@@ -15,8 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from speechbrain.lobes.features import MFCC
 
 from speechbrain_ssl.dataio.annotations import Utterances
-from speechbrain_ssl.files import hash_of, write_json, write_whole
-from speechbrain_ssl.pseudo_labels.extract import Embeddings, extract, load
+from speechbrain_ssl.pseudo_labels.extract import (
+    Embeddings,
+    extract,
+    load,
+    save,
+)
 
 NAME = "mfcc"  # where the path of a model stands otherwise
 N_MELS = 40
@@ -112,22 +116,7 @@ def extract_statistics(
             StandardScaler(), PCA(min(dim, *points.shape), whiten=True)
         )
         points = scale.fit_transform(points).astype(np.float32)
-        _replace(place, raw, points)
+        meta = raw.meta["settings"], raw.meta["made"]
+        save(place, raw.ids, points, raw.failed, *meta)
         os.rename(place, folder)
     return load(folder)
-
-
-def _replace(folder, raw, points):
-    """Writes other rows into a folder of embeddings."""
-    path = os.path.join(folder, "embeddings.npy")
-    with write_whole(path, "wb") as file:
-        np.save(file, points)
-    made = {
-        **raw.meta["made"],
-        "emb_dim": points.shape[1],
-        "embeddings": hash_of(path),
-    }
-    write_json(
-        os.path.join(folder, "meta.json"),
-        {"settings": raw.meta["settings"], "made": made},
-    )

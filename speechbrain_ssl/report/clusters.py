@@ -56,18 +56,16 @@ def write_clusters(
     labels: np.ndarray,
     matrix: np.ndarray,
     clusters: int = 50,
-    chunk_size: int = 65536,
 ) -> str:
     """Writes ``clusters.html`` beside ``pseudo_labels.csv``; gives its path.
 
     ``labels`` are from 0 without gaps, -1 for none [n]; ``matrix`` has their
-    embeddings [n, emb_dim]. At most ``clusters`` clusters are shown;
-    ``chunk_size`` embeddings are read at a time.
+    embeddings [n, emb_dim]. At most ``clusters`` clusters are shown.
     """
     labels = np.asarray(labels)
-    overview = look_over(matrix, labels, chunk_size)
+    overview = look_over(matrix, labels)
     chosen = most_doubtful(overview, clusters)
-    shown = listen_to(matrix, labels, overview, chosen, chunk_size)
+    shown = listen_to(matrix, labels, overview, chosen)
     voices = _voices(folder, utterances, ids, _rows(chosen, shown))
     text = render(
         "clusters.html",
@@ -85,9 +83,7 @@ def write_clusters(
     return path
 
 
-def look_over(
-    matrix: np.ndarray, labels: np.ndarray, chunk_size: int = 65536
-) -> Overview:
+def look_over(matrix: np.ndarray, labels: np.ndarray) -> Overview:
     """Measures all clusters, of labels from 0 without gaps, -1 for none.
 
     Of a single cluster, ``next`` is -1 and ``margin`` the cohesion.
@@ -100,7 +96,7 @@ def look_over(
     ([1, 0, 1], [1.0, 1.0, 1.0])
     """
     sizes = np.bincount(labels[labels >= 0])
-    centers, cohesion = quality.centroids(matrix, labels, chunk_size)
+    centers, cohesion = quality.centroids(matrix, labels)
     after, cosine = np.full(len(sizes), -1), np.zeros(len(sizes))
     if len(sizes) > 1:
         after, cosine = quality.nearest_other(
@@ -128,7 +124,6 @@ def listen_to(
     labels: np.ndarray,
     overview: Overview,
     chosen: np.ndarray,
-    chunk_size: int = 65536,
 ) -> dict[int, Shown]:
     """Typical and doubtful utterances of clusters and of their next ones."""
     wanted = np.zeros(len(overview.sizes) + 1, dtype=bool)
@@ -138,7 +133,7 @@ def listen_to(
     members = np.where(wanted[labels], labels, -1)
     found = [
         _near(rows, unit, labels[rows], overview.centers)
-        for rows, unit in quality.unit_chunks(matrix, members, chunk_size)
+        for rows, unit in quality.unit_chunks(matrix, members)
     ]
     rows, own, margin, other = map(np.concatenate, zip(*found))
     order = np.lexsort((margin, labels[rows]))

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from speechbrain_ssl.evaluation import metrics
+from speechbrain_ssl.evaluation.fusion import Scored, read_scored
 from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.report import plots
 from speechbrain_ssl.report.plots import is_number
@@ -34,7 +35,6 @@ from speechbrain_ssl.report.run import (
     attempt,
     read_embeddings,
     read_run,
-    read_scores,
     read_settings,
 )
 
@@ -390,12 +390,12 @@ def _list(run, name, tags, draw):
 def _list_figures(run, name, tags) -> Iterator:
     """DET curves, score histogram and embedding maps of one trial list."""
     first, last = next(iter(tags)), next(reversed(tags))
-    trials, points = {}, {}
+    scored, points = {}, {}
     for tag in tags:
-        found = _trials(run.notes, tags[tag].folder)
+        found = _scored(run.notes, tags[tag].folder)
         if found is not None:
-            trials[tag] = found
-            arguments = (found.scores, found.targets)
+            scored[tag] = found
+            arguments = (found.scores, found.trials.targets)
             rates = attempt(run.notes, metrics.error_rates, *arguments)
             if rates is not None:
                 points[tag] = (rates.false_alarm, rates.miss)
@@ -406,18 +406,19 @@ def _list_figures(run, name, tags) -> Iterator:
             "misses against false alarms over all thresholds; closer to the "
             "lower left corner is better, dots mark the EER",
         )
-    if last in trials:
+    if last in scored:
         threshold = _metrics(tags[last]).get("threshold")
-        found = trials[last]
+        trials, scores = scored[last]
         yield figure(
-            plots.score_histogram(found.targets, found.scores, threshold),
+            plots.score_histogram(trials.targets, scores, threshold),
             f"Scores {last}, {name}",
             "the less the two kinds of trials overlap, the better; the "
             "threshold is that of the EER",
         )
     for tag in dict.fromkeys([first, last]):
-        if tag in trials:
-            drawn = attempt(run.notes, _map, tags[tag].folder, trials[tag])
+        if tag in scored:
+            arguments = tags[tag].folder, scored[tag].trials
+            drawn = attempt(run.notes, _map, *arguments)
             if drawn is not None:
                 title = f"Map of the embeddings {tag}, {name}"
                 yield figure(drawn[0], title, f"{MAP_WORDS}; {drawn[1]}")
@@ -426,26 +427,34 @@ def _list_figures(run, name, tags) -> Iterator:
 def _map(folder, trials):
     """The embeddings of a trial list, with its target trials as groups."""
     matrix, ids = read_embeddings(folder)
-    pairs = zip(trials.targets, trials.enrol, trials.test)
-    pairs = [(enrol, test) for target, enrol, test in pairs if target]
-    return plots.embedding_map(matrix, ids, pairs)
+    hits = np.flatnonzero(trials.targets)
+    sides = (
+        [trials.files[n] for n in side[hits].tolist()]
+        for side in (trials.enrol, trials.test)
+    )
+    return plots.embedding_map(matrix, ids, list(zip(*sides)))
 
 
-def _trials(notes, folder):
-    """The scored trials of one tag, None if there are none."""
+def _scored(notes, folder):
+    """Labelled trials of one tag and finite scores, None if there are none."""
     path = os.path.join(folder, "scores.txt")
-    trials = attempt(notes, read_scores, path)
-    if trials is None:
+    found = attempt(notes, read_scored, path, False)
+    if found is None or found.trials.targets is None:
         return None
-    if trials.dropped:
-        total = trials.dropped + len(trials.scores)
+    trials, scores = found
+    kept = np.isfinite(scores)
+    if not kept.all():
         notes.append(
-            f"{path}: {trials.dropped:,} of {count(total, 'score')} not "
+            f"{path}: {(~kept).sum():,} of {count(len(kept), 'score')} not "
             "finite; the figures leave them out"
         )
-    elif not len(trials.scores):
-        notes.append(f"{path}: no trials")
-    return trials if len(trials.scores) else None
+    sides = {
+        name: getattr(trials, name)[kept]
+        for name in ("enrol", "test", "targets")
+    }
+    return (
+        Scored(trials._replace(**sides), scores[kept]) if kept.any() else None
+    )
 
 
 def _label_use(run, settings):

@@ -29,16 +29,6 @@ CSV_LIMIT = 100_000_000  # bytes; a larger list of utterances is not summed up
 VERIFIED = "verified"  # the tag of a folder of verify.py
 
 
-class Trials(NamedTuple):
-    """The scored trials of one list."""
-
-    targets: np.ndarray  # whether each trial is a target trial, bool [trials]
-    enrol: list[str]  # enrol file of each trial
-    test: list[str]  # test file of each trial
-    scores: np.ndarray  # finite scores, float64 [trials]
-    dropped: int  # trials that were left out, as their score is not finite
-
-
 class Verified(NamedTuple):
     """Results of one model on one trial list."""
 
@@ -187,29 +177,6 @@ def _read_verification(folder, notes):
     return lists
 
 
-def read_scores(path: str) -> Trials:
-    """Reads scored trials; those that are not finite are dropped.
-
-    A line is ``label enrol test score``, separated by tabs or, if the names
-    have none, by spaces; label 1 is a target trial.
-    """
-    with open(path, encoding="utf-8") as file:
-        rows = [
-            _trial(line, path, number)
-            for number, line in enumerate(file, start=1)
-            if line.strip()
-        ]
-    finite = [row for row in rows if math.isfinite(row[3])]
-    targets, enrol, test, scores = zip(*finite) if finite else 4 * ((),)
-    return Trials(
-        targets=np.array(targets, dtype=bool),
-        enrol=list(enrol),
-        test=list(test),
-        scores=np.array(scores, dtype=np.float64),
-        dropped=len(rows) - len(finite),
-    )
-
-
 def read_embeddings(folder: str) -> tuple[np.ndarray, list[str]]:
     """Reads embeddings [files, emb_dim] of a trial list and their files."""
     path = os.path.join(folder, "embeddings.npy")
@@ -268,20 +235,6 @@ def _size_of_data(path):
                 f"something else in line {rows.line_num}"
             ) from error
     return {"utterances": len(seconds), "hours": math.fsum(seconds) / 3600}
-
-
-def _trial(line, path, number):
-    """One line of a score file."""
-    line = line.strip()
-    fields = line.split("\t") if "\t" in line else line.split()
-    try:
-        label, enrol, test, score = fields
-        return {"1": True, "0": False}[label], enrol, test, float(score)
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path}, line {number}: expected 'label enrol test score' with "
-            f"label 0 or 1, found {line[:200]!r}"
-        ) from error
 
 
 def _folders(path):

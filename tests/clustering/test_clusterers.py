@@ -204,12 +204,11 @@ def test_two_stage_refuses_more_clusters_than_points():
         TwoStage(4, None).fit_predict(np.eye(3))
 
 
-def test_components_find_the_number_of_clouds():
+def test_components_find_the_number_of_clouds(monkeypatch):
+    monkeypatch.setattr(clusterers, "CHUNK", 77)
     points, truth = many_clouds()
     far = -points[:1] * 3  # like nothing else
-    labels = Graph(threshold=0.8, chunk_size=77).fit_predict(
-        np.concatenate([points, far])
-    )
+    labels = Graph(threshold=0.8).fit_predict(np.concatenate([points, far]))
     assert adjusted_rand_score(truth, labels[:-1]) == 1.0
     assert labels[-1] == -1
 

@@ -31,12 +31,13 @@ def slow_description(matrix, labels):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 1000])
-def test_description_equals_the_slow_one(chunk_size):
+def test_description_equals_the_slow_one(chunk_size, monkeypatch):
+    monkeypatch.setattr(quality, "CHUNK", chunk_size)
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((53, 5)).astype(np.float16)
     labels = rng.integers(-1, 6, 53)
     labels[0] = 6  # alone
-    found = quality.describe(matrix, labels, chunk_size)
+    found = quality.describe(matrix, labels)
     own, margin = slow_description(matrix, labels)
     assert found["intra_cluster_cosine"] == pytest.approx(
         {"mean": own.mean(), "p10": np.percentile(own, 10)}, rel=1e-5
@@ -144,13 +145,14 @@ def test_oracle_needs_a_known_speaker():
 
 
 @pytest.mark.parametrize("chunk_size", [7, 4096])
-def test_silhouette_is_that_of_scikit_learn(chunk_size):
+def test_silhouette_is_that_of_scikit_learn(chunk_size, monkeypatch):
+    monkeypatch.setattr(quality, "SILHOUETTE_CHUNK", chunk_size)
     rng = np.random.default_rng(0)
     points = rng.standard_normal((60, 5)) * rng.uniform(0.1, 9, (60, 1))
     labels = rng.integers(0, 9, 60) * 3  # with gaps
     labels[:2] = 99, 100  # alone
     wanted = silhouette_score(points, labels, metric="cosine")
-    found = quality.silhouette(points, labels, chunk_size)
+    found = quality.silhouette(points, labels)
     assert found == pytest.approx(wanted, abs=1e-5)
     noise = np.append(labels, [-1, -1])
     points = np.append(points, points[:2], axis=0)

@@ -50,6 +50,12 @@ def test_scores_are_read_in_the_order_of_the_file(tmp_path):
     assert pairs_of(trials) == {("b c", "a"), ("a", "d")}
 
 
+def test_scores_that_are_not_finite_are_read_if_wanted(tmp_path):
+    path = tmp_path / "scores.txt"
+    path.write_text("1 a b 0.5\n0 a c nan\n")
+    assert np.isnan(read_scored(path, finite=False).scores).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     "line", ["2 a b 0.5", "a b 0.5", "1 a b", "1 a b inf", "1 a b c 0.5"]
 )

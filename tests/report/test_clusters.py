@@ -8,6 +8,7 @@ import urllib.parse
 import numpy as np
 import pytest
 
+from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
@@ -30,10 +31,11 @@ def corpus(tmp_path):
     return write_corpus(tmp_path)
 
 
-def test_overview_is_what_loops_over_utterances_give():
+def test_overview_is_what_loops_over_utterances_give(monkeypatch):
+    monkeypatch.setattr(quality, "CHUNK", 5)
     points, labels = voices([4, 7, 1, 12], noise=1.0)
     labels[3] = -1
-    found = look_over(points, labels, chunk_size=5)
+    found = look_over(points, labels)
     rows = unit(points.astype(float))
     centers = [unit(rows[labels == c].sum(0)[None])[0] for c in range(4)]
     for number in range(4):
@@ -60,10 +62,11 @@ def test_large_clusters_that_are_hardly_two_come_first():
     assert overview.next[[4, 5, 1, 2]].tolist() == [5, 4, 2, 1]
 
 
-def test_doubtful_utterances_are_those_of_least_margin():
+def test_doubtful_utterances_are_those_of_least_margin(monkeypatch):
+    monkeypatch.setattr(quality, "CHUNK", 7)
     points, labels = voices([20, 25, 3], noise=1.5)
     overview = look_over(points, labels)
-    shown = listen_to(points, labels, overview, np.array([0]), chunk_size=7)
+    shown = listen_to(points, labels, overview, np.array([0]))
     assert set(shown) == {0, overview.next[0]}
     rows = unit(points.astype(float))
     cosines = rows @ overview.centers.T.astype(float)

@@ -59,24 +59,6 @@ def test_settings_are_read_and_nothing_of_them_is_run():
     assert run.read_settings("a: [") == run.read_settings("- 1") == {}
 
 
-def test_scores_with_tabs_may_have_spaces_in_names(tmp_path):
-    path = tmp_path / "scores.txt"
-    path.write_text("1\ta b\tc\t0.5\n0\td\te f\tnan\n0\td\te\t-1\n")
-    trials = run.read_scores(path)
-    assert trials.enrol == ["a b", "d"] and trials.test == ["c", "e"]
-    assert trials.targets.tolist() == [True, False]
-    assert trials.scores.tolist() == [0.5, -1.0]
-    assert trials.dropped == 1
-
-
-@pytest.mark.parametrize("line", ["1 a b", "2 a b 0.5", "1 a b c", "0.5"])
-def test_broken_score_line_is_named(tmp_path, line):
-    path = tmp_path / "scores.txt"
-    path.write_text(f"1 a b 0.5\n{line}\n")
-    with pytest.raises(ValueError, match="scores.txt, line 2: expected"):
-        run.read_scores(path)
-
-
 def test_a_missing_gate_is_nothing_to_note(tmp_path):
     found = run.read_run(tmp_path)
     assert found.gate == []

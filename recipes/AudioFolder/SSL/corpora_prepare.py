@@ -35,7 +35,7 @@ from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.dataio.kaldi import read_map
 from speechbrain_ssl.evaluation.trials import few, read_models, read_trials
-from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.files import write_csv, write_whole
 
 from speechbrain.utils.logger import get_logger
 
@@ -426,10 +426,8 @@ def write_segments(data_folder, out, options, segments, speakers):
 
 def write_speakers(out, speakers):
     """Writes speakers.csv from a dict of ID -> speaker."""
-    with write_whole(os.path.join(out, "speakers.csv")) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["ID", "spk_id"])
-        writer.writerows(speakers.items())
+    path = os.path.join(out, "speakers.csv")
+    write_csv(path, ("ID", "spk_id"), speakers.items())
 
 
 def index_audio(data_folder):

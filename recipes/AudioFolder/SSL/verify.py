@@ -70,6 +70,7 @@ from speechbrain_ssl.evaluation.faces import (
     embed_face_cohort,
     read_faces,
 )
+from speechbrain_ssl.evaluation.fusion import read_scored
 from speechbrain_ssl.evaluation.plda import PLDA
 from speechbrain_ssl.evaluation.trials import (
     read_models,
@@ -673,7 +674,6 @@ def plot(folder):
     if importlib.util.find_spec("matplotlib") is None:
         logger.info("matplotlib is not installed: no DET curve is drawn.")
         return
-    from speechbrain_ssl.report.page import read_scores
     from speechbrain_ssl.report.plots import det_plot
 
     curves = {}
@@ -681,10 +681,10 @@ def plot(folder):
         file = "scores.txt" if name == "raw" else f"scores_{name}.txt"
         path = os.path.join(folder, file)
         if os.path.isfile(path):
-            trials = read_scores(path)
+            trials, scores = read_scored(path)
             if trials.targets.min() == trials.targets.max():
                 continue  # faces of one kind of trials only
-            points = metrics.error_rates(trials.scores, trials.targets)
+            points = metrics.error_rates(scores, trials.targets)
             curves[name] = points.false_alarm, points.miss
     det_plot(curves, os.path.join(folder, "det.png"))
 
