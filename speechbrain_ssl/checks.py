@@ -18,17 +18,7 @@ from typing import Any, NamedTuple
 
 
 class ArgumentError(ValueError):
-    """An argument has a wrong type or is out of range.
-
-    Arguments
-    ---------
-    name : str
-        The argument.
-    expected : str
-        What it must be.
-    value : Any
-        What it is.
-    """
+    """An argument has a wrong type or is out of range."""
 
     def __init__(self, name: str, expected: str, value: Any):
         super().__init__(f"{name} must be {expected}, not {_text(value)}")

@@ -10,11 +10,6 @@ def send(x: Any, device: torch.device | str) -> torch.Tensor:
 
     A plain ``.to(device)`` waits until the device has done all of it. ``x`` is
     a tensor or list of the host, or of the device already.
-
-    Example
-    -------
-    >>> send([1, 2], "cpu")
-    tensor([1, 2])
     """
     x = torch.as_tensor(x)
     if torch.device(device).type == "cuda" and x.device.type == "cpu":
@@ -33,11 +28,6 @@ class Later:
     ---------
     x : torch.Tensor
         On any device.
-
-    Example
-    -------
-    >>> Later(torch.ones(2)).read()
-    tensor([1., 1.])
     """
 
     def __init__(self, x: torch.Tensor):

@@ -79,8 +79,8 @@ def _open_locked(path):
         os.close(handle)
 
 
-def hash_of(*parts: str | os.PathLike | bytes) -> str:
-    """SHA-256 of files (by their paths) or bytes, one after the other.
+def hash_of(*parts: str | os.PathLike | bytes | IO) -> str:
+    """SHA-256 of files (by path, or open) or bytes, one after the other.
 
     Example
     -------
@@ -92,10 +92,18 @@ def hash_of(*parts: str | os.PathLike | bytes) -> str:
         if isinstance(part, bytes):
             digest.update(part)
             continue
-        with open(part, "rb") as file:
+        with _from_start(part) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _from_start(part):
+    """A file at its first byte; one that is open stays open."""
+    if hasattr(part, "seek"):
+        part.seek(0)
+        return contextlib.nullcontext(part)
+    return open(part, "rb")
 
 
 @contextlib.contextmanager
@@ -249,15 +257,6 @@ def refuse_changes(
     Settings may be nested; ``may_change`` are keys at the top. The message says
     ``what`` was started with the earlier settings, lists each key with both
     values, and ends with ``advice``.
-
-    Example
-    -------
-    >>> refuse_changes({"a": {"b": 1}}, {"a": {"b": 2}}, what="The run")
-    Traceback (most recent call last):
-        ...
-    ValueError: The run was started with other settings:
-      a.b: was 1, is 2
-    Use the same settings, or name another folder.
     """
     lines = differences(before, now, may_change)
     if not lines:

@@ -52,13 +52,6 @@ class ConvolvedSTFT(torch.nn.Module):
     ------
     ValueError
         If it has other settings.
-
-    Example
-    -------
-    >>> stft = STFT(sample_rate=16000)
-    >>> wavs = torch.randn(2, 8000)
-    >>> (ConvolvedSTFT(stft)(wavs) - stft(wavs)).abs().max() < 1e-4
-    tensor(True)
     """
 
     bases: torch.Tensor

@@ -26,18 +26,6 @@ class RandomStates:
     Python's ``random``, NumPy's global, torch's CPU and current CUDA
     generators. Loading only remembers them, because what comes between loading
     and training draws random numbers; ``restore_pending`` puts them back.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "random.ckpt"
-    >>> states = RandomStates()
-    >>> states.save(path)
-    >>> first = torch.rand(1), random.random()
-    >>> states.load(path, end_of_epoch=False)
-    >>> states.restore_pending()
-    True
-    >>> first == (torch.rand(1), random.random())
-    True
     """
 
     def __init__(self):

@@ -108,17 +108,7 @@ def build(
 
 
 class _Builder:
-    """Builds nodes, each of them once.
-
-    Arguments
-    ---------
-    origin : str
-        Path of the file.
-    trust : list of str
-        Modules or classes that the user allows.
-    sources : bool
-        Whether arguments of REFUSED_ARGUMENTS are allowed.
-    """
+    """Builds nodes, each of them once; ``sources`` allows REFUSED_ARGUMENTS."""
 
     def __init__(self, origin, trust, sources):
         self.origin, self.trust, self.sources = origin, trust, sources

@@ -56,15 +56,7 @@ class _Signals:
 
 
 class Interrupted(SystemExit):
-    """A signal asks the process to end.
-
-    Arguments
-    ---------
-    number : int
-        The signal.
-    text : str
-        What the user must know.
-    """
+    """A signal asks the process to end; ``text`` is what the user must know."""
 
     def __init__(self, number: int, text: str = ""):
         super().__init__(128 + number)

@@ -87,7 +87,7 @@ def test_onnxruntime_gives_the_embeddings_for_any_length_and_batch(
         expected = encoder.encode_batch(wavs)[:, 0]
         assert found.shape == (batch, 6)
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
-    # shorter audio is repeated, as by embed_files
+    # shorter audio is repeated, as by try_files
     for length in (400, 200, 1):
         wavs = torch.randn(1, length)
         (found,) = session.run(None, {"waveforms": wavs.numpy()})

@@ -799,14 +799,6 @@ class EpochLog:
     ---------
     path : str
         The log; made if it is not there.
-
-    Example
-    -------
-    >>> log = EpochLog(getfixture("tmp_path") / "log.jsonl")
-    >>> for epoch in (1, 2, 1):
-    ...     log.write({"epoch": epoch})
-    >>> read_jsonl(log.path)
-    [{'epoch': 1}]
     """
 
     def __init__(self, path: str | os.PathLike):

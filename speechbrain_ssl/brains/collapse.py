@@ -18,14 +18,6 @@ class CollapseStats:
 
     It keeps sums only, on the device of the embeddings, and computes nothing
     that would make an accelerator wait before the end of the epoch.
-
-    Example
-    -------
-    >>> stats = CollapseStats()
-    >>> stats.append(torch.randn(2, 500, 8))
-    >>> summary = stats.summarize()
-    >>> summary["effective_rank"] > 7, stats.warnings(summary)
-    (True, [])
     """
 
     stats_help = {

@@ -19,16 +19,6 @@ class UnreadableUtterances:
         each utterance once, also in a run that is resumed.
     most : float
         Share of the utterances of an epoch that may be replaced.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> unreadable = UnreadableUtterances(folder / "unreadable.csv", 0.5)
-    >>> unreadable.note([{}, {"a.wav": "Cannot read a.wav: ..."}])
-    >>> unreadable.finish(2)
-    1
-    >>> (folder / "unreadable.csv").read_text().splitlines()
-    ['ID,reason', 'a.wav,Cannot read a.wav: ...']
     """
 
     stats_help = {

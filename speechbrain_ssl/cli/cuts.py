@@ -30,18 +30,6 @@ def write_cuts(
 
     The module's docstring has the rules; with ``data_root`` None, paths are
     whole.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "cuts.jsonl"
-    >>> source = {"type": "file", "channels": [0], "source": "/a/b.wav"}
-    >>> recording = {"sampling_rate": 8000, "sources": [source]}
-    >>> cut = {"id": "c", "type": "MonoCut", "start": 1.5, "duration": 2.0}
-    >>> _ = path.write_text(json.dumps({**cut, "recording": recording}))
-    >>> write_cuts(str(path), f"{path}.csv", "/a")
-    1
-    >>> print(open(f"{path}.csv").read().splitlines()[1])
-    c,2.0,$data_root/b.wav,12000,28000
     """
     rows = list(_rows(cuts_path, data_root and absolute(data_root)))
     if not rows:

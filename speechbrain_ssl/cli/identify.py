@@ -23,25 +23,14 @@ from speechbrain_ssl.loading import add_trust
 
 
 class Identification(NamedTuple):
-    """The speaker of a recording.
-
-    Arguments
-    ---------
-    file : str
-        The recording.
-    speaker : str
-        The speaker with the highest score, if it reaches the threshold;
-        otherwise, and without a threshold, None.
-    scores : dict of str to float
-        Cosine with each enrolled speaker, the highest first.
-    threshold : float
-        Lowest cosine that names a speaker; None if unknown.
-    """
+    """The speaker of a recording."""
 
     file: str
+    # that of the highest score, if it reaches the threshold; otherwise, and
+    # without a threshold, None
     speaker: str | None
-    scores: dict[str, float]
-    threshold: float | None
+    scores: dict[str, float]  # cosines with each speaker, the highest first
+    threshold: float | None  # lowest cosine that names one; None if unknown
 
 
 def identify(

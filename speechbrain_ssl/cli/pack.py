@@ -61,19 +61,6 @@ def pack(
     utterances that follow each other in a shard are not of one speaker; None:
     their order. ``data_root`` stands for ``$data_root`` in a CSV. Gives the tar
     files. A folder with shards of other files is an error.
-
-    Example
-    -------
-    >>> import soundfile
-    >>> folder = getfixture("tmp_path")
-    >>> (folder / "audio").mkdir()
-    >>> soundfile.write(folder / "audio/a.wav", np.ones(99), 16000)
-    >>> shards = pack(f"{folder}/audio", f"{folder}/shards", progress=False)
-    >>> [os.path.basename(path) for path in shards]
-    ['000000.tar']
-    >>> row = read_annotation(f"{folder}/shards/train.csv", folder).row(0)
-    >>> row["ID"], row["wav"].removeprefix(str(folder))
-    ('a.wav', '/000000.tar::512+242::a.wav')
     """
     if audio.is_url(output_folder):
         raise ValueError(

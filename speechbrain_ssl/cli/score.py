@@ -44,46 +44,23 @@ from speechbrain_ssl.loading import add_trust, load_encoder
 
 
 class Verdict(NamedTuple):
-    """Score of two recordings, and the decision.
+    """Score of two recordings, and the decision."""
 
-    Arguments
-    ---------
-    score : float
-        Cosine of the embeddings, in [-1, 1].
-    threshold : float
-        Lowest cosine that counts as the same speaker; None if unknown.
-    same : bool
-        Whether the speaker is the same; None without a threshold.
-    notes : list of str
-        Whether files are long or have digital silence.
-    """
-
-    score: float
+    score: float  # cosine of the embeddings, in [-1, 1]
+    # lowest cosine that counts as the same speaker; None if unknown
     threshold: float | None
-    same: bool | None
-    notes: list[str]
+    same: bool | None  # whether the speaker is; None without a threshold
+    notes: list[str]  # whether files are long or have digital silence
 
 
 class Pair(NamedTuple):
-    """Score of a line of a list of pairs.
+    """Score of a line of a list of pairs."""
 
-    Arguments
-    ---------
-    enrol, test : str
-        The names in the list.
-    score : float
-        Cosine of the embeddings; None if a file cannot be embedded.
-    same : bool
-        Whether the speaker is the same; None without threshold or score.
-    reason : str
-        Why there is no score, or an empty string.
-    """
-
-    enrol: str
+    enrol: str  # the names in the list
     test: str
-    score: float | None
-    same: bool | None
-    reason: str
+    score: float | None  # cosine; None if a file cannot be embedded
+    same: bool | None  # None without threshold or score
+    reason: str  # why there is no score, or an empty string
 
 
 def verify(

@@ -24,7 +24,7 @@ from sklearn.cluster import AgglomerativeClustering
 
 from speechbrain_ssl.checks import checked, number, one_of, optional, whole
 from speechbrain_ssl.clustering.device import chosen, knn
-from speechbrain_ssl.clustering.kmeans import KMeans
+from speechbrain_ssl.clustering.kmeans import RULES, KMeans
 from speechbrain_ssl.clustering.points import read_points
 
 # With more points, neighbors are searched approximately (inverted file index).
@@ -83,11 +83,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
         fine_clusters=optional(number(above=0)),
         linkage=one_of(*LINKAGES),
         n_neighbors=whole(1),
-        spherical=one_of(True, False),
-        n_iter=whole(1),
-        n_init=whole(1),
-        max_points_per_centroid=whole(1),
-        device=one_of("auto", "cpu", "cuda"),
+        **RULES,
     )
     def __init__(
         self,

@@ -16,7 +16,18 @@ logger = logging.getLogger(__name__)
 FEWEST = 10
 
 
-class BestCount(ClusterMixin, BaseEstimator):
+class Wrapper(ClusterMixin, BaseEstimator):
+    """A clusterer that calls another one, its attribute ``clusterer``."""
+
+    clusterer: Any
+
+    @property
+    def distributed(self) -> bool:
+        """Whether all processes must call ``fit_predict``."""
+        return getattr(self.clusterer, "distributed", False)
+
+
+class BestCount(Wrapper):
     """Tries several numbers of clusters and keeps the best silhouette.
 
     P. J. Rousseeuw, "Silhouettes", Journal of Computational and Applied
@@ -47,11 +58,6 @@ class BestCount(ClusterMixin, BaseEstimator):
         self.clusterer = clusterer
         self.n_clusters = n_clusters
 
-    @property
-    def distributed(self) -> bool:
-        """Whether all processes must call ``fit_predict``."""
-        return getattr(self.clusterer, "distributed", False)
-
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
         """Finds clusters of points [n, dim].
 
@@ -75,7 +81,7 @@ class BestCount(ClusterMixin, BaseEstimator):
         return best
 
 
-class Levels(ClusterMixin, BaseEstimator):
+class Levels(Wrapper):
     """Clusters the centroids of clusters as long as they form clusters.
 
     The silhouette finds the finest groups. If a speaker has several sessions,
@@ -147,11 +153,6 @@ class Levels(ClusterMixin, BaseEstimator):
         self.max_levels = max_levels
         self.references = references
         self.seed = seed
-
-    @property
-    def distributed(self) -> bool:
-        """Whether all processes must call ``fit_predict``."""
-        return getattr(self.clusterer, "distributed", False)
 
     def fit_predict(self, X: np.ndarray, y: None = None) -> np.ndarray:
         """Finds clusters of points [n, dim].

@@ -34,11 +34,6 @@ def chosen(device: str) -> torch.device:
     """The device that a name stands for.
 
     ``auto``: the GPU of this process if there is one, or else the CPU.
-
-    Example
-    -------
-    >>> chosen("cpu")
-    device(type='cpu')
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -224,12 +219,6 @@ def knn(
     ``count`` is at most the number of centers; ``spherical`` compares by
     product instead of distance. Gives float32 products or squared distances,
     the nearest first, and int64 numbers of the centers [n, count].
-
-    Example
-    -------
-    >>> points = np.eye(3, dtype=np.float32)
-    >>> knn(points, points, 1, True, torch.device("cpu"))[1][:, 0].tolist()
-    [0, 1, 2]
     """
     if device.type == "cpu":
         metric = faiss.METRIC_INNER_PRODUCT if spherical else faiss.METRIC_L2

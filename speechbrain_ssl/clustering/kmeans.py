@@ -41,6 +41,17 @@ NEIGHBORS = 4
 ROUNDING = 1e-9
 
 
+# Arguments of k-means, and of clusterers that begin with it.
+RULES = {
+    "spherical": one_of(True, False),
+    "n_iter": whole(1),
+    "n_init": whole(1),
+    "max_points_per_centroid": whole(1),
+    "distributed": one_of(True, False),
+    "device": one_of("auto", "cpu", "cuda"),
+}
+
+
 class KMeans(ClusterMixin, BaseEstimator):
     """k-means with scikit-learn's interface.
 
@@ -81,12 +92,7 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     @checked(
         n_clusters=number(above=0),
-        spherical=one_of(True, False),
-        n_iter=whole(1),
-        n_init=whole(1),
-        max_points_per_centroid=whole(1),
-        distributed=one_of(True, False),
-        device=one_of("auto", "cpu", "cuda"),
+        **RULES,
     )
     def __init__(
         self,

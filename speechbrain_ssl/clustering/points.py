@@ -49,13 +49,6 @@ class Points:
         Whether to scale points to unit length and compare them by cosine.
     shared : bool
         Whether all processes take part, or only this one.
-
-    Example
-    -------
-    >>> points = Points(np.eye(3), spherical=True, shared=False)
-    >>> points.each(np.array([0, 2]), lambda place, block: print(block))
-    [[1. 0. 0.]
-     [0. 0. 1.]]
     """
 
     def __init__(self, X: np.ndarray, spherical: bool, shared: bool):

@@ -4,15 +4,15 @@ import logging
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClusterMixin
 
 from speechbrain_ssl.checks import checked, number, whole
+from speechbrain_ssl.clustering.count import Wrapper
 from speechbrain_ssl.clustering.points import read_points
 
 logger = logging.getLogger(__name__)
 
 
-class Whitened(ClusterMixin, BaseEstimator):
+class Whitened(Wrapper):
     """Clusters, whitens the covariance within the clusters, clusters again.
 
     Directions in which the recordings of one cluster differ carry device, room
@@ -66,11 +66,6 @@ class Whitened(ClusterMixin, BaseEstimator):
         self.clusterer = clusterer
         self.iterations = iterations
         self.shrinkage = shrinkage
-
-    @property
-    def distributed(self) -> bool:
-        """Whether all processes must call ``fit_predict``."""
-        return getattr(self.clusterer, "distributed", False)
 
     def set_params(self, n_clusters: Any = None, **others: Any) -> "Whitened":
         """Sets the number of clusters of the clusterer, or own arguments."""

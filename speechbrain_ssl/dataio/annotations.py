@@ -13,13 +13,12 @@ memory once.
 """
 
 import csv
-import functools
 import io
 import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -75,13 +74,6 @@ class Utterances:
         Folder that replaces ``$data_root``.
     extra : tuple of str
         Names of the extra columns.
-
-    Example
-    -------
-    >>> path = getfixture("tmpdir") / "train.csv"
-    >>> write_annotation(path, [("a", 1.5, "$data_root/a.wav", 0, 24000)])
-    >>> read_annotation(path, data_root="/audio").row(0)["wav"]
-    '/audio/a.wav'
     """
 
     def __init__(
@@ -398,7 +390,8 @@ class UtteranceDataset(DynamicItemDataset):
     {'id': 'a', 'size': 24000, 'key': (3, 0)}
     """
 
-    # without the parent's __init__, which would list all IDs
+    # without the parent's __init__, which would list all IDs; what needs them,
+    # such as filtered_sorted, is not here
     def __init__(
         self,
         utterances: Utterances,
@@ -412,22 +405,6 @@ class UtteranceDataset(DynamicItemDataset):
             [*self._static_items((0, 0))], dynamic_items or []
         )
         self.set_output_keys(output_keys or [])
-
-    @classmethod
-    def from_csv(
-        cls,
-        csv_path: str,
-        replacements: Mapping[str, str] | None = None,
-        dynamic_items: Any = None,
-        output_keys: Any = None,
-        extra: Sequence[str] = (),
-    ) -> "UtteranceDataset":
-        """Reads an annotation, as SpeechBrain's ``from_csv`` does. The only
-        replacement is ``{"data_root": folder}``.
-        """
-        data_root = (replacements or {}).get("data_root")
-        utterances = read_annotation(csv_path, data_root, extra)
-        return cls(utterances, dynamic_items, output_keys)
 
     def __len__(self):
         return len(self.utterances)
@@ -453,17 +430,6 @@ class UtteranceDataset(DynamicItemDataset):
             f"{TRIES + 1} utterances, drawn at random, cannot be read. Check "
             f"data_folder. The last error: {[*unreadable.values()][-1]}"
         )
-
-    @functools.cached_property
-    def data(self) -> dict:
-        """Dict of dicts, for ``filtered_sorted`` of the parent class."""
-        rows = (self._static_items((0, row)) for row in range(len(self)))
-        return {row.pop("id"): row for row in rows}
-
-    @property
-    def data_ids(self) -> list[str]:
-        """All IDs, for methods of the parent class."""
-        return list(self.utterances.ids())
 
     def _static_items(self, key):
         """Static items of a row; its number is the last one of the key."""

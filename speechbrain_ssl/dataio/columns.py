@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.files import hash_of, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def write_columns(
         header["columns"][name] = [place, size // item]
         place += -(-size // ALIGNED) * ALIGNED
     header["bytes"] = place
-    header["hash"] = _hash([columns[name] for name in HASHED])
+    header["hash"] = hash_of(*(columns[name] for name in HASHED))
     with write_whole(path, "wb") as out:
         out.write(json.dumps(header).ljust(HEADER - 1).encode() + b"\n")
         for name, file in columns.items():
@@ -118,16 +118,6 @@ def write_columns(
             shutil.copyfileobj(file, out, 1 << 20)
         out.truncate(place)
     logger.info("%s: %.0f MB of columns for all processes", path, place / 1e6)
-
-
-def _hash(files):
-    """SHA-256 of files, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        file.seek(0)
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_columns(columns: Mapping[str, torch.Tensor]) -> str:

@@ -16,7 +16,6 @@ all other files:
 import collections
 import concurrent.futures
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,8 +27,6 @@ from tqdm import tqdm
 
 from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.dataio import audio
-
-logger = logging.getLogger(__name__)
 
 # Longest input of the encoder; memory of attention grows quadratically.
 WINDOW_SECONDS = 60.0
@@ -91,44 +88,6 @@ class _Loaded(NamedTuple):
     sample_rate=whole(1),
     batch_seconds=number(above=0),
 )
-def embed_files(
-    embed: Callable,
-    paths: Sequence[str],
-    sample_rate: int = 16000,
-    batch_seconds: float = 120.0,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-    spans: Sequence[tuple[int, int | None]] | None = None,
-) -> torch.Tensor:
-    """Embeds audio files, or a segment of each.
-
-    See the docstring of the module for batches, long files and silence. Files
-    shorter than 0.1 s are repeated to this length.
-
-    ``embed`` is the encoder in evaluation mode: waveforms [batch, time] and
-    relative lengths [batch] -> embeddings [batch, emb_dim] or [batch, 1,
-    emb_dim]. Files have any sample rate and number of channels; ``sample_rate``
-    is that of the encoder in Hz. ``batch_seconds`` is the largest sum of
-    durations in a batch; a longer segment is a batch of its own. ``spans`` has
-    the first frame, and one after the last frame, of each segment, at the
-    file's sample rate (None: whole files).
-
-    Gives float32 embeddings on the CPU, in the order of ``paths`` [files,
-    emb_dim]. A file that cannot be read, is empty or silent, or has an
-    embedding that is not finite is an error; EncoderError if the encoder fails
-    on it.
-    """
-    settings = sample_rate, batch_seconds, device, progress, spans
-    found = try_files(embed, paths, *settings, strict=True)
-    for line in found.notes():
-        logger.info(line)
-    return found.rows
-
-
-@checked(
-    sample_rate=whole(1),
-    batch_seconds=number(above=0),
-)
 def try_files(
     embed: Callable,
     paths: Sequence[str],
@@ -139,9 +98,20 @@ def try_files(
     spans: Sequence[tuple[int, int | None]] | None = None,
     strict: bool = False,
 ) -> FileEmbeddings:
-    """Embeds files as ``embed_files`` does, and collects errors of single ones.
+    """Embeds audio files, or a segment of each, and collects their errors.
 
-    ``strict`` raises the first error of a file.
+    See the docstring of the module for batches, long files and silence. Files
+    shorter than 0.1 s are repeated to this length.
+
+    ``embed`` is the encoder in evaluation mode: waveforms [batch, time] and
+    relative lengths [batch] -> embeddings [batch, emb_dim] or [batch, 1,
+    emb_dim]. Files have any sample rate and number of channels; ``sample_rate``
+    is that of the encoder in Hz. ``batch_seconds`` is the largest sum of
+    durations in a batch; a longer segment is a batch of its own. ``spans`` has
+    the first frame, and one after the last frame, of each segment, at the
+    file's sample rate (None: whole files). ``strict`` raises the first error of
+    a file: it cannot be read, is empty or silent, has an embedding that is not
+    finite, or the encoder fails on it (EncoderError).
     """
     paths = list(paths)
     if not paths:
@@ -204,13 +174,7 @@ def try_files(
 
 
 def describe(windowed: int, with_silence: int, seconds: float) -> list[str]:
-    """Up to two log lines about windowed files and digital silence.
-
-    Example
-    -------
-    >>> describe(0, 2, 6.5)
-    ['Removed 6.5 s of digital silence from 2 files.']
-    """
+    """Up to two log lines about windowed files and digital silence."""
     lines = []
     if windowed:
         lines.append(

@@ -18,18 +18,10 @@ from speechbrain_ssl.evaluation.trials import LABEL_FIRST, NO_LABEL, Trials
 
 
 class Scored(NamedTuple):
-    """A trial list with the score of each trial.
+    """A trial list with the score of each trial."""
 
-    Arguments
-    ---------
-    trials : Trials
-        The trials; without labels ``targets`` is None.
-    scores : np.ndarray
-        float64 scores [trials].
-    """
-
-    trials: Trials
-    scores: np.ndarray
+    trials: Trials  # without labels ``targets`` is None
+    scores: np.ndarray  # float64 [trials]
 
 
 class Fusion:

@@ -26,16 +26,6 @@ class PLDA:
         Dimensions in which speakers differ, at most emb_dim.
     iterations : int
         Steps of expectation and maximisation.
-
-    Example
-    -------
-    >>> rng = np.random.default_rng(0)
-    >>> classes = np.repeat(np.arange(50), 4)
-    >>> points = 3 * rng.normal(size=(50, 6))[classes]
-    >>> points += rng.normal(size=points.shape)
-    >>> llrs = PLDA(rank=3).fit(points, classes)(points, [0, 0], [1, 199])
-    >>> bool(llrs[0] > llrs[1])
-    True
     """
 
     def __init__(self, rank: int = 100, iterations: int = 10):

@@ -191,7 +191,7 @@ class SelfCheck:
     def __call__(
         self, embed: Callable, device: str | torch.device = "cpu"
     ) -> dict:
-        """Measures an encoder in evaluation mode, see ``embed_files``.
+        """Measures an encoder in evaluation mode, see ``try_files``.
 
         Gives what ``measure`` does, and the numbers of "utterances" and
         "seconds" of a part.

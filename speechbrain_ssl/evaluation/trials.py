@@ -192,13 +192,7 @@ def known_files(paths: Collection[str], others: Iterable[str]) -> set[str]:
 
 
 def few(names: Collection[str]) -> str:
-    """The first three names in order, for messages.
-
-    Example
-    -------
-    >>> few({"d", "b", "c", "a"})
-    'a, b, c, ...'
-    """
+    """The first three names in order, for messages."""
     return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 

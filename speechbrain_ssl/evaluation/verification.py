@@ -39,21 +39,11 @@ NO_LABELS = "The trial list has no labels: there are scores and no error rates."
 
 
 class CachedFile(NamedTuple):
-    """An embedding in the cache of ``verify``.
+    """An embedding in the cache of ``verify``."""
 
-    Arguments
-    ---------
-    row : torch.Tensor
-        The embedding [emb_dim].
-    windowed : bool
-        Whether the file is long and was embedded in windows.
-    silence : float
-        Seconds of digital silence that were left out.
-    """
-
-    row: torch.Tensor
-    windowed: bool
-    silence: float
+    row: torch.Tensor  # the embedding [emb_dim]
+    windowed: bool  # whether the file is long and was embedded in windows
+    silence: float  # seconds of digital silence that were left out
 
 
 def read_conditions(path: str) -> dict[str, str]:
@@ -275,7 +265,7 @@ def verify(
     Arguments
     ---------
     embed : Callable
-        See ``embed_files``.
+        See ``dataio.embedding.try_files``.
     list_path : str
         Trial list, see ``read_trials``.
     output_folder : str

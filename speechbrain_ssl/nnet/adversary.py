@@ -24,13 +24,6 @@ def reverse_gradient(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     """Gives its input; its gradient is reversed and scaled by a weight.
 
     Y. Ganin and V. Lempitsky, ICML 2015 (https://arxiv.org/abs/1409.7495).
-
-    Example
-    -------
-    >>> x = torch.ones(2, requires_grad=True)
-    >>> reverse_gradient(x, weight=3.0).sum().backward()
-    >>> x.grad
-    tensor([-3., -3.])
     """
     return _Reversal.apply(x, weight)
 
@@ -76,8 +69,6 @@ class AugmentationAdversary(torch.nn.Module):
         norm: type[torch.nn.Module] = torch.nn.BatchNorm1d,
     ):
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight must be 0 or more, not {weight}")
         self.weight = weight
         width = 2 * emb_dim
         self.discriminator = torch.nn.Sequential(

@@ -15,14 +15,6 @@ def parameters_with(entries: Sequence, option: str) -> list[torch.nn.Parameter]:
     ``entries`` are modules and their options: ``decay: False`` (no weight
     decay), ``clip: False`` (gradients are not clipped) or ``sum: True``
     (gradients are summed over processes instead of averaged).
-
-    Example
-    -------
-    >>> net = torch.nn.Linear(2, 2)
-    >>> len(parameters_with([[net, {"decay": False}]], "decay"))
-    2
-    >>> len(parameters_with([[net, {"decay": False}]], "clip"))
-    0
     """
     found = []
     for module, options in entries:
@@ -127,15 +119,6 @@ def clip_gradients(
 
     ``each`` clips every tensor alone, as in DINO. Gradients of ``unclipped``
     stay as they are.
-
-    Example
-    -------
-    >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> weight.grad = torch.tensor([3.0, 4.0])
-    >>> clip_gradients([weight], max_norm=1.0).item()
-    5.0
-    >>> round(weight.grad.norm().item(), 4)
-    1.0
     """
     if not max_norm > 0:
         raise ValueError(

@@ -91,7 +91,28 @@ def consistency(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
-class DistanceToPretrained:
+class _Distance:
+    """A network that moves away from where it began."""
+
+    def __init__(self, module, weight):
+        self.module, self.weight = module, weight
+        self._begin()
+
+    def _begin(self):
+        """Takes the weights that the network has now as its start."""
+        self.moving = [p for p in self.module.parameters() if p.requires_grad]
+        self.start = [p.detach().clone() for p in self.moving]
+
+    def _changes(self):
+        """Differences of all tensors that learn to their start."""
+        # the network may have gone to a GPU
+        pairs = zip(self.moving, self.start)
+        self.start = [start.to(now.device) for now, start in pairs]
+        pairs = zip(self.moving, self.start)
+        return [full_precision(now) - start for now, start in pairs]
+
+
+class DistanceToPretrained(_Distance):
     """Adds to a loss how far a network has moved from where it began.
 
     The distance is that of the public code of V. Miara et al., "Towards
@@ -136,9 +157,8 @@ class DistanceToPretrained:
         weight: float = 0.01,
         self_normalized: bool = False,
     ):
-        self.moving = [p for p in module.parameters() if p.requires_grad]
-        self.start = [p.detach().clone() for p in self.moving]
-        self.weight, self.self_normalized = weight, self_normalized
+        super().__init__(module, weight)
+        self.self_normalized = self_normalized
 
     def __call__(
         self, loss: torch.Tensor
@@ -147,13 +167,7 @@ class DistanceToPretrained:
 
         Also gives ``distance`` for the log.
         """
-        # the network may have gone to a GPU
-        pairs = zip(self.moving, self.start)
-        self.start = [start.to(now.device) for now, start in pairs]
-        norms = [
-            torch.linalg.vector_norm(full_precision(now) - start)
-            for now, start in zip(self.moving, self.start)
-        ]
+        norms = [torch.linalg.vector_norm(x) for x in self._changes()]
         distance = torch.stack(norms).sum() if norms else loss.new_zeros(())
         stats = {"distance": distance.detach()}
         if self.self_normalized:
@@ -164,7 +178,7 @@ class DistanceToPretrained:
         return loss + self.weight * distance, stats
 
 
-class DistanceToStart:
+class DistanceToStart(_Distance):
     """Adds to a loss the squared distance of a network to its start.
 
     This is L2-SP, against the forgetting of what a network has learned before:
@@ -201,25 +215,17 @@ class DistanceToStart:
 
     @checked(weight=number(0))
     def __init__(self, module: torch.nn.Module, weight: float = 0.01):
-        self.module, self.weight = module, weight
-        self.begin()
+        super().__init__(module, weight)
 
     def begin(self) -> None:
         """Takes the weights that the network has now as its start."""
-        self.moving = [p for p in self.module.parameters() if p.requires_grad]
-        self.start = [p.detach().clone() for p in self.moving]
+        self._begin()
 
     def __call__(
         self, loss: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Adds the distance, and gives it as ``distance`` for the log."""
-        # the network may have gone to a GPU
-        pairs = zip(self.moving, self.start)
-        self.start = [start.to(now.device) for now, start in pairs]
-        squares = [
-            (full_precision(now) - start).square().sum()
-            for now, start in zip(self.moving, self.start)
-        ]
+        squares = [x.square().sum() for x in self._changes()]
         square = torch.stack(squares).sum() if squares else loss.new_zeros(())
         stats = {"distance": square.detach().sqrt()}
         return loss + self.weight / 2 * square, stats

@@ -13,16 +13,6 @@ class RunningStatistics:
     ---------
     module : torch.nn.Module
         With all networks of a training.
-
-    Example
-    -------
-    >>> norm = torch.nn.BatchNorm1d(2)
-    >>> statistics = RunningStatistics(norm)
-    >>> statistics.keep()
-    >>> _ = norm(torch.full((4, 2), torch.nan))
-    >>> statistics.restore()
-    >>> norm.running_mean.tolist()
-    [0.0, 0.0]
     """
 
     def __init__(self, module: torch.nn.Module):

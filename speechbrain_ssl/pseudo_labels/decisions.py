@@ -30,15 +30,6 @@ class Decisions:
     ---------
     labels : torch.Tensor
         int64 pseudo-label of each utterance [utterances].
-
-    Example
-    -------
-    >>> decisions = Decisions(torch.tensor([0, 1, 1]))
-    >>> yes, no = torch.tensor([True]), torch.tensor([False])
-    >>> loss, label = torch.tensor([-2.0]), torch.tensor([1])
-    >>> decisions.write(torch.tensor([2]), LabelDecisions(loss, yes, no, label))
-    >>> decisions.loss_logs().tolist(), decisions.silent_classes()
-    ([-2.0], 1)
     """
 
     def __init__(self, labels: torch.Tensor):

@@ -188,24 +188,6 @@ def extract(
 
     A folder of embeddings that were made with other settings is an error, as is
     an encoder that fails on all of the first chunk (EncoderError).
-
-    Example
-    -------
-    >>> from speechbrain_ssl.dataio import annotations
-    >>> tmp = getfixture("tmp_path")
-    >>> import soundfile
-    >>> soundfile.write(tmp / "a.wav", np.full(16000, 0.5), 16000)
-    >>> rows = [("a", 1.0, str(tmp / "a.wav"), 0, 16000)]
-    >>> annotations.write_annotation(tmp / "train.csv", rows)
-    >>> found = extract(
-    ...     lambda wavs, wav_lens: wavs[:, :2],
-    ...     annotations.read_annotation(tmp / "train.csv"),
-    ...     tmp / "embeddings",
-    ...     sample_rate=16000,
-    ...     progress=False,
-    ... )
-    >>> found.ids, found.matrix.tolist()
-    (['a'], [[0.5, 0.5]])
     """
     _check(embed, part_idx, num_parts)
     folder = os.path.abspath(folder)

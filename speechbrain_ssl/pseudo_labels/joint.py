@@ -20,15 +20,6 @@ def join(
     of faces. An utterance without a face has the voice alone, at full length.
     Gives embeddings of the utterances of ``voice``, with "voice_dim" below
     "made" of their meta.
-
-    Example
-    -------
-    >>> tmp = str(getfixture("tmp_path"))
-    >>> meta = {"settings": {"encoder": "x"}, "made": {}}
-    >>> voice = Embeddings(["a", "b"], np.array([[3.0], [1.0]]), {}, meta)
-    >>> face = Embeddings(["a"], np.array([[0.0, 2.0]]), {}, meta)
-    >>> join(voice, face, tmp, 0.5).matrix.round(2).tolist()
-    [[0.7099999785423279, 0.0, 0.7099999785423279], [1.0, 0.0, 0.0]]
     """
     places = {name: row for row, name in enumerate(face.ids)}
     rows = np.array([places.get(name, -1) for name in voice.ids])

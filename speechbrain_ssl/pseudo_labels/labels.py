@@ -66,16 +66,6 @@ def write_labels(
     Gives the content of report.json: ``report`` and ``labels``, which has
     "embeddings", "utterances" (size of the training set), "labelled" and
     "clusters".
-
-    Example
-    -------
-    >>> tmp = getfixture("tmp_path")
-    >>> rows = [("a", 1.5, "$data_root/a.wav", 0, 24000)]
-    >>> write_annotation(tmp / "train.csv", rows)
-    >>> utterances = read_annotation(tmp / "train.csv", data_root="/audio")
-    >>> _ = write_labels(tmp, utterances, ["a"], [3], "12ab")
-    >>> (tmp / "pseudo_labels.csv").read_text().split()[1]
-    'a,1.5,$data_root/a.wav,0,24000,3'
     """
     if len(ids) != len(labels):
         raise ValueError(

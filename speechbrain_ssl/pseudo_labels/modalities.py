@@ -49,12 +49,6 @@ def fuse(
 
     Posteriors of each modality are [batch, classes]; ``present`` says which
     clips have it, bool [batch]. Each clip has one or more.
-
-    Example
-    -------
-    >>> both, p = torch.tensor([True]), torch.tensor([[1.0, 0.0]])
-    >>> fuse([p, 1 - p], [both, both]), fuse([p, 1 - p], [both, ~both])
-    (tensor([[0.5000, 0.5000]]), tensor([[1., 0.]]))
     """
     weight = torch.stack(list(present)).unsqueeze(-1).to(posteriors[0].dtype)
     return (torch.stack(list(posteriors)) * weight).sum(0) / weight.sum(0)
@@ -72,11 +66,6 @@ def at_speed(
 
     They are 0 at other speeds [batch, speeds * count]; ``speed`` is an int64
     index [batch].
-
-    Example
-    -------
-    >>> at_speed(torch.tensor([[0.3, 0.7]]), torch.tensor([1]), 2)
-    tensor([[0.0000, 0.0000, 0.3000, 0.7000]])
     """
     chosen = torch.nn.functional.one_hot(speed, speeds).to(posterior.dtype)
     return (chosen[:, :, None] * posterior[:, None]).flatten(1)

@@ -23,23 +23,19 @@ from speechbrain_ssl.pseudo_labels.extract import (
 )
 
 NAME = "mfcc"  # where the path of a model stands otherwise
-N_MELS = 40
+N_MFCC, N_MELS, FLOOR = 20, 40, 30.0
 
 
 class MFCCStatistics(torch.nn.Module):
     """Mean, deviation and skewness of MFCCs and their deltas over time.
 
-    Frames whose energy is more than ``floor`` dB below that of the loudest
+    Frames whose energy is more than ``FLOOR`` dB below that of the loudest
     ones count as silence and are left out.
 
     Arguments
     ---------
     sample_rate : int
         In Hz.
-    n_mfcc : int
-        Coefficients of a frame.
-    floor : float
-        In dB.
 
     Example
     -------
@@ -47,31 +43,27 @@ class MFCCStatistics(torch.nn.Module):
     torch.Size([2, 119])
     """
 
-    def __init__(
-        self, sample_rate: int = 16000, n_mfcc: int = 20, floor: float = 30.0
-    ):
+    def __init__(self, sample_rate: int = 16000):
         super().__init__()
-        self.floor = floor
         self.mfcc = MFCC(
             sample_rate=sample_rate,
-            n_mfcc=n_mfcc,
+            n_mfcc=N_MFCC,
             n_mels=N_MELS,
             context=False,
         )
-        self.n_mfcc = n_mfcc
 
     @torch.no_grad()
     def forward(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor
     ) -> torch.Tensor:
         """Waveforms [batch, time], relative lengths to rows [batch, dim]."""
-        feats = self.mfcc(wavs)[..., : 2 * self.n_mfcc]
+        feats = self.mfcc(wavs)[..., : 2 * N_MFCC]
         frames = torch.arange(feats.shape[1], device=feats.device)
         inside = frames < (wav_lens * feats.shape[1]).ceil()[:, None]
         energy = feats[..., 0].masked_fill(~inside, -torch.inf)
         # the first coefficient is the sum of decibels over root of channels
         per_db = N_MELS**0.5  # its change for a decibel in all channels
-        loud = energy.amax(1, keepdim=True) - self.floor * per_db
+        loud = energy.amax(1, keepdim=True) - FLOOR * per_db
         weight = (inside & (energy >= loud)).float()[..., None]
         count = weight.sum(1).clamp(min=1)
         mean = (feats * weight).sum(1) / count

@@ -87,13 +87,6 @@ def look_over(matrix: np.ndarray, labels: np.ndarray) -> Overview:
     """Measures all clusters, of labels from 0 without gaps, -1 for none.
 
     Of a single cluster, ``next`` is -1 and ``margin`` the cohesion.
-
-    Example
-    -------
-    >>> points = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    >>> found = look_over(points, np.array([0, 1, 2]))
-    >>> found.next.tolist(), found.margin.round(3).tolist()
-    ([1, 0, 1], [1.0, 1.0, 1.0])
     """
     sizes = np.bincount(labels[labels >= 0])
     centers, cohesion = quality.centroids(matrix, labels)

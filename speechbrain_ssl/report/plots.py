@@ -244,14 +244,7 @@ def score_histogram(
 def target_groups(
     ids: Sequence[str], target_trials: Sequence[tuple[str, str]]
 ) -> np.ndarray:
-    """Groups of files that target trials connect, 0 the largest, -1 for none.
-
-    Example
-    -------
-    >>> target_groups(["a", "b", "c", "d", "e", "f"],
-    ...               [("b", "c"), ("d", "e"), ("e", "f")])
-    array([-1,  1,  1,  0,  0,  0])
-    """
+    """Groups of files that target trials connect, 0 the largest, -1 for none."""
     rows = {name: row for row, name in enumerate(ids)}
     pairs = [
         (rows[enrol], rows[test])

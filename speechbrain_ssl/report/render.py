@@ -110,13 +110,7 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, name: str) -> str:
-    """A number with its noun.
-
-    Example
-    -------
-    >>> count(1, "epoch"), count(2000, "epoch")
-    ('1 epoch', '2,000 epochs')
-    """
+    """A number with its noun."""
     return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 

@@ -265,20 +265,10 @@ def test_a_carriage_return_in_a_name_survives(tmp_path):
 
 
 def test_dataset_without_output_keys_reads_like_speechbrains(path):
-    dataset = UtteranceDataset.from_csv(path, {"data_root": "/audio"})
+    dataset = UtteranceDataset(read_annotation(path, "/audio"))
     dataset.set_output_keys(["ID", "duration", "wav", "start", "stop"])
     assert dataset[0]["wav"] == "/audio/a.wav"
     assert [item["ID"] for item in dataset] == [row[0] for row in ROWS]
-
-
-def test_filtered_sorted_and_overfit_work(tmp_path):
-    dataset = dataset_of(many(tmp_path / "train.csv", 5))
-    subset = dataset.filtered_sorted(
-        key_min_value={"duration": 2}, sort_key="duration", reverse=True
-    )
-    assert [item["id"] for item in subset] == ["u4", "u3", "u2", "u1"]
-    repeated = dataset.overfit_test(2, 4)
-    assert [item["id"] for item in repeated] == ["u0", "u1", "u0", "u1"]
 
 
 def test_workers_see_the_same_rows(tmp_path):

@@ -60,7 +60,6 @@ from speechbrain_ssl.dataio.annotations import Utterances, read_annotation
 from speechbrain_ssl.dataio.augmentation import stack_draws
 from speechbrain_ssl.dataio.embedding import (
     describe as describe_audio,
-    embed_files,
     try_files,
 )
 from speechbrain_ssl.evaluation import metrics, scoring
@@ -406,7 +405,8 @@ def score_of_crops(hparams, encode, settings):
     def embed(paths):
         spans = [span for path in paths for span in spans_of(path)]
         files = [path for path in paths for _ in range(count)]
-        rows = scoring.unit(embed_files(encode, files, spans=spans, **settings))
+        found = try_files(encode, files, spans=spans, strict=True, **settings)
+        rows = scoring.unit(found.rows)
         means.update(zip(paths, rows.unflatten(0, (-1, count)).mean(1)))
 
     def score(embeddings, parts, trials):

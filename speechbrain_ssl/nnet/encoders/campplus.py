@@ -32,11 +32,6 @@ class FrontEnd(torch.nn.Module):
     ----------
     width : int
         Features of the output.
-
-    Example
-    -------
-    >>> FrontEnd(16, 4)(torch.ones(2, 16, 30)).shape
-    torch.Size([2, 8, 30])
     """
 
     def __init__(self, n_mels: int, channels: int = 32):
@@ -94,12 +89,6 @@ class MaskedLayer(torch.nn.Module):
         Of the convolution of three frames.
     segment : int
         Frames in a segment.
-
-    Example
-    -------
-    >>> layer = MaskedLayer(8, growth=4, bottleneck=6, dilation=2)
-    >>> layer(torch.randn(2, 8, 250), torch.ones(2, 1, 250)).shape
-    torch.Size([2, 4, 250])
     """
 
     def __init__(
