@@ -117,19 +117,10 @@ class TwoStage(ClusterMixin, BaseEstimator):
         self.device = device
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters of points [n, dim].
+        """Finds the int64 cluster of each of the points [n, dim].
 
-        Returns
-        -------
-        np.ndarray
-            int64 cluster of each point [n]. Sets ``fine_labels_`` [n] and
-            ``n_empty_``, the number of fine clusters without points.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer points than clusters or fine clusters, fewer
-            fine clusters with points than clusters, or a point is not finite.
+        Sets ``fine_labels_`` [n] and ``n_empty_``, the number of fine clusters
+        without points.
         """
         centroids, fine = self._fine(X)
         joined = np.arange(len(centroids))
@@ -249,13 +240,7 @@ class Graph(ClusterMixin, BaseEstimator):
         self.device = device
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters of points [n, dim].
-
-        Returns
-        -------
-        np.ndarray
-            int64 cluster of each point, -1 for noise [n].
-        """
+        """Finds the int64 cluster of each of the points [n, dim], -1 for noise."""
         rows, columns, cosines = self._mutual(X)
         if self.method == "leiden":
             members = _leiden(
@@ -315,25 +300,8 @@ def tidy(
     cluster, because a tiny cluster is far from all others, and a giant cluster
     mixes speakers. The remaining clusters keep their order.
 
-    Arguments
-    ---------
-    labels : np.ndarray
-        Cluster of each point, negative for none [n].
-    min_size : int
-        Smallest size of a cluster.
-    max_size : int or float
-        Largest size of a cluster; below one it is a share of all points. None:
-        any size.
-
-    Returns
-    -------
-    Tidied
-        Labels and report.
-
-    Raises
-    ------
-    ValueError
-        If no cluster remains.
+    Labels are negative for none [n]. ``max_size`` below one is a share of all
+    points; None allows any size. It is an error if no cluster remains.
 
     Example
     -------

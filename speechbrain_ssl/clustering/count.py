@@ -59,13 +59,10 @@ class BestCount(Wrapper):
         self.n_clusters = n_clusters
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters of points [n, dim].
+        """Finds clusters of points [n, dim], -1 for none.
 
-        Returns
-        -------
-        np.ndarray
-            Cluster of each point, -1 for none [n]. Sets ``n_clusters_`` and
-            ``silhouettes_`` (number of clusters -> silhouette).
+        Sets ``n_clusters_`` and ``silhouettes_`` (number of clusters ->
+        silhouette).
         """
         self.silhouettes_ = {}
         best: Any = None
@@ -155,15 +152,12 @@ class Levels(Wrapper):
         self.seed = seed
 
     def fit_predict(self, X: np.ndarray, y: None = None) -> np.ndarray:
-        """Finds clusters of points [n, dim].
+        """Finds clusters of points [n, dim], -1 for none.
 
-        Returns
-        -------
-        np.ndarray
-            Cluster of each point, -1 for none [n]. Sets ``n_clusters_`` and
-            ``levels_``, a list with ``points``, ``clusters``, ``silhouette``
-            and ``reference`` (the best ones of the points and of the Gaussian
-            points, None for the first level) and ``accepted`` of each level.
+        Sets ``n_clusters_`` and ``levels_``, a list with ``points``,
+        ``clusters``, ``silhouette`` and ``reference`` (the best ones of the
+        points and of the Gaussian points, None for the first level) and
+        ``accepted`` of each level.
         """
         rng = np.random.default_rng(self.seed)
         labels, _ = self._level(X, None)

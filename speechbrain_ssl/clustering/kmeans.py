@@ -115,19 +115,10 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.device = device
 
     def fit_predict(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-        """Finds clusters of points [n, dim].
+        """Finds the int64 cluster of each of the points [n, dim].
 
-        Returns
-        -------
-        np.ndarray
-            int64 cluster of each point [n]. Sets ``cluster_centers_``
-            [n_clusters, dim] and ``n_empty_``, the number of clusters without
-            points.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer points than clusters, or a point is not finite.
+        Sets ``cluster_centers_`` [n_clusters, dim] and ``n_empty_``, the number
+        of clusters without points.
         """
         if len(X) < self.n_clusters:
             raise ValueError(

@@ -189,28 +189,12 @@ def silhouette(matrix: np.ndarray, labels: np.ndarray) -> float:
 def oracle(labels: np.ndarray, truth: np.ndarray) -> dict:
     """Compares clusters with true speakers, for reports only.
 
-    Arguments
-    ---------
-    labels : np.ndarray
-        Cluster of each utterance, -1 for none [n].
-    truth : np.ndarray
-        Speaker of each utterance, -1 if unknown [n].
-
-    Returns
-    -------
-    dict
-        ``NMI``: normalized by the arithmetic mean of the entropies.
-        ``purity``: share of utterances whose speaker is the most frequent one
-        in their cluster.
-        ``inverse_purity``: share of utterances whose cluster is the most
-        frequent one of their speaker.
-        ``ARI``: adjusted Rand index.
-        ``utterances``, ``clusters``, ``speakers``: compared numbers.
-
-    Raises
-    ------
-    ValueError
-        If no labelled utterance has a known speaker.
+    Clusters and speakers are -1 where there is none [n]. ``NMI`` is normalized
+    by the arithmetic mean of the entropies; ``purity`` is the share of
+    utterances whose speaker is the most frequent one in their cluster,
+    ``inverse_purity`` that of utterances whose cluster is the most frequent one
+    of their speaker; ``ARI`` is the adjusted Rand index; ``utterances``,
+    ``clusters`` and ``speakers`` are the compared numbers.
 
     Example
     -------
@@ -254,23 +238,14 @@ def oracle_decisions(
 ) -> dict[str, float]:
     """Computes the accuracy of a gate's decisions, for reports only.
 
-    The speaker of a class is the most frequent speaker in it.
+    ``given`` and ``label`` are the classes of each utterance in the label file
+    and in training; ``selected`` and ``corrected`` say what training did with
+    the label, and ``truth`` is the speaker, -1 if unknown [n]. The speaker of a
+    class is the most frequent speaker in it.
 
-    Arguments
-    ---------
-    given, label : np.ndarray
-        Class of each utterance in the label file, and in training [n].
-    selected, corrected : np.ndarray
-        bool, whether the label was selected, or corrected, in training [n].
-    truth : np.ndarray
-        Speaker of each utterance, -1 if unknown [n].
-
-    Returns
-    -------
-    dict of str to float
-        ``selected_right`` and ``corrected_right``: share of the selected, and
-        of the corrected, utterances whose class belongs to their speaker;
-        None if there are none.
+    Gives ``selected_right`` and ``corrected_right``: share of the selected, and
+    of the corrected, utterances whose class belongs to their speaker; None if
+    there are none.
 
     Example
     -------
@@ -301,21 +276,12 @@ def oracle_decisions(
 def centroids(
     matrix: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the centroids of clusters of unit embeddings.
+    """Centroids of clusters of unit embeddings, and their cohesion.
 
-    Arguments
-    ---------
-    matrix : np.ndarray
-        Embeddings of any norm; may be memory-mapped [n, emb_dim].
-    labels : np.ndarray
-        Cluster of each embedding, from 0 without gaps, -1 for none [n].
-
-    Returns
-    -------
-    centroids : np.ndarray
-        Unit vectors, float32 [clusters, emb_dim].
-    cohesion : np.ndarray
-        Mean cosine of the utterances of a cluster to its centroid [clusters].
+    Embeddings [n, emb_dim] have any norm and may be memory-mapped; labels are
+    from 0 without gaps, -1 for none [n]. Centroids are unit vectors, float32
+    [clusters, emb_dim]; the cohesion is the mean cosine of the utterances of a
+    cluster to its centroid [clusters].
 
     Example
     -------

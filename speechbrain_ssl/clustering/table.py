@@ -163,19 +163,10 @@ class ClusterTable:
     ) -> dict[str, float]:
         """Clusters the embeddings; all processes get the same table.
 
-        Arguments
-        ---------
-        embeddings : torch.Tensor
-            Embeddings of all utterances, the same in all processes
-            [N, emb_dim]. An unreadable utterance has zeros, and no cluster.
-        epoch : float
-            Epoch, for the schedule of the number of clusters.
-
-        Returns
-        -------
-        dict of str to float
-            The statistics of ``stats_help``; ``cluster_agreement`` only with
-            ``min_agreement``.
+        Embeddings of all utterances are the same in all processes [N, emb_dim];
+        an unreadable utterance has zeros, and no cluster. The epoch is for the
+        schedule of the number of clusters. Gives the statistics of
+        ``stats_help``; ``cluster_agreement`` only with ``min_agreement``.
         """
         self.last = int(epoch)
         unit = F.normalize(embeddings.float(), dim=-1)

@@ -53,27 +53,16 @@ TRIES, REPLACEMENTS = 10, 1002
 class Utterances:
     """The rows of an annotation, as columns that processes share.
 
-    Loader workers map the same memory, whether they are forked or spawned;
-    a dict per row would be copied into each worker. Columns of a file are
-    mapped by all ranks of a machine too.
+    Loader workers map the same memory, whether they are forked or spawned; a
+    dict per row would be copied into each worker. Columns of a file are mapped
+    by all ranks of a machine too.
 
-    Arguments
-    ---------
-    text : torch.Tensor
-        UTF-8 strings of all rows, concatenated [bytes]. Each row has its ID,
-        its wav and the extra columns.
-    offsets : torch.Tensor
-        Start of each string, and the end of the last one
-        [rows * strings + 1].
-    durations : torch.Tensor
-        float32 seconds [rows].
-    start, stop : torch.Tensor
-        First frame, and one after the last frame, at the file's sample rate,
-        int64 [rows].
-    data_root : str
-        Folder that replaces ``$data_root``.
-    extra : tuple of str
-        Names of the extra columns.
+    ``text`` has the UTF-8 strings of all rows, concatenated [bytes]: the ID,
+    the wav and the ``extra`` columns of each row. ``offsets`` are the start of
+    each string, and the end of the last one [rows * strings + 1]. Durations are
+    float32 seconds; ``start`` and ``stop`` are the first frame, and one after
+    the last frame, at the file's sample rate, int64 [rows]. ``data_root``
+    replaces ``$data_root``.
     """
 
     def __init__(

@@ -88,28 +88,14 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
 
     Files are not opened, but uncompressed tar files are searched. Links are
     followed. A file or folder that has several names is listed once, under a
-    name without links if it has one. Names that start with a dot, or that a
-    CSV file cannot contain, are left out.
+    name without links if it has one. Names that start with a dot, or that a CSV
+    file cannot contain, are left out.
 
-    Arguments
-    ---------
-    folder : str
-        The folder to search.
-
-    Returns
-    -------
-    paths : list of str
-        Sorted paths, including ``folder``, of regular files that have one of
-        ``EXTENSIONS`` in upper or lower case, and of such members of tar
-        files, with first byte and size.
-    left_out : dict of str to str
-        Path of each other file or folder -> reason. The text before the
-        colon is the kind of reason.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not exist or has no audio files.
+    Gives sorted paths, including ``folder``, of regular files that have one of
+    ``EXTENSIONS`` in upper or lower case, and of such members of tar files,
+    with first byte and size; and the reason for each other file or folder, by
+    path. The text before the colon is the kind of reason. It is an error if
+    there are no audio files.
 
     Example
     -------
@@ -209,21 +195,11 @@ def members(path: str) -> dict[str, tuple[int, int]]:
 
 
 def names(paths: list[str], folder: str) -> list[str]:
-    """Names of audio files for IDs.
+    """Names for IDs of the audio files that ``find`` found in a folder.
 
-    Arguments
-    ---------
-    paths : list of str
-        From ``find``.
-    folder : str
-        The folder that was searched.
-
-    Returns
-    -------
-    list of str
-        Paths relative to the folder. Members of tar files have their names in
-        the tar file, as before packing, or ``shard.tar::name`` if two of all
-        files would have the same name.
+    They are paths relative to the folder. Members of tar files have their names
+    in the tar file, as before packing, or ``shard.tar::name`` if two of all
+    files would have the same name.
 
     Example
     -------
@@ -330,23 +306,10 @@ def import_torchcodec() -> Any:
 
 
 def open(path: str) -> "Reader":
-    """Opens an audio file, or a member of a tar file.
+    """Opens an audio file, or a member of a tar file, for a ``with`` block.
 
-    Arguments
-    ---------
-    path : str
-        The file, or ``shard.tar::name.flac``.
-
-    Returns
-    -------
-    Reader
-        Use it in a ``with`` block, or close it.
-
-    Raises
-    ------
-    AudioError
-        If the file is missing, is not a regular file, cannot be decoded, or
-        states an invalid rate or length in its header.
+    An AudioError names a file that is missing, is not a regular file, cannot be
+    decoded, or states an invalid rate or length in its header.
 
     Example
     -------
@@ -421,24 +384,11 @@ class Reader:
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Reads a segment as mono, after seeking to it.
 
-        Arguments
-        ---------
-        start : int
-            First frame.
-        stop : int
-            Frame after the last one; None reads to the end.
-
-        Returns
-        -------
-        np.ndarray
-            Mean of the channels, float32 [frames]. With a lossy codec up to
-            0.1 s may be missing at the end of the file.
-
-        Raises
-        ------
-        AudioError
-            If the segment cannot be decoded, is too short, or contains NaN,
-            infinity or samples far above full scale.
+        ``stop`` is the frame after the last one; None reads to the end. Gives
+        the mean of the channels, float32 [frames]; with a lossy codec up to 0.1
+        s may be missing at the end of the file. A segment that cannot be
+        decoded, is too short, or contains NaN, infinity or samples far above
+        full scale is an AudioError.
         """
         with _naming(self.path), _without_mpg123(self.path):
             stop = self.frames if stop is None else stop
@@ -564,24 +514,13 @@ def load(
 
 
 def resample(samples: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
-    """Resamples along the last axis, on any device.
+    """Resamples audio along the last axis, on any device.
 
     torchaudio stores one filter for each phase, at most 640 between common
     sample rates. For rates that would need more filters, the same filter is
     computed for each output sample, so the cost does not depend on the common
-    divisor of the rates.
-
-    Arguments
-    ---------
-    samples : torch.Tensor
-        Audio [..., time].
-    rate, new_rate : int
-        Sample rate of the input and of the output in Hz.
-
-    Returns
-    -------
-    torch.Tensor
-        Audio [..., ceil(time * new_rate / rate)].
+    divisor of the rates. Rates are in Hz; the result has ceil(time * new_rate /
+    rate) samples.
 
     Example
     -------

@@ -135,21 +135,8 @@ class Augmentation:
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
         """Draws the effects of a view and their parameters.
 
-        Arguments
-        ---------
-        rng : np.random.Generator
-            Generator of this view.
-
-        Returns
-        -------
-        dict of str to float
-            ``NAME.on`` (1 or 0) for each effect in ``chances``, and
-            ``NAME.PARAMETER`` for each parameter of each effect.
-
-        Raises
-        ------
-        ValueError
-            If an effect draws other parameters than before.
+        Gives ``NAME.on`` (1 or 0) for each effect in ``chances``, and
+        ``NAME.PARAMETER`` for each parameter of each effect.
         """
         drawn = {}
         for choice in self.choices:
@@ -171,25 +158,10 @@ class Augmentation:
     def apply(self, wavs: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         """Applies each effect to the rows for which it was drawn.
 
-        On a CPU an effect receives only these rows. On an accelerator it
-        receives all rows, because selecting rows would wait for the device.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Views [rows, time]; they are not changed.
-        parameters : dict of str to torch.Tensor
-            Parameters from ``stack_draws``, float32 [rows] each.
-
-        Returns
-        -------
-        torch.Tensor
-            Augmented views [rows, time].
-
-        Raises
-        ------
-        ValueError
-            If an effect changes the shape.
+        Views [rows, time] are not changed; parameters are those of
+        ``stack_draws``. On a CPU an effect receives only these rows. On an
+        accelerator it receives all rows, because selecting rows would wait for
+        the device.
         """
         wavs = wavs.clone()
         for name, effect in self.effects.items():

@@ -7,38 +7,18 @@ from speechbrain_ssl.checks import checked, whole
 
 
 class ClassSampler(torch.utils.data.Sampler):
-    """Draws at most ``max_per_class`` utterances of a class in an epoch, and
-    at most one in a batch.
+    """Draws few utterances of a class in an epoch, and one in a batch.
 
     The public code of WavLM SSL SV (https://arxiv.org/abs/2406.02285) drops an
     utterance if its class is in the batch already; this sampler moves it to
-    another batch. A batch here is that of all processes together, so the
-    number of processes does not change it, as with EpochSampler.
+    another batch. A batch here is that of all processes together, so the number
+    of processes does not change it, as with EpochSampler, whose arguments are
+    the same. An epoch has at most ``max_per_class`` utterances of a class;
+    ``classes`` are int64 [rows].
 
     Each epoch draws new utterances of the large classes. All epochs have the
     same number of batches, the largest one for which each batch can be filled
     with different classes. The remaining utterances are left out.
-
-    Arguments
-    ---------
-    classes : np.ndarray
-        int64 class of each row [rows].
-    seed : int
-        Seed of the order, at least 0.
-    rank : int
-        Number of this process, from 0.
-    world_size : int
-        Number of processes.
-    batch_size : int
-        Rows per batch of one process.
-    max_per_class : int
-        Largest number of utterances of a class in an epoch.
-
-    Raises
-    ------
-    ValueError
-        If a setting is invalid, or there are fewer classes than utterances in
-        a batch of all processes.
 
     Example
     -------

@@ -14,32 +14,12 @@ class EpochLoader(SaveableDataLoader):
 
     The workers of a usual loader have nothing to do from the last batch of an
     epoch until the first one of the next is asked for, and training waits for
-    that one. Here they read the first batches of the next epoch during the
-    last steps of this one, which is most of the time where an epoch has few
-    steps. ``forget`` drops these batches, if what they are made of changes.
+    that one. Here they read the first batches of the next epoch during the last
+    steps of this one, which is most of the time where an epoch has few steps.
+    ``forget`` drops these batches, if what they are made of changes.
 
-    Arguments
-    ---------
-    dataset : Dataset
-        Anything with items of the sampler's keys.
-    sampler : torch.utils.data.Sampler
-        With ``set_epoch``, and whole batches only.
-    last_epoch : int
-        Epoch after which nothing is read.
-    **kwargs : dict
-        For ``torch.utils.data.DataLoader``.
-
-    Example
-    -------
-    >>> from speechbrain_ssl.dataio.annotations import EpochSampler
-    >>> order = EpochSampler(5, batch_size=2, shuffle=False)
-    >>> rows = {(epoch, row): row for epoch in (1, 2) for row in range(5)}
-    >>> loader = EpochLoader(
-    ...     rows, order, 2, batch_size=2, collate_fn=lambda batch: batch
-    ... )
-    >>> loader.sampler.set_epoch(1)
-    >>> list(loader), list(loader)
-    ([[0, 1], [2, 3]], [[0, 1], [2, 3]])
+    The sampler has ``set_epoch``, and whole batches only. Nothing is read after
+    ``last_epoch``. ``kwargs`` are those of ``torch.utils.data.DataLoader``.
     """
 
     def __init__(

@@ -177,27 +177,12 @@ class ViewSampler:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Makes the views of one utterance.
 
-        Arguments
-        ---------
-        key : tuple of int
-            Epoch and row of the utterance.
-        wav : str
-            The file of the utterance.
-        start, stop : int
-            First frame of the utterance in the file, and one after the last.
-
-        Returns
-        -------
-        views : torch.Tensor
-            Concatenated views, global crops first [time].
-        draws : torch.Tensor
-            Parameters of the augmentation of each view, float32 [views,
-            parameters]. With ``augment_on: device`` they are not applied yet.
-
-        Raises
-        ------
-        AudioError
-            If the utterance cannot be read.
+        ``key`` is epoch and row of the utterance; ``start`` and ``stop`` are
+        its first frame in the file, and one after the last. Gives the
+        concatenated views, global crops first [time], and parameters of the
+        augmentation of each view, float32 [views, parameters]. With
+        ``augment_on: device`` they are not applied yet. An utterance that
+        cannot be read is an AudioError.
         """
         anchor = (wav, start, stop)
         sources = self._sources(key, anchor)
@@ -220,18 +205,10 @@ class ViewSampler:
     def split(
         self, batch: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Splits a batch into views.
+        """Splits concatenated views [batch, time] into global and local crops.
 
-        Arguments
-        ---------
-        batch : torch.Tensor
-            Concatenated views of each utterance [batch, time].
-
-        Returns
-        -------
-        global_crops, local_crops : list of torch.Tensor
-            The views [batch, time of a view]. Clean views follow the global
-            crops.
+        They are lists of [batch, time of a view]. Clean views follow the global
+        crops.
         """
         counts = (self.counts[0] * (1 + self.clean_views), self.counts[1])
         sizes = [n * frames for n, frames in zip(counts, self.frames)]
@@ -248,19 +225,10 @@ class ViewSampler:
             self.augmentation.to(device)
 
     def augment(self, batch: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Augments a batch on its device, unless workers have done it.
+        """Augments views [batch, time], unless workers have done it.
 
-        Arguments
-        ---------
-        batch : torch.Tensor
-            Concatenated views of each utterance [batch, time].
-        draws : torch.Tensor
-            Parameters of their augmentation [batch, views, parameters].
-
-        Returns
-        -------
-        torch.Tensor
-            Augmented views for ``split`` [batch, time].
+        ``draws`` are parameters of their augmentation [batch, views,
+        parameters].
         """
         if self.augment_on == "workers":
             return batch

@@ -24,22 +24,16 @@ MEASURES = ("duration", "magnitude", "cohort_mean")
 class Calibrator:
     """A logistic regression on a score and the quality of both recordings.
 
-    Each quality measure counts with the smaller and the larger value of the
-    two sides, as in Thienpondt et al., "The IDLab VoxSRC-20 Submission",
-    ICASSP 2021 (arXiv 2010.11255). Both classes weigh the same, so that what
-    comes out is a log-likelihood ratio.
+    Each quality measure counts with the smaller and the larger value of the two
+    sides, as in Thienpondt et al., "The IDLab VoxSRC-20 Submission", ICASSP
+    2021 (arXiv 2010.11255). Both classes weigh the same, so that what comes out
+    is a log-likelihood ratio.
 
-    Arguments
-    ---------
-    score : Callable
-        Embeddings [utterances, emb_dim], rows of the enrol and of the test
-        sides [trials] and a cohort (or None) to scores [trials].
-    measures : tuple of str
-        Of "duration" (its logarithm), "magnitude" (logarithm of the length of
-        the embedding) and "cohort_mean" (mean of the ``top_n`` highest
-        cosines with the cohort).
-    top_n : int
-        Number of cohort scores that count; None: all.
+    ``score`` maps embeddings [utterances, emb_dim], rows of the enrol and of
+    the test sides [trials] and a cohort (or None) to scores [trials].
+    ``measures`` are of "duration" (its logarithm), "magnitude" (logarithm of
+    the length of the embedding) and "cohort_mean" (mean of the ``top_n``
+    highest cosines with the cohort, None: of all).
     """
 
     def __init__(

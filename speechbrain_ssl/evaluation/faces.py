@@ -71,22 +71,11 @@ class FaceScores:
     A trial in which a side has no face, or none that can be read, has no score
     of faces (NaN), and its fused score is that of the voices.
 
-    Arguments
-    ---------
-    encode : Callable
-        Pixels [batch, 3 * size * size] and relative lengths to embeddings.
-    size : int
-        Height and width of the images.
-    table : dict of str to str
-        Faces by file, as the lists name it; others lie beside the audio.
-    weight : float
-        Share of the faces in the fused score.
-    device : str | torch.device
-        Where the encoder is.
-    cohorts : tuple of torch.Tensor
-        Embeddings of voices and of faces for AS-norm; None: no AS-norm.
-    top_n : int
-        Number of cohort scores that AS-norm uses, at most all.
+    ``encode`` maps pixels [batch, 3 * size * size] and relative lengths to
+    embeddings. ``table`` has faces by file, as the lists name it; others lie
+    beside the audio. ``weight`` is the share of the faces in the fused score;
+    ``cohorts`` are embeddings of voices and of faces for AS-norm (None: no
+    AS-norm), of which ``top_n`` count.
     """
 
     def __init__(

@@ -50,25 +50,10 @@ class Fusion:
     def fit(
         self, scores: np.ndarray, targets: np.ndarray | Sequence[int]
     ) -> "Fusion":
-        """Learns the weights.
+        """Learns the weights from scores [trials, models]; returns itself.
 
-        Arguments
-        ---------
-        scores : np.ndarray
-            Scores of the calibration list [trials, models].
-        targets : np.ndarray
-            1 for target trials, 0 for non-target trials [trials].
-
-        Returns
-        -------
-        Fusion
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            If there are no trials of one of the labels, or the scores of a
-            model are all equal.
+        Targets are 1 for target trials and 0 for non-target trials [trials].
+        There must be both, and no model whose scores are all equal.
         """
         scores, targets = np.asarray(scores, np.float64), np.asarray(targets)
         if len(np.unique(targets)) != 2:

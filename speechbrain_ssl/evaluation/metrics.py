@@ -25,17 +25,10 @@ from sklearn.metrics import roc_curve
 class OperatingPoints(NamedTuple):
     """Error rates of all decisions that a threshold can make.
 
-    A trial is accepted if its score is at least the threshold. The first
-    point accepts nothing, the last one everything.
-
-    Arguments
-    ---------
-    thresholds : np.ndarray
-        Thresholds, falling [points].
-    miss : np.ndarray
-        Share of the targets that are rejected, in [0, 1] [points].
-    false_alarm : np.ndarray
-        Share of the non-targets that are accepted, in [0, 1] [points].
+    A trial is accepted if its score is at least the threshold. ``thresholds``
+    fall; ``miss`` is the share of the targets that are rejected,
+    ``false_alarm`` that of the non-targets that are accepted, in [0, 1]
+    [points]. The first point accepts nothing, the last one everything.
     """
 
     thresholds: np.ndarray
@@ -216,26 +209,9 @@ def bootstrap_difference(
     """95% interval of the difference of two EERs on the same trials.
 
     Both EERs are computed on the same draws of groups (paired bootstrap), so
-    that the difficulty of the drawn speakers cancels out.
-
-    Arguments
-    ---------
-    before, after : np.ndarray | torch.Tensor | list
-        Scores of each trial by two models [trials].
-    targets, enrol_group, test_group, draws, seed
-        As for ``bootstrap``.
-
-    Returns
-    -------
-    low : float
-        2.5th percentile of EER after minus EER before, as a fraction.
-    high : float
-        97.5th percentile.
-
-    Raises
-    ------
-    ValueError
-        As ``bootstrap``.
+    that the difficulty of the drawn speakers cancels out. Gives percentiles of
+    EER after minus EER before, as fractions; the other arguments are those of
+    ``bootstrap``.
 
     Example
     -------

@@ -199,22 +199,11 @@ def summarize(
 def compare(before: str, after: str) -> dict[str, float]:
     """The difference of the EERs of two models on one list.
 
-    Arguments
-    ---------
-    before, after : str
-        Folders of the list, as ``verify`` writes them for each model.
-
-    Returns
-    -------
-    dict
-        "difference" (EER after minus EER before, in points) and its 95 %
-        interval "low" and "high", from a bootstrap that draws the same groups
-        for both models.
-
-    Raises
-    ------
-    ValueError
-        If the two folders have scores of other trials, or without labels.
+    ``before`` and ``after`` are folders of the list, as ``verify`` writes them
+    for each model. Gives "difference" (EER after minus EER before, in points)
+    and its 95 % interval "low" and "high", from a bootstrap that draws the same
+    groups for both models. Scores of other trials, or without labels, are an
+    error.
     """
     trials, scores = read_same(
         [os.path.join(folder, "scores.txt") for folder in (before, after)]

@@ -31,29 +31,11 @@ def reverse_gradient(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
 class AugmentationAdversary(torch.nn.Module):
     """Tells whether two segments have the same augmentation.
 
-    Augmentation-adversarial training: the discriminator learns to recognise
-    the augmentation in pairs of embeddings, and the encoder, whose gradient is
-    reversed, to hide it. J. Huh et al., "Augmentation adversarial training for
-    self-supervised speaker recognition", 2020
-    (https://arxiv.org/abs/2007.12085).
-
-    Arguments
-    ---------
-    emb_dim : int
-        Width of the embeddings.
-    weight : float
-        Weight of the reversed gradient for the encoder.
-    hidden : int
-        Width of the hidden layer.
-    norm : type
-        Normalisation class, or None.
-
-    Example
-    -------
-    >>> anchor, same, other = torch.randn(3, 4, 8)
-    >>> loss, accuracy = AugmentationAdversary(8)(anchor, same, other)
-    >>> loss.shape, accuracy.shape
-    (torch.Size([]), torch.Size([]))
+    Augmentation-adversarial training: the discriminator learns to recognise the
+    augmentation in pairs of embeddings, and the encoder, whose gradient is
+    reversed and multiplied by ``weight``, to hide it. J. Huh et al.,
+    "Augmentation adversarial training for self-supervised speaker recognition",
+    2020 (https://arxiv.org/abs/2007.12085).
     """
 
     @checked(

@@ -90,25 +90,11 @@ def different_views(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists pairs of a view of the student and another view of the teacher.
 
-    Arguments
-    ---------
-    student : BranchOutput
-        Outputs for some utterances.
-    teacher : BranchOutput
-        Outputs for the same utterances; may be ``student``.
-
-    Returns
-    -------
-    s, t : torch.Tensor
-        Positions in student and teacher of all pairs of views that are not
-        the same crop; pairs of the first view of the student come first. They
-        are int64 [pairs] on the device of the views: an index that comes from
-        the host would make it wait for the device.
-
-    Raises
-    ------
-    ValueError
-        If there is no teacher, or no such pair.
+    Gives positions in student and teacher (may be the student, too) of all
+    pairs of views that are not the same crop; pairs of the first view of the
+    student come first. They are int64 [pairs] on the device of the views: an
+    index that comes from the host would make it wait for the device. It is an
+    error if there is no teacher, or no such pair.
 
     Example
     -------
@@ -211,18 +197,7 @@ class Branch(torch.nn.Module):
         return super()._apply(fn, *args, **kwargs)
 
     def forward(self, views: list[torch.Tensor]) -> BranchOutput:
-        """Encodes views, in the order given.
-
-        Arguments
-        ---------
-        views : list of torch.Tensor
-            Waveforms of each view [batch, time]; views may differ in length.
-
-        Returns
-        -------
-        BranchOutput
-            Embeddings and projections of all views.
-        """
+        """Encodes views [batch, time] of any lengths, in their order."""
         lengths = [view.shape[-1] for view in views]
         encoded = {}
         for length in dict.fromkeys(lengths):
@@ -247,19 +222,9 @@ class Branch(torch.nn.Module):
     def embed(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Embeds one batch of waveforms, without the head.
+        """Embeds waveforms [batch, time], without the head [batch, emb_dim].
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms [batch, time].
-        wav_lens : torch.Tensor
-            Relative lengths [batch]; all ones by default.
-
-        Returns
-        -------
-        torch.Tensor
-            Embeddings [batch, emb_dim].
+        Relative lengths [batch] are all ones by default.
         """
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs), device=wavs.device)

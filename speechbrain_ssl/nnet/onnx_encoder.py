@@ -22,22 +22,10 @@ DEFAULT_RATE = 16000
 class OnnxEncoder:
     """An ONNX file with the interface of an EncoderClassifier.
 
-    Arguments
-    ---------
-    path : str
-        The file. Its metadata may hold ``sample_rate`` (default 16000) and
-        ``framework`` (wespeaker or 3d-speaker).
-    device : str
-        ``cpu``, or a GPU where onnxruntime has its provider.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ImportError
-        If onnxruntime is missing.
-    ValueError
-        If it is no ONNX file, or its inputs are others than those above.
+    Its metadata may hold ``sample_rate`` (default 16000) and ``framework``
+    (wespeaker or 3d-speaker). ``device`` is ``cpu``, or a GPU where onnxruntime
+    has its provider. It is a ValueError if it is no ONNX file, or its inputs
+    are others than those above.
     """
 
     def __init__(self, path: str, device: str = "cpu"):

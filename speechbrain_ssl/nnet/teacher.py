@@ -64,15 +64,9 @@ class EMATeacher(torch.nn.Module):
     ) -> None:
         """Moves one step towards the student; call after each optimizer step.
 
-        Arguments
-        ---------
-        student : torch.nn.Module
-            The network to follow.
-        epoch : float
-            Training time, for the momentum schedule.
-        moved : torch.Tensor
-            Scalar on the device: 0 if the optimizer has skipped its step, so
-            that the teacher stays, or 1. None: it made its step.
+        ``epoch`` is for the momentum schedule. ``moved`` is a scalar on the
+        device: 0 if the optimizer has skipped its step, so that the teacher
+        stays, or 1. None: it made its step.
         """
         step = 1.0 - at(self.momentum, epoch)
         mine: Any = list(self.network.parameters())

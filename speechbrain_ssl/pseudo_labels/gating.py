@@ -142,16 +142,9 @@ class MixtureGate:
     def fit(self, loss_logs: np.ndarray | torch.Tensor) -> Decision:
         """Decides on the threshold of the next epoch, alike everywhere.
 
-        Arguments
-        ---------
-        loss_logs : torch.Tensor or np.ndarray
-            Logarithms of the losses of all processes [n]; those of the first
-            process decide. Values that are not finite are left out.
-
-        Returns
-        -------
-        Decision
-            Also the last of ``decisions``.
+        Logarithms of the losses of all processes [n] are those of the first
+        process; values that are not finite are left out. The decision is also
+        the last of ``decisions``.
         """
         numbers = torch.full((9,), math.nan, dtype=torch.float64)
         if distributed.rank() == 0:

@@ -18,20 +18,9 @@ from speechbrain_ssl.checks import checked, whole
 class FrontEnd(torch.nn.Module):
     """Residual 2D convolutions, which see the frequency axis (FCM).
 
-    Four blocks of two 3 x 3 convolutions. The first block, the third one and
-    a last convolution halve the frequencies; time is kept.
-
-    Arguments
-    ---------
-    n_mels : int
-        Number of input features.
-    channels : int
-        Channels of the convolutions.
-
-    Attributes
-    ----------
-    width : int
-        Features of the output.
+    Four blocks of two 3 x 3 convolutions. The first block, the third one and a
+    last convolution halve the frequencies; time is kept. ``width`` is the
+    number of features of the output.
     """
 
     def __init__(self, n_mels: int, channels: int = 32):
@@ -73,22 +62,10 @@ class _Residual(torch.nn.Module):
 class MaskedLayer(torch.nn.Module):
     """A layer of the dense network, with context-aware masking.
 
-    A bottleneck, then a dilated convolution over time. Its output is
-    multiplied by a mask in (0, 1) for each channel and frame, which is made of
-    the mean over the utterance and the mean over the frame's segment.
-
-    Arguments
-    ---------
-    channels : int
-        Of the input.
-    growth : int
-        Of the output.
-    bottleneck : int
-        Between both.
-    dilation : int
-        Of the convolution of three frames.
-    segment : int
-        Frames in a segment.
+    A bottleneck, then a dilated convolution of three frames over time. Its
+    output, ``growth`` channels, is multiplied by a mask in (0, 1) for each
+    channel and frame, which is made of the mean over the utterance and the mean
+    over the frame's segment of so many frames.
     """
 
     def __init__(
