@@ -3,7 +3,7 @@
     > benchmarks/against_sslsv.sh /checkouts/sslsv --audio /speech --steps 30
 
 Both train SimCLR without a head, with the same encoder object (that of
-``train_simclr.yaml``: features, normalisation, ECAPA), two clean crops of the
+``train_simclr.yaml``: features, normalization, ECAPA), two clean crops of the
 same files, the same batch, workers, threads and precision. sslsv reads files,
 cuts crops and steps by its own ``SSLDataset`` and ``Trainer``; its packages
 must be installed. The two are timed in turn, ``--turns`` times, each in a

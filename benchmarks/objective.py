@@ -5,8 +5,8 @@
 
 Steps on noise, timed in parts: the encoder (features and embedding model of
 student and teacher, backward through the student's), and everything else
-(heads, loss, backward through them, optimiser step, teacher update). Of the
-latter, optimiser and teacher do not grow with the batch, so that their share
+(heads, loss, backward through them, optimizer step, teacher update). Of the
+latter, optimizer and teacher do not grow with the batch, so that their share
 falls where batches are larger than what fits here: the forecast for another
 batch is the sum of both. Memory is counted in copies of the student's logits:
 tensors that large that live at once, and those that autograd keeps. Prints

@@ -101,7 +101,7 @@ def mfcc_statistics(wav):
 
 
 def measure_mfcc(data_folder, trials):
-    """Summaries of what MFCCs, standardised on the training set, say."""
+    """Summaries of what MFCCs, standardized on the training set, say."""
     paths, _ = find(data_folder)
     train = torch.stack([mfcc_statistics(load(x, 16000)) for x in paths])
 

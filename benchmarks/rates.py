@@ -5,7 +5,7 @@
 
 Steps on noise in memory, without loader and augmentation: the audio must arrive
 as fast. Measured are utterances per second of one process, bytes that autograd
-keeps for each utterance, bytes of weights, gradients and optimiser, the size
+keeps for each utterance, bytes of weights, gradients and optimizer, the size
 of a checkpoint, floating-point operations, and seconds of audio that the
 encoder embeds in a second. The file gets a record for the YAML and the device;
 one that is there is replaced.

@@ -20,7 +20,7 @@ from speechbrain_ssl import watch
 
 
 def world_size() -> int:
-    """Number of processes; 1 unless torch.distributed is initialised."""
+    """Number of processes; 1 unless torch.distributed is initialized."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1

@@ -14,7 +14,7 @@ from speechbrain_ssl import distributed
 from speechbrain_ssl.nnet.branch import BranchOutput
 
 EPOCH = 0.5
-NORMALISATION = torch.nn.modules.batchnorm._NormBase
+NORMALIZATION = torch.nn.modules.batchnorm._NormBase
 
 
 def check_objective(
@@ -227,7 +227,7 @@ def _check_forward_changes_nothing(objective, student, teacher):
     statistics = {
         f"{name}.{key}"
         for name, module in objective.named_modules()
-        if isinstance(module, NORMALISATION)
+        if isinstance(module, NORMALIZATION)
         for key, _ in module.named_buffers()
     }
     views = [x for x in (student, teacher) if x is not None]
@@ -261,7 +261,7 @@ def _check_forward_changes_nothing(objective, student, teacher):
 
 def _check_state(objective, student, teacher):
     """What is kept between steps survives a checkpoint."""
-    twin = copy.deepcopy(objective)
+    loaded = copy.deepcopy(objective)
     for _ in range(2):
         objective(student, teacher, EPOCH)
         _commit(objective, student, teacher)
@@ -270,9 +270,9 @@ def _check_state(objective, student, teacher):
             not buffer.requires_grad,
             f"buffer {name} keeps a graph of gradients",
         )
-    twin.load_state_dict(objective.state_dict())
+    loaded.load_state_dict(objective.state_dict())
     values = []
-    for one in (objective, twin):
+    for one in (objective, loaded):
         torch.manual_seed(0)
         values.append(one(student, teacher, EPOCH)[0])
     _require(

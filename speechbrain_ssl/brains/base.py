@@ -59,7 +59,7 @@ HALVINGS = 24
 class StepResult(NamedTuple):
     """The result of ``compute_objectives`` for one batch."""
 
-    loss: torch.Tensor  # scalar to minimise
+    loss: torch.Tensor  # scalar to minimize
     stats: dict[str, torch.Tensor]  # detached scalars for the log
     # whether there is something to learn, the same in all processes []; a step
     # of batches without is skipped
@@ -97,7 +97,7 @@ class SpeakerBrain(sb.Brain):
     Hyperparameters: ``seed``, ``output_folder``, ``epoch_counter``,
     ``lr_schedule`` (factor of the learning rate, a number or a schedule),
     ``learning_rates`` (list of [module, rate]; others have that of the
-    optimiser; may be left out), ``lr_for`` and ``reference_batch`` (how
+    optimizer; may be left out), ``lr_for`` and ``reference_batch`` (how
     learning rates follow the size of a step, see ``lr_factor``; may be left
     out), ``decay_vectors`` and ``parameter_options`` (which parameters are
     decayed, clipped and summed over processes, see ``parameters_with``; may be
@@ -126,7 +126,7 @@ class SpeakerBrain(sb.Brain):
         ),
         "EER": "Equal error rate of dev_trials in %.",
         "minDCF_0.01": (
-            "Normalised minimum detection cost of dev_trials at p_target 0.01."
+            "Normalized minimum detection cost of dev_trials at p_target 0.01."
         ),
         **CollapseStats.stats_help,
         **UnreadableUtterances.stats_help,
@@ -235,7 +235,7 @@ class SpeakerBrain(sb.Brain):
             )
 
     def init_optimizers(self) -> None:
-        """Makes the optimiser; learning rates follow the size of a step."""
+        """Makes the optimizer; learning rates follow the size of a step."""
         get = vars(self.hparams).get
         options = get("parameter_options", [])
         self.unclipped = parameters_with(options, "clip")
@@ -271,7 +271,7 @@ class SpeakerBrain(sb.Brain):
         state = self.optimizer.state
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                # SGD would leave it uninitialised if the first step is skipped
+                # SGD would leave it uninitialized if the first step is skipped
                 if group.get("momentum") and not state[parameter]:
                     zeros = torch.zeros_like(parameter)
                     state[parameter]["momentum_buffer"] = zeros

@@ -133,7 +133,7 @@ class SSLBrain(SpeakerBrain):
         loss: torch.Tensor,
         should_step: bool,
     ) -> None:
-        """Moves the teacher after each optimiser step."""
+        """Moves the teacher after each optimizer step."""
         if should_step and "teacher" in self.modules:
             self.module("teacher").update(
                 self.module("student"), self.epoch, self.moved

@@ -81,7 +81,7 @@ def min_dcf(
     c_miss: float = 1.0,
     c_fa: float = 1.0,
 ) -> float:
-    """Smallest detection cost over all thresholds, as NIST normalises it.
+    """Smallest detection cost over all thresholds, as NIST normalizes it.
 
     The prior of a target trial is between 0 and 1, costs of a miss and of a
     false alarm are above 0. The result is divided by the cost of the better of
@@ -109,7 +109,7 @@ def act_dcf(llrs: ArrayLike, targets: ArrayLike, p_target: float) -> float:
 
     Accepting all trials whose natural log-likelihood ratio is at least ``log((1
     - p_target) / p_target)`` costs least if the ratios are right. The cost is
-    normalised as in ``min_dcf``, which it is never below; above 1.0 it is worse
+    normalized as in ``min_dcf``, which it is never below; above 1.0 it is worse
     than no system at all.
 
     Example

@@ -25,7 +25,7 @@ class PLDA:
     rank : int
         Dimensions in which speakers differ, at most emb_dim.
     iterations : int
-        Steps of expectation and maximisation.
+        Steps of expectation and maximization.
     """
 
     def __init__(self, rank: int = 100, iterations: int = 10):

@@ -151,7 +151,7 @@ def summarize(
     -------
     dict
         "EER", its 95% interval "EER_low" and "EER_high" (all in percent),
-        "minDCF_0.01", "minDCF_0.05" (normalised, named by p_target),
+        "minDCF_0.01", "minDCF_0.05" (normalized, named by p_target),
         "threshold" (of the EER), the numbers of "trials", "targets" and
         "files", and "bootstrap_over" ("folders" or "files"). Of ratios also
         "actDCF_0.01", "actDCF_0.05", "Cllr" and "minCllr" (bits). Without

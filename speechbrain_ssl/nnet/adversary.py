@@ -1,4 +1,4 @@
-"""Gradient reversal, and an adversary that recognises augmentation."""
+"""Gradient reversal, and an adversary that recognizes augmentation."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def reverse_gradient(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
 class AugmentationAdversary(torch.nn.Module):
     """Tells whether two segments have the same augmentation.
 
-    Augmentation-adversarial training: the discriminator learns to recognise the
+    Augmentation-adversarial training: the discriminator learns to recognize the
     augmentation in pairs of embeddings, and the encoder, whose gradient is
     reversed and multiplied by ``weight``, to hide it. J. Huh et al.,
     "Augmentation adversarial training for self-supervised speaker recognition",
@@ -69,7 +69,7 @@ class AugmentationAdversary(torch.nn.Module):
         with an augmentation of their own [batch, emb_dim]. Gives the mean
         cross-entropy of the pairs, whose gradient for the embeddings is
         reversed and multiplied by ``weight``, and the share of the pairs that
-        are recognised; 0.5 by chance.
+        are recognized; 0.5 by chance.
         """
         pairs = [torch.cat([anchor, x], dim=1) for x in (same, other)]
         pairs = reverse_gradient(torch.cat(pairs), self.weight)

@@ -135,7 +135,7 @@ def _pairs(mine, others, device):
 class Branch(torch.nn.Module):
     """Waveform views to embeddings and projections.
 
-    Views of equal length share one pass, so that batch normalisation sees
+    Views of equal length share one pass, so that batch normalization sees
     them together, as in DINO (https://arxiv.org/abs/2104.14294).
 
     Arguments
@@ -143,14 +143,14 @@ class Branch(torch.nn.Module):
     compute_features : torch.nn.Module
         Waveforms [batch, time] to features [batch, frames, channels].
     mean_var_norm : torch.nn.Module
-        Feature normalisation, called with features and relative lengths.
+        Feature normalization, called with features and relative lengths.
     embedding_model : torch.nn.Module
         Features to embeddings [batch, 1, emb_dim].
     head : torch.nn.Module
         Embeddings [batch, emb_dim] to projections [batch, proj_dim]; the
         identity by default.
     erasing : torch.nn.Module
-        Applied to normalised features in training, such as RandomErasing;
+        Applied to normalized features in training, such as RandomErasing;
         None: nothing. It is not part of an exported model.
 
     Example

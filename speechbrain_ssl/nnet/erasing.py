@@ -8,7 +8,7 @@ from speechbrain_ssl.checks import checked, number, whole
 class RandomErasing(torch.nn.Module):
     """Erases one band of time and one of mel channels in some views.
 
-    Of normalised features, whose mean is zero, so that erased parts hold the
+    Of normalized features, whose mean is zero, so that erased parts hold the
     mean (D. S. Park et al., Interspeech 2019, arXiv:1904.08779; with these
     defaults SDPN, Y. Chen et al., arXiv:2308.02774). It is active in training
     mode where gradients are computed: never in a teacher, in evaluation or in

@@ -26,7 +26,7 @@ def mlp(
     norm: type[torch.nn.Module] = torch.nn.BatchNorm1d,
     init_std: float | None = None,
 ) -> torch.nn.Sequential:
-    """Makes linear layers with normalisation and activation in between.
+    """Makes linear layers with normalization and activation in between.
 
     ``sizes`` are the widths of input, hidden layers and output; a single width
     gives no layer. ``norm`` may be None. With ``init_std`` weights are drawn
@@ -85,7 +85,7 @@ def predicted_cosine(
 class Prototypes(torch.nn.Module):
     """Cosine similarity to learnable unit vectors.
 
-    Equal to a weight-normalised linear layer whose gains are fixed to one.
+    Equal to a weight-normalized linear layer whose gains are fixed to one.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Groups of parameters for the optimiser, and clipping of gradients."""
+"""Groups of parameters for the optimizer, and clipping of gradients."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -41,7 +41,7 @@ def parameter_groups(
     ``decay_vectors`` asks for it; ``undecayed`` ones never are.
     ``learning_rates`` are parts with a rate of their own; the first one that
     has a parameter counts. Frozen parameters are left out. Gives groups for a
-    torch optimiser.
+    torch optimizer.
 
     Example
     -------

@@ -46,7 +46,7 @@ def squared_off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def koleo(x: torch.Tensor) -> torch.Tensor:
-    """Kozachenko-Leonenko regulariser: spreads points over the sphere.
+    """Kozachenko-Leonenko regularizer: spreads points over the sphere.
 
     A. Sablayrolles et al., "Spreading vectors for similarity search", ICLR 2019
     (https://arxiv.org/abs/1806.03198). Points [batch, dim] are at least two in
@@ -65,7 +65,7 @@ def koleo(x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         cosine = mine @ everyone.T
         rows = torch.arange(len(mine), device=x.device)
-        # -inf, as -1 would tie with an antipodal neighbour
+        # -inf, as -1 would tie with an antipodal neighbor
         cosine[rows, distributed.rank() * len(mine) + rows] = -torch.inf
         nearest = cosine.argmax(dim=1)
     distance = torch.linalg.vector_norm(mine - everyone[nearest], dim=-1)

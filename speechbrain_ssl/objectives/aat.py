@@ -35,7 +35,7 @@ class AAT(torch.nn.Module):
     hidden : int
         Width of the adversary's hidden layer.
     norm : type
-        Its normalisation class, or None.
+        Its normalization class, or None.
 
     Example
     -------

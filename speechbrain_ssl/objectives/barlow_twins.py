@@ -17,7 +17,7 @@ from speechbrain_ssl.nnet.regularizers import squared_off_diagonal
 class BarlowTwins(torch.nn.Module):
     """Each dimension agrees with itself in other views, and only with itself.
 
-    Dimensions are standardised over the utterances of all processes.
+    Dimensions are standardized over the utterances of all processes.
 
     Arguments
     ---------

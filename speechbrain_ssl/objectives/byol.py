@@ -19,7 +19,7 @@ class BYOL(torch.nn.Module):
     """Squared distance of unit vectors: predictions to teacher's projections.
 
     There are no negatives. Only the predictor, the slow teacher and batch
-    normalisation prevent a collapse.
+    normalization prevent a collapse.
 
     Arguments
     ---------
@@ -28,7 +28,7 @@ class BYOL(torch.nn.Module):
     hidden : int
         Width of the predictor's hidden layer.
     norm : type
-        Normalisation class of the predictor, or None. BatchNorm1d sees one
+        Normalization class of the predictor, or None. BatchNorm1d sees one
         process, unless it is converted to SyncBatchNorm.
 
     Example

@@ -53,7 +53,7 @@ class DINO(torch.nn.Module):
     consistency_weight : float
         Weight of 1 - cosine between embeddings of student and teacher.
     koleo_weight : float
-        Weight of the regulariser that spreads the student's embeddings.
+        Weight of the regularizer that spreads the student's embeddings.
 
     Example
     -------

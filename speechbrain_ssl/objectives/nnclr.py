@@ -37,7 +37,7 @@ class NNCLR(torch.nn.Module):
     temperature : float
         Temperature of the softmax.
     norm : type
-        Normalisation class of the predictor, or None.
+        Normalization class of the predictor, or None.
     neighbors_from : float
         Epoch from which on positives are neighbors. Before it they are the
         views themselves, as in SimCLR: neighbors that an untrained encoder

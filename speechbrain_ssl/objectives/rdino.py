@@ -1,4 +1,4 @@
-"""RDINO: DINO with variance and covariance regularisation.
+"""RDINO: DINO with variance and covariance regularization.
 
 Y. Chen et al., "Pushing the limits of self-supervised speaker verification
 using regularized distillation framework", ICASSP 2023
@@ -35,7 +35,7 @@ class RDINO(torch.nn.Module):
     width : int
         Width of the wide layer.
     weight : float or callable
-        Weight of the regularisation, or a schedule of it.
+        Weight of the regularization, or a schedule of it.
     variance_weight : float
         Weight of the hinge on standard deviations within it.
     covariance_weight : float
@@ -97,7 +97,7 @@ class RDINO(torch.nn.Module):
     def forward(
         self, student: BranchOutput, teacher: BranchOutput, epoch: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of one batch, DINO's and the regularisation."""
+        """Loss of one batch, DINO's and the regularization."""
         wide, logits = self._parts(student)
         check_views(self, student, utterances=2)
         loss, stats = self.dino(

@@ -2,7 +2,7 @@
 
 Y. Chen et al., "Self-distillation prototypes network: learning robust speaker
 representations without supervision", ICASSP 2025
-(https://arxiv.org/abs/2308.02774). Dimension regularisation: Y. Chen et al.,
+(https://arxiv.org/abs/2308.02774). Dimension regularization: Y. Chen et al.,
 "Self-distillation network with dimension regularization and score
 normalization", 2025 (https://arxiv.org/abs/2505.13826). Consistency of
 embeddings is not theirs, but cluster-aware DINO's.
@@ -50,7 +50,7 @@ class SDPN(torch.nn.Module):
     entropy_weight : float
         Weight of log K minus the entropy of the mean prediction.
     koleo_weight : float
-        Weight of the regulariser on embeddings, summed over views.
+        Weight of the regularizer on embeddings, summed over views.
     dimension_weight : float
         Weight of the squared Frobenius norm of the second moments of unit
         embeddings, diagonal included (the extension of 2025, whose weight is

@@ -21,7 +21,7 @@ class SimSiam(torch.nn.Module):
     On speech it nearly collapses: 28.94 % EER on VoxCeleb1-O in sslsv
     (https://github.com/theolepage/sslsv), where BYOL has 13.99 %. It serves
     as an example of a collapse. The paper's head ends in batch
-    normalisation without gains, and its predictor has a constant learning
+    normalization without gains, and its predictor has a constant learning
     rate.
 
     Arguments
@@ -31,7 +31,7 @@ class SimSiam(torch.nn.Module):
     hidden : int
         Width of the predictor's hidden layer.
     norm : type
-        Normalisation class of the predictor, or None. BatchNorm1d sees one
+        Normalization class of the predictor, or None. BatchNorm1d sees one
         process, unless it is converted to SyncBatchNorm.
 
     Example

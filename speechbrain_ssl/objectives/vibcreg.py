@@ -20,7 +20,7 @@ from speechbrain_ssl.nnet.regularizers import (
 
 
 class VIbCReg(torch.nn.Module):
-    """Whitens each view over all processes, then regularises as VICReg does.
+    """Whitens each view over all processes, then regularizes as VICReg does.
 
     In the authors' code the whitening ends the head, with learnable gains and
     the statistics of one process. Here it belongs to the loss and has neither,
@@ -35,7 +35,7 @@ class VIbCReg(torch.nn.Module):
     covariance_weight : float
         Weight of the squared correlations of different dimensions.
     group_size : int
-        Number of neighbouring dimensions whitened together; must divide their
+        Number of neighboring dimensions whitened together; must divide their
         number, unless there are fewer.
     iterations : int
         Newton-Schulz iterations of the whitening.

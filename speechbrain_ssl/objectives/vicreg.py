@@ -21,7 +21,7 @@ from speechbrain_ssl.nnet.regularizers import (
 class VICReg(torch.nn.Module):
     """Squared distance of views, plus a hinge and covariances of each view.
 
-    Lengths matter to it: the projections are not normalised. The last two
+    Lengths matter to it: the projections are not normalized. The last two
     terms are those of all processes together; like the paper's two branches
     they count twice, whatever the number of views.
 

@@ -5,7 +5,7 @@ To run this recipe::
     > python verify.py hparams/verify.yaml --model_folder results/moco/1/model \
         --trials trials.txt
 
-With several lists, normalised against a cohort of unlabelled audio::
+With several lists, normalized against a cohort of unlabelled audio::
 
     > python verify.py hparams/verify.yaml --model_folder results/moco/1/model \
         --trials "[easy.txt, hard.txt]" --cohort /audio
