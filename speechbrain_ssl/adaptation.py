@@ -18,19 +18,18 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ssl import hub, safe_yaml, shipped
 from speechbrain_ssl.card import CARD_NAME, read_card
-from speechbrain_ssl.exporting import export
-from speechbrain_ssl.files import hash_of, read_json
+from speechbrain_ssl.exporting import export, transformers_of
+from speechbrain_ssl.files import hash_of, read_json, read_text
 from speechbrain_ssl.loading import (
     ENCODER_KEYS,
     HPARAMS_NAME,
     WEIGHTS_NAME,
+    build_branch,
     is_export,
     load_encoder,
-    read_text,
 )
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.onnx_encoder import is_onnx
-from speechbrain_ssl.nnet.transformer import PretrainedTransformer
 
 ENCODER, TRANSFORMER, RANDOM = "encoder", "transformer", "random weights"
 # figure of the self-check that compares models; less is better
@@ -166,23 +165,14 @@ def write_start(
     torch.manual_seed(seed)  # of random weights, and of those of adapters
     if source.kind == RANDOM:
         text = read_text(source.path)
-        keys = [(key,) for key in ENCODER_KEYS]
         safe_yaml.check(text, source.path, trust)
-        parts = safe_yaml.build(text, source.path, keys, trust)
-        missing = [k for k, part in zip(ENCODER_KEYS, parts) if part is None]
-        if missing:
-            raise ValueError(f"{source.path} has no {', '.join(missing)}")
-        branch = Branch(*parts)
+        branch = build_branch(text, source.path, trust)
     else:
         text = read_text(os.path.join(source.path, HPARAMS_NAME))
         encoder: Any = load_encoder(source.path, trust=trust)
         rate = encoder.audio_normalizer.sample_rate
         branch = branch_of(encoder)
-    transformers = [
-        part
-        for part in branch.modules()
-        if isinstance(part, PretrainedTransformer)
-    ]
+    transformers = transformers_of(branch)
     if lora and not transformers:
         raise ValueError(
             f"lora is {lora}, but {source.name} has no transformer. Set its "

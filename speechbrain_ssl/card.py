@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from speechbrain_ssl import __version__
-from speechbrain_ssl.files import write_json, write_whole
+from speechbrain_ssl.files import read_text, write_json, write_whole
 
 CARD_NAME, THRESHOLD_NAME = "README.md", "threshold.json"
 TASK: dict[str, Any] = {
@@ -316,11 +316,7 @@ def publish_card(
 def read_card(folder: str) -> ModelCard:
     """Reads metadata and text of the card of a model folder."""
     path = os.path.join(folder, CARD_NAME)
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    text = read_text(path)
     try:
         return ModelCard(text)
     except Exception as error:  # of the YAML parser or the hub's checks

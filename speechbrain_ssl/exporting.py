@@ -13,7 +13,6 @@ Training ends with an export. This exports a run again::
 """
 
 import copy
-import csv
 import io
 import os
 import re
@@ -31,20 +30,23 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain_ssl import safe_yaml
 from speechbrain_ssl.card import write_card
 from speechbrain_ssl.checkpoints import is_disk_error
+from speechbrain_ssl.dataio.annotations import size_of
+from speechbrain_ssl.files import read_text
 from speechbrain_ssl.help import command_parser
 from speechbrain_ssl.loading import (
     ENCODER_KEYS,
     HPARAMS_NAME,
     WEIGHTS_NAME,
+    build_branch,
     check_sample_rate,
     face_size_of,
     is_export,
     load_weights,
-    read_text,
     weights_of_run,
 )
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.transformer import PretrainedTransformer
+from speechbrain_ssl.options import class_of, nodes_of
 
 PIXELS = "speechbrain_ssl.nnet.face.Pixels"
 DEFAULT_RATE = 16000  # of YAMLs without a key sample_rate
@@ -112,7 +114,7 @@ def encoder_hparams(
     part = ruamel.yaml.comments.CommentedMap(
         (key, tree[own]) for key, own in zip(ENCODER_KEYS, keys)
     )
-    for node in _nodes(part):  # comments are about training
+    for node in nodes_of(part):  # comments are about training
         if hasattr(node, "ca"):
             node.ca.comment = None
             node.ca.items.clear()
@@ -120,7 +122,7 @@ def encoder_hparams(
     out = io.StringIO()
     yaml.dump(part, out)
     text = f"{out.getvalue()}\n"
-    if _class_of(part["compute_features"]) != PIXELS:
+    if class_of(part["compute_features"]) != PIXELS:
         rate = tree.get("sample_rate")
         if rate is None and isinstance(part["compute_features"], dict):
             rate = part["compute_features"].get("sample_rate")
@@ -171,7 +173,7 @@ def export(
         text = _write(staging, hparams_text, branch, prefix)
         rate, dim = _check(staging, branch)
         tree = ruamel.yaml.YAML().load(resolve_references(hparams_text))
-        transformers = _transformers(branch)
+        transformers = transformers_of(branch)
         write_card(
             staging,
             name,
@@ -227,13 +229,7 @@ def export_run(run_folder: str, folder: str | None = None) -> str:
         )
     text = read_text(path)
     # the encoder alone: the rest names data, logs and folders of the training
-    parts = safe_yaml.build(
-        text, path, [(key,) for key in ENCODER_KEYS], sources=True
-    )
-    missing = [k for k, part in zip(ENCODER_KEYS, parts) if part is None]
-    if missing:
-        raise ValueError(f"{path} has no {', '.join(missing)}")
-    branch = Branch(*parts)
+    branch = build_branch(text, path, sources=True)
     tree = ruamel.yaml.YAML().load(resolve_references(text))
     weights, origin = weights_of_run(
         run_folder,
@@ -260,11 +256,8 @@ def _facts_of_run(run_folder, tree):
         run_folder, save, os.path.basename(tree.get("train_annotation") or "")
     )
     if os.path.isfile(path):
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            seconds = [float(row["duration"]) for row in reader]
-        hours = sum(seconds) / 3600
-        facts["data"] = f"{len(seconds)} utterances, {hours:.1f} hours"
+        count, hours = size_of(path)
+        facts["data"] = f"{count} utterances, {hours:.1f} hours"
     if "seed" in tree:
         facts["seed"] = tree["seed"]
     labels = "none in training or selection"
@@ -277,14 +270,14 @@ def _facts_of_run(run_folder, tree):
     return {**facts, "speaker labels": labels}
 
 
-def _transformers(branch):
+def transformers_of(branch: Branch) -> list[PretrainedTransformer]:
     """Pretrained networks of a branch."""
     return [m for m in branch.modules() if isinstance(m, PretrainedTransformer)]
 
 
 def _write(folder, hparams_text, branch, prefix=""):
     """Writes YAML and weights; returns the YAML."""
-    architectures = [net.architecture() for net in _transformers(branch)]
+    architectures = [net.architecture() for net in transformers_of(branch)]
     text = encoder_hparams(hparams_text, architectures, prefix)
     path = os.path.join(folder, HPARAMS_NAME)
     with open(path, "w", encoding="utf-8") as file:
@@ -338,7 +331,7 @@ def _describe(tree, branch, rate, dim):
     if type(network).__name__ != "LengthsCapableSequential":
         kinds = [type(network).__name__]
     objective = [
-        _class_of(tree.get(key)).rpartition(".")[2]
+        class_of(tree.get(key)).rpartition(".")[2]
         for key in ("objective", "loss", "gate")
     ]
     return {
@@ -373,8 +366,8 @@ def _base_model(tree):
     """
     sources = [
         str(node["source"])
-        for node in _nodes(tree)
-        if isinstance(node, dict) and "source" in node and _class_of(node)
+        for node in nodes_of(tree)
+        if isinstance(node, dict) and "source" in node and class_of(node)
     ]
     names = [
         source
@@ -385,32 +378,14 @@ def _base_model(tree):
     return names[0] if names else None
 
 
-def _nodes(node):
-    """A node of a YAML tree and all below it."""
-    yield node
-    children = ()
-    if isinstance(node, dict):
-        children = node.values()
-    elif isinstance(node, list):
-        children = node
-    for child in children:
-        yield from _nodes(child)
-
-
-def _class_of(node):
-    """Name of the class of a node of a YAML tree; empty if it is plain."""
-    tag = str(getattr(getattr(node, "tag", None), "value", "") or "")
-    return tag.partition(":")[2]
-
-
 def _put_architectures(part, architectures):
     """Gives pretrained networks their architecture instead of a source."""
     nodes = [
         node
-        for node in _nodes(part)
+        for node in nodes_of(part)
         if isinstance(node, dict)
         and {"source", "architecture"} & node.keys()
-        and _class_of(node)
+        and class_of(node)
     ]
     if len(nodes) != len(architectures):
         raise ValueError(

@@ -152,6 +152,17 @@ def _replace_text(file, text):
         os.write(file.fileno(), text.encode())
 
 
+def read_text(path: str | os.PathLike, what: str = "text") -> str:
+    """Reads UTF-8 text, without a byte order mark; ``what`` it should be."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no {what}: expected UTF-8 text, found {error}"
+        ) from error
+
+
 def read_json(
     path: str | os.PathLike,
     advice: str = "Restore it from a copy, or delete it and run the command "

@@ -20,6 +20,8 @@ from speechbrain_ssl import hub, safe_yaml
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
 from speechbrain_ssl.dataio.audio import RATES
 from speechbrain_ssl.dataio.faces import try_faces
+from speechbrain_ssl.files import read_text
+from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.face import Pixels
 from speechbrain_ssl.nnet.onnx_encoder import OnnxEncoder, is_onnx
 
@@ -334,13 +336,19 @@ def load_weights(
         ) from error
 
 
-def read_text(path: str) -> str:
-    """Reads a text file; one that is not UTF-8 is named."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+def build_branch(
+    text: str, path: str, trust: Sequence[str] = (), sources: bool = False
+) -> Branch:
+    """Builds the encoder of a YAML, whose path is for messages.
+
+    ``trust`` and ``sources`` are as for ``safe_yaml.build``.
+    """
+    keys = [(key,) for key in ENCODER_KEYS]
+    parts = safe_yaml.build(text, path, keys, trust, sources)
+    missing = [k for k, part in zip(ENCODER_KEYS, parts) if part is None]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}")
+    return Branch(*parts)
 
 
 def is_export(folder: str) -> bool:

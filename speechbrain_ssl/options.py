@@ -33,7 +33,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ruamel.yaml
@@ -231,14 +231,27 @@ def _take_encoder(file, tree, arguments):
     return rest, encoder
 
 
+def nodes_of(node: Any) -> Iterator[Any]:
+    """A node of a YAML tree and all below it."""
+    yield node
+    if isinstance(node, (Mapping, list)):
+        for child in node.values() if isinstance(node, Mapping) else node:
+            yield from nodes_of(child)
+
+
+def class_of(node: Any) -> str:
+    """Name after the colon in the tag of a node; empty if it has none."""
+    return _tag(node).partition(":")[2]
+
+
 def _referred(node):
     """Keys that a node refers to, at any depth."""
-    if isinstance(node, (Mapping, list)):
-        inner = node.values() if isinstance(node, Mapping) else node
-        return [key for part in inner for key in _referred(part)]
-    if _tag(node) in ("!ref", "!copy"):
-        return re.findall(r"<(\w+)", str(node.value))
-    return []
+    return [
+        key
+        for part in nodes_of(node)
+        if _tag(part) in ("!ref", "!copy")
+        for key in re.findall(r"<(\w+)", str(part.value))
+    ]
 
 
 def _with_encoder(encoder, given):
@@ -605,9 +618,8 @@ def _inner_keys(file, node):
 
 def _arguments(node):
     """Arguments of an object with what is given; None if any is allowed."""
-    what = _tag(node).partition(":")[2]
     try:
-        found: Any = pydoc.locate(what)
+        found: Any = pydoc.locate(class_of(node))
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError, pydoc.ErrorDuringImport):
         return None
@@ -696,40 +708,18 @@ def _sources(file, key, what, error):
     argument = getattr(error, "argument", None)
     keys = dict.fromkeys(
         name
-        for node in _objects(_read(file).get(key), what)
-        for name in _references(node, argument)
+        for node in nodes_of(_read(file).get(key))
+        if class_of(node) == what
+        for name in _referred(
+            node.get(argument)
+            if argument and isinstance(node, Mapping)
+            else node
+        )
     )
     if not keys or (argument is None and len(keys) > 3):
         return ""
     names = ", ".join(f"'{name}'" for name in keys)
     return f" (It refers to {names}.)"
-
-
-def _objects(node, what):
-    """Yields the parts of a YAML tree that make an object of a name."""
-    if _tag(node).endswith(f":{what}"):
-        yield node
-    children = ()
-    if isinstance(node, Mapping):
-        children = node.values()
-    elif isinstance(node, list):
-        children = node
-    for child in children:
-        yield from _objects(child, what)
-
-
-def _references(node, argument):
-    """Yields the keys that the arguments of an object refer to."""
-    if isinstance(node, Mapping):
-        if argument is not None:
-            node = {argument: node.get(argument)}
-        for value in node.values():
-            yield from _references(value, None)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _references(value, None)
-    elif _tag(node) == "!ref":
-        yield from re.findall(r"<(\w+)", node.value)
 
 
 def _place(file, overrides, error):

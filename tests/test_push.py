@@ -121,5 +121,7 @@ def test_a_threshold_that_is_no_cosine_is_not_uploaded(hub, tmp_path):
 def test_a_card_that_is_not_utf_8_is_named(hub, tmp_path):
     folder = export_model(tmp_path / "model")
     (tmp_path / "model" / "README.md").write_bytes(b"\xe4\xff")
-    with pytest.raises(ValueError, match="README.md is not UTF-8"):
+    with pytest.raises(
+        ValueError, match="README.md is no text: expected UTF-8"
+    ):
         push(folder, "someone/encoder")

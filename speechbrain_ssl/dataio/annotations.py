@@ -16,6 +16,7 @@ import csv
 import io
 import itertools
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -327,6 +328,38 @@ def write_annotation(
                 str(cell).startswith(" ") or "\r" in str(cell) for cell in row
             )
             (quoted if special else plain).writerow(row)
+
+
+def size_of(csv_path: str | os.PathLike) -> tuple[int, float]:
+    """Number of utterances and hours of an annotation, from its durations."""
+    with open(csv_path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = csv.DictReader(file, skipinitialspace=True)
+        try:
+            seconds = [float(row["duration"]) for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{csv_path}: expected a column of numbers 'duration', found "
+                f"something else in line {rows.line_num}"
+            ) from error
+    return len(seconds), math.fsum(seconds) / 3600
+
+
+def read_by_id(csv_path: str, column: str) -> Iterator[tuple[str, str, int]]:
+    """Yields ID, a column and the line of each row of a CSV file."""
+    rows = numbered_rows(csv_path)
+    names = next(rows, ([], 0))[0]
+    if not {"ID", column} <= set(names):
+        raise ValueError(
+            f"{csv_path} has the columns {', '.join(names)}; expected ID and "
+            f"{column}."
+        )
+    for row, line in rows:
+        if len(row) != len(names):
+            raise ValueError(
+                f"{csv_path}, line {line}: expected {len(names)} values "
+                f"({','.join(names)}), found {len(row)}."
+            )
+        yield row[names.index("ID")], row[names.index(column)], line
 
 
 def portable(path: str, data_root: str | os.PathLike | None) -> str:

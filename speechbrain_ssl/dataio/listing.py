@@ -9,6 +9,7 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
+from speechbrain_ssl.files import read_text
 
 
 def find_utterances(
@@ -53,13 +54,8 @@ def find_utterances(
 
 def _read_list(path):
     """The lines of a list that are not blank."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            names = [line.strip() for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no list of paths: expected UTF-8 text, found {error}"
-        ) from error
+    lines = read_text(path, "list of paths").split("\n")
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ValueError(f"{path} names no audio. Write one path per line.")
     return names

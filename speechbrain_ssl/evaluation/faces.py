@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from speechbrain_ssl.dataio import audio, faces
-from speechbrain_ssl.dataio.annotations import numbered_rows, read_annotation
+from speechbrain_ssl.dataio.annotations import read_annotation, read_by_id
 from speechbrain_ssl.evaluation import scoring
 from speechbrain_ssl.evaluation.trials import Trials
 
@@ -24,17 +24,9 @@ def read_faces(csv_path: str | None) -> dict[str, str]:
     """
     if csv_path is None:
         return {}
-    rows = numbered_rows(csv_path)
-    columns = next(rows, ([], 0))[0]
-    if not {"ID", faces.COLUMN} <= set(columns):
-        raise ValueError(
-            f"{csv_path} has the columns {', '.join(columns)}; expected ID "
-            f"and {faces.COLUMN}."
-        )
-    places = [columns.index(name) for name in ("ID", faces.COLUMN)]
     folder = os.path.dirname(os.path.abspath(csv_path))
-    pairs = ([row[place] for place in places] for row, _ in rows)
-    return {name: os.path.join(folder, face) for name, face in pairs if face}
+    rows = read_by_id(csv_path, faces.COLUMN)
+    return {name: os.path.join(folder, face) for name, face, _ in rows if face}
 
 
 def embed_face_cohort(

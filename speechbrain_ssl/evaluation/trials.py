@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_ssl.dataio import audio, kaldi
+from speechbrain_ssl.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,13 @@ class Trials(NamedTuple):
     # the list has no labels
     targets: np.ndarray | None
     layout: str = LABEL_FIRST  # order of the fields in the list
+
+    def take(self, kept: np.ndarray) -> "Trials":
+        """The trials where ``kept`` is True [trials], with all names."""
+        labels = None if self.targets is None else self.targets[kept]
+        return self._replace(
+            enrol=self.enrol[kept], test=self.test[kept], targets=labels
+        )
 
 
 def read_trials(path: str, need_labels: bool = False) -> Trials:
@@ -204,20 +212,9 @@ def _stat(path):
         return None
 
 
-def _read_text(path):
-    """The text of a list, without a byte order mark."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no trial list: expected UTF-8 text, found {error}"
-        ) from error
-
-
 def _lines(path):
     """Number, text and separator of the lines that are not blank."""
-    text = _read_text(path)
+    text = read_text(path, "trial list")
     first = next(filter(None, map(str.strip, text.split("\n"))), "")
     separator = "\t" if "\t" in first else " "
     if separator == " ":

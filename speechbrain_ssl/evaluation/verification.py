@@ -1,6 +1,5 @@
 """Speaker verification: scores and error rates of an encoder on a trial list."""
 
-import csv
 import itertools
 import json
 import logging
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from speechbrain_ssl.dataio import faces
+from speechbrain_ssl.dataio.annotations import read_by_id
 from speechbrain_ssl.dataio.embedding import describe, try_files
 from speechbrain_ssl.evaluation import metrics, scoring
 from speechbrain_ssl.evaluation.fusion import read_same
@@ -53,22 +53,12 @@ def read_conditions(path: str) -> dict[str, str]:
     ``condition`` (any word, for instance a language or a device).
     """
     conditions = {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = reader.fieldnames or []
-        if not {"ID", "condition"} <= set(columns):
+    for name, condition, line in read_by_id(path, "condition"):
+        if conditions.setdefault(name, condition) != condition:
             raise ValueError(
-                f"{path} has the columns {', '.join(columns)}; expected ID "
-                "and condition."
+                f"{path}, line {line}: {name!r} has the condition "
+                f"{condition!r}, but had {conditions[name]!r} before."
             )
-        for row in reader:
-            name, condition = row["ID"], row["condition"]
-            if conditions.setdefault(name, condition) != condition:
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: {name!r} has the "
-                    f"condition {condition!r}, but had "
-                    f"{conditions[name]!r} before."
-                )
     return conditions
 
 
@@ -458,9 +448,6 @@ def _leave_out(trials, parts, failed, list_path):
     kept = np.array([bool(own) for own in parts])
     rows = kept[trials.enrol] & kept[trials.test]
     place = np.cumsum(kept) - 1
-    targets = trials.targets
-    if targets is not None:
-        targets = targets[rows]
     path, reason = next(iter(failed.items()))
     logger.warning(
         "%s: %d of %d trials are left out, because %d files cannot be "
@@ -476,11 +463,11 @@ def _leave_out(trials, parts, failed, list_path):
             f"{list_path} has no trial whose files can be embedded. The first "
             f"file: {reason}"
         )
+    trials = trials.take(rows)
     trials = trials._replace(
         files=[name for name, keep in zip(trials.files, kept) if keep],
-        enrol=place[trials.enrol[rows]],
-        test=place[trials.test[rows]],
-        targets=targets,
+        enrol=place[trials.enrol],
+        test=place[trials.test],
     )
     left_out = {"trials": int((~rows).sum()), "files": failed}
     return trials, [own for own in parts if own], left_out
@@ -520,13 +507,7 @@ def _scored(trials, values):
     # NaN in all kinds of scores is an error that the metrics report
     if kept.all() or not kept.any():
         return trials, values
-    targets = trials.targets
-    part = trials._replace(
-        enrol=trials.enrol[kept],
-        test=trials.test[kept],
-        targets=None if targets is None else targets[kept],
-    )
-    return part, values[kept]
+    return trials.take(kept), values[kept]
 
 
 def _write_results(folder, summary, scored, trials, embeddings):

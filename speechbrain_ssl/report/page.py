@@ -448,13 +448,7 @@ def _scored(notes, folder):
             f"{path}: {(~kept).sum():,} of {count(len(kept), 'score')} not "
             "finite; the figures leave them out"
         )
-    sides = {
-        name: getattr(trials, name)[kept]
-        for name in ("enrol", "test", "targets")
-    }
-    return (
-        Scored(trials._replace(**sides), scores[kept]) if kept.any() else None
-    )
+    return Scored(trials.take(kept), scores[kept]) if kept.any() else None
 
 
 def _label_use(run, settings):

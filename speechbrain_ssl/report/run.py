@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from speechbrain_ssl.dataio.annotations import size_of
 from speechbrain_ssl.report.plots import is_number
 
 TEXT_LIMIT = 200_000
@@ -225,16 +226,8 @@ def _size_of_data(path):
     """Number of utterances and hours of a training CSV."""
     if os.path.getsize(path) > CSV_LIMIT:
         return {}
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        try:
-            seconds = [float(row["duration"]) for row in rows]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected a column of numbers 'duration', found "
-                f"something else in line {rows.line_num}"
-            ) from error
-    return {"utterances": len(seconds), "hours": math.fsum(seconds) / 3600}
+    count, hours = size_of(path)
+    return {"utterances": count, "hours": hours}
 
 
 def _folders(path):
