@@ -325,24 +325,8 @@ def verify(
         scoring.check_top_n(count, len(cohort))
     numbers = _warn_of_known(list_path, paths, known or {})
     cache = {} if cache is None else cache
-    new = [path for path in paths if path not in cache]
-    failed = {}
-    if new:
-        if face_size is not None:
-            images = [faces.face_of(path) for path in new]
-            found = faces.try_faces(embed, images, face_size, device)
-        else:
-            settings = sample_rate, batch_seconds, device, progress
-            found = try_files(embed, new, *settings, strict=strict)
-        if strict and found.failed:
-            raise found.failed[min(found.failed)]
-        failed = {new[n]: str(error) for n, error in found.failed.items()}
-        good = [n for n in range(len(new)) if n not in found.failed]
-        for n in good:
-            silence = found.silence.get(n, 0.0)
-            cache[new[n]] = CachedFile(
-                found.rows[n], n in found.windowed, silence
-            )
+    settings = sample_rate, batch_seconds, device, progress
+    failed = _fill(cache, embed, paths, settings, face_size, strict)
     parts = parts_of(trials, models)
     by_file = dict(zip(sorted({f for own in parts for f in own}), paths))
     parts = [tuple(by_file[file] for file in own) for own in parts]
@@ -365,17 +349,8 @@ def verify(
         summary[name] = found
     no_labels = trials.targets is None
     summary["label_use"] = NO_LABELS if no_labels else label_use
-    facts = [cache[path] for path in paths if path in cache]
-    seconds = [fact.silence for fact in facts if fact.silence]
-    windowed = sum(fact.windowed for fact in facts)
-    for line in describe(windowed, len(seconds), sum(seconds)):
-        logger.info("%s: %s", list_path, line)
-    if windowed or seconds:
-        summary["audio"] = {
-            "windowed": windowed,
-            "with_silence": len(seconds),
-            "silence_seconds": round(sum(seconds), 1),
-        }
+    if audio := _audio(cache, paths, list_path):
+        summary["audio"] = audio
     if any(numbers.values()):
         summary["known_files"] = numbers
     if left_out:
@@ -384,6 +359,44 @@ def verify(
         folder = results_folder(output_folder, list_path)
         _write_results(folder, summary, scored, trials, embeddings.numpy())
     return summary
+
+
+def _fill(cache, embed, paths, settings, face_size, strict):
+    """Embeds the files that are not in the cache; gives reasons of failures."""
+    new = [path for path in paths if path not in cache]
+    if not new:
+        return {}
+    if face_size is not None:
+        images = [faces.face_of(path) for path in new]
+        _, _, device, _ = settings
+        found = faces.try_faces(embed, images, face_size, device)
+    else:
+        found = try_files(embed, new, *settings, strict=strict)
+    if strict and found.failed:
+        raise found.failed[min(found.failed)]
+    for n, path in enumerate(new):
+        if n not in found.failed:
+            silence = found.silence.get(n, 0.0)
+            cache[path] = CachedFile(
+                found.rows[n], n in found.windowed, silence
+            )
+    return {new[n]: str(error) for n, error in found.failed.items()}
+
+
+def _audio(cache, paths, list_path):
+    """Numbers of long files and of files with silence; None without such."""
+    facts = [cache[path] for path in paths if path in cache]
+    seconds = [fact.silence for fact in facts if fact.silence]
+    windowed = sum(fact.windowed for fact in facts)
+    for line in describe(windowed, len(seconds), sum(seconds)):
+        logger.info("%s: %s", list_path, line)
+    if not windowed and not seconds:
+        return None
+    return {
+        "windowed": windowed,
+        "with_silence": len(seconds),
+        "silence_seconds": round(sum(seconds), 1),
+    }
 
 
 def score_lines(trials: Trials, scores: np.ndarray | torch.Tensor) -> str:
