@@ -266,22 +266,24 @@ def measure_curve(args, path):
     size = int(re.search(r"^batch_size: (\d+)", text, re.M)[1])
     size = 4 if args.small else size
     folder, _ = audio_of(args)
-    output = tempfile.mkdtemp(dir=args.scratch)
+    output, data = (tempfile.mkdtemp(dir=args.scratch) for _ in range(2))
     given = [path, f"--data_folder={folder}", f"--output_folder={output}"]
     given += [*settings(args), f"--optimizer_step_limit={steps * epochs}"]
     given += ["--checkpoints_to_keep=1", "--average_last=1"]
-    script, rows = "train_ssl", write_rows(args, output, steps * size)
+    script, rows = "train_ssl", write_rows(args, data, steps * size)
     if not is_stage_one(path):
         labelled = "speakers" if "\nspeakers:" in text else "pseudo_labels"
         script = "train_pseudo_labels"
         if labelled == "speakers":
             script = "train_supervised"
-        given.append(f"--{labelled}={output}/labels/pseudo_labels.csv")
+        given.append(f"--{labelled}={data}/labels/pseudo_labels.csv")
     if "\nprepare:" in text:
         given += ["--prepare=null", "--skip_prep=True"]
         given.append(f"--train_annotation={rows}")
     if "\ncontinue_from:" in text:
         given.append("--continue_from=null")
+    if re.search(r"^cluster_from: \d", text, re.M):  # later than these steps
+        given.append("--cluster_table={clusters: 0.5}")
     if "\nwavlm_source:" in text:
         from rates import random_wavlm
 
@@ -304,10 +306,11 @@ def measure_curve(args, path):
     }
 
 
-def write_rows(args, output, count):
+def write_rows(args, place, count):
     """Writes a training CSV of ``count`` rows, and the file of each as label.
 
-    Each file has about four rows. Gives the path of the CSV.
+    They go to the folder ``place``. Each file has about four rows. Gives the
+    path of the CSV.
     """
     from audio_folder_prepare import prepare_audio_folder
 
@@ -325,14 +328,12 @@ def write_rows(args, output, count):
         files = list(csv.reader(file))[1 : 1 + max(count // 4, 4)]
     repeated = [files[n % len(files)] for n in range(count)]
     rows = [(f"{n}/{name}", *rest) for n, (name, *rest) in enumerate(repeated)]
-    path = os.path.join(output, "rows.csv")
+    path = os.path.join(place, "rows.csv")
     write_annotation(path, rows)
     utterances = read_annotation(path, folder)
     labels = [n % len(files) for n in range(count)]
     ids = [row[0] for row in rows]
-    write_labels(
-        os.path.join(output, "labels"), utterances, ids, labels, "none"
-    )
+    write_labels(os.path.join(place, "labels"), utterances, ids, labels, "none")
     return path
 
 
