@@ -62,6 +62,9 @@ RENAMED_CLASSES = {
 # What makes an encoder in a YAML; the last key is what heads refer to.
 ENCODER = ("compute_features", "mean_var_norm", "embedding_model", "emb_dim")
 ENCODER_FILE = "--encoder_file"
+# In changes as YAML: the keys whose values take the place of those of the file,
+# of which they otherwise keep what they do not name, if the class is the same.
+REPLACED = "__replaced__"
 # A value that begins with one of these is a piece of YAML.
 YAML_BEGINS = ("[", "{", "(", "!", '"', "'")
 CLOSING = {"[": "]", "{": "}", "(": ")"}
@@ -124,6 +127,8 @@ def load_experiment(
         if run_options.get(name):
             raise OptionsError(f"--{name} has no effect here. {instead}")
     overrides = "\n".join(f"{key}: {text}" for key, text in given.items())
+    if encoder:
+        overrides = f"{REPLACED}: [{', '.join(encoder)}]\n{overrides}"
     _check_overrides(file, tree, given)
     _check_placeholders(file, tree, given)
     hparams = Settings(file, _build(file, overrides))
@@ -149,7 +154,7 @@ def settings_of(hparams_file: str, overrides: str = "") -> dict:
     """
     tree = _read(hparams_file)
     if overrides:
-        _update(tree, ruamel.yaml.YAML().load(overrides))
+        _change(tree, overrides)
     return {
         key: _plain(value, pathlib.Path(hparams_file).parent)
         for key, value in tree.items()
@@ -279,16 +284,24 @@ def _changed(file, overrides):
     """A stream of a YAML file in which the changes are made."""
     tree = _read(file)
     if overrides:
-        changes = ruamel.yaml.YAML().load(overrides)
-        # first, as hyperpyyaml resolves a reference to a reference only above
-        for place, key in enumerate(key for key in changes if key not in tree):
-            tree.insert(place, key, changes[key])
-        _update(tree, changes)
+        _change(tree, overrides)
     stream: Any = io.StringIO()
     ruamel.yaml.YAML().dump(tree, stream)
     stream.seek(0)
     stream.name = str(file)  # for hyperpyyaml: inclusions are relative to it
     return stream
+
+
+def _change(tree, overrides):
+    """Makes changes, which are YAML, in the tree of a file."""
+    changes = ruamel.yaml.YAML().load(overrides)
+    replaced = changes.pop(REPLACED, ())
+    # first, as hyperpyyaml resolves a reference to a reference only above
+    for place, key in enumerate(key for key in changes if key not in tree):
+        tree.insert(place, key, changes[key])
+    for key in replaced:
+        tree[key] = changes.pop(key)
+    _update(tree, changes)
 
 
 def _update(node, changes):

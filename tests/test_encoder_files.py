@@ -1,6 +1,7 @@
 """Encoders of hparams/ take the place of a recipe's, learn and are exported."""
 
 import pathlib
+import re
 
 import pytest
 import torch
@@ -101,6 +102,23 @@ def test_the_command_line_changes_an_encoder_file(tiny, tmp_path):
     layer = hparams["net"].blocks[0][0]
     assert layer.local.out_channels == 3
     assert "train_ecapa" not in text and "CAMPlusPlus" in text
+
+
+def test_nothing_of_the_encoder_before_is_kept(tmp_path):
+    """Settings that the file leaves out are the defaults of the class."""
+    path = tmp_path / "encoder.yaml"
+    text = FILES["ecapa_c1024"].read_text()
+    path.write_text(re.sub(r".*(attention_channels|hop_length).*\n", "", text))
+    recipe = RECIPES["train_moco"]
+    assert "hop_length: 16" in recipe.read_text()
+    given = (
+        f"--encoder_file={path}",
+        "--embedding_model={channels: [8, 8, 8, 8, 24]}",
+    )
+    hparams, text = load(recipe, tmp_path, *given)
+    assert hparams["compute_features"].compute_STFT.hop_length == 160
+    assert hparams["embedding_model"].asp.conv.conv.weight.shape[1] == 128
+    assert "hop_length" not in text
 
 
 def test_an_encoder_file_of_the_package_is_known_by_its_name(

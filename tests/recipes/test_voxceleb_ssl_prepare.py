@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.evaluation.faces import read_faces
 from speechbrain_ssl.evaluation.verification import read_trials, trial_paths
 
 RECIPE = pathlib.Path(__file__).parents[2] / "recipes/VoxCeleb/SSL"
@@ -396,5 +397,14 @@ def test_crops_of_voxceleb1_are_found_by_the_names_of_its_table(tmp_path):
     path = str(tmp_path / f"vox1/wav/id10001/{VIDEOS[0]}/00001.wav")
     found = prepare.faces_of([path], str(tmp_path / "unzippedFaces"))
     assert found == {path: str(crops)}
+    trials, listed = tmp_path / "trials.txt", tmp_path / "faces.csv"
+    name, other = (f"wav/id1000{n}/{VIDEOS[0]}/00001.wav" for n in (1, 2))
+    trials.write_text(f"{name} {other}\n")
+    folder = str(tmp_path / "unzippedFaces")
+    prepare.list_faces(folder, listed, [str(trials)])
+    assert read_faces(listed) == {name: str(crops)}
+    trials.write_text(f"{name} a.wav\n")
+    with pytest.raises(ValueError, match="a.wav of the trial lists"):
+        prepare.list_faces(folder, listed, [str(trials)])
     with pytest.raises(FileNotFoundError, match="no face"):
         prepare.faces_of([path], str(tmp_path / "vox1"))

@@ -47,6 +47,7 @@ from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
 from speechbrain_ssl.options import (
+    ENCODER_FILE,
     load_experiment,
     run_option_types,
     settings_of,
@@ -153,6 +154,8 @@ def check_stage(stage):
     """Finds settings that the hparams file of a stage does not have."""
     changes = stage.spec["changes"]
     known = {*settings_of(stage.hparams_file), *run_option_types()}
+    if "embedding_model" in known:
+        known.add(ENCODER_FILE.lstrip("-"))
     if unknown := {*stage.flags, *changes} - known:
         raise ValueError(f"{stage.hparams_file} has no key {min(unknown)!r}")
     if both := stage.flags.keys() & changes:

@@ -1,9 +1,14 @@
-"""Writes the annotation of VoxCeleb2 and the trial lists of VoxCeleb1.
+r"""Writes the annotation of VoxCeleb2 and the trial lists of VoxCeleb1.
 
 The training scripts call ``prepare_voxceleb_ssl``. Make the trial lists once
 before::
 
     > python voxceleb_ssl_prepare.py trials /corpora/voxceleb1 trials
+
+and for verification with faces a CSV of the faces of their files::
+
+    > python voxceleb_ssl_prepare.py faces /corpora/unzippedFaces faces.csv \\
+        trials/vox1_O.txt
 
 The layout is that of the unpacked archives: ``dev/aac/id00012/VIDEO/00001.m4a``
 (or ``dev/wav/...`` after a conversion) and ``wav/id10270/VIDEO/00001.wav``,
@@ -185,6 +190,40 @@ def faces_of(paths, faces_folder):
             "vox1_meta.csv, NAME/1.6/VIDEO/*.jpg."
         )
     return found
+
+
+def list_faces(faces_folder, save_csv, lists):
+    """Writes the faces of the files of trial lists, for ``verify.py``.
+
+    Arguments
+    ---------
+    faces_folder : str
+        As in ``faces_of``.
+    save_csv : str
+        Where to write a CSV with the columns ``ID``, a file as the lists name
+        it, and ``face``; files without a face are left out.
+    lists : list of str
+        Trial lists.
+
+    Raises
+    ------
+    ValueError
+        If a file of a list is not in a tree of VoxCeleb.
+    """
+    files = {name for path in lists for name in read_trials(path).files}
+    for name in sorted(files):
+        if not UTTERANCE.fullmatch(name):
+            raise ValueError(
+                f"{name} of the trial lists is not SPEAKER/VIDEO/CLIP of "
+                "VoxCeleb, such as id10270/5r0dWxy17C8/00001.wav."
+            )
+    found = faces_of(sorted(files), faces_folder)
+    with write_whole(save_csv) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("ID", "face"), *found.items()])
+    logger.info(
+        "%s: faces of %d of %d files.", save_csv, len(found), len(files)
+    )
 
 
 def face_places(folder):
@@ -473,13 +512,19 @@ def _parse_arguments():
     trials.add_argument("lists_folder")
     trials.add_argument("--lists", dest="names", default="OEH")
     trials.add_argument("--base_url", default=BASE_URL)
+    listed = jobs.add_parser("faces", help="list the faces of trial lists")
+    listed.add_argument("faces_folder")
+    listed.add_argument("save_csv")
+    listed.add_argument("lists", nargs="+")
     return vars(parser.parse_args())
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    jobs = {
+        "train": prepare_voxceleb_ssl,
+        "trials": prepare_trials,
+        "faces": list_faces,
+    }
     arguments = _parse_arguments()
-    if arguments.pop("job") == "train":
-        prepare_voxceleb_ssl(**arguments)
-    else:
-        prepare_trials(**arguments)
+    jobs[arguments.pop("job")](**arguments)

@@ -94,6 +94,7 @@ def make_samples(folder: pathlib.Path) -> None:
     norm = InputNormalization(norm_type="sentence", std_norm=False)
     branch = Branch(Fbank(), norm, encoder)
     export(branch, ENCODER, str(folder / "model"))
+    (folder / "encoder.yaml").write_text(f"emb_dim: 6\n{ENCODER}")
     face = Branch(Pixels(32), PixelNorm(), FaceResNet(6, depth=10))
     export(face, FACE_ENCODER, str(folder / "face_model"))
 
@@ -168,6 +169,11 @@ def write_voxceleb(folder, rng):
                     noise = 0.1 * rng.standard_normal(16000)
                     path = place / f"{number:05d}.wav"
                     soundfile.write(path, noise, 16000)
+                    face = folder / f"{corpus}_faces" / speaker / video
+                    face.mkdir(parents=True, exist_ok=True)
+                    pixels = (127 + 128 * noise[:1200]).clip(0, 255)
+                    image = pixels.astype(np.uint8).reshape(20, 20, 3)
+                    Image.fromarray(image).save(face / f"{number:05d}.png")
     names = [
         f"{speaker}/{video}/{number:05d}"
         for speaker in VOXCELEB["vox2"]
@@ -183,6 +189,15 @@ def write_voxceleb(folder, rng):
     labels = [row // UTTERANCES["vox2"] for row in range(len(names))]
     ids = list(utterances.ids())
     write_labels(folder / "vox2_labels", utterances, ids, labels, "none")
+    files = [
+        f"{speaker}/{video}/00001"
+        for speaker in VOXCELEB["vox1"]
+        for video in VIDEOS
+    ]
+    (folder / "vox1_faces.csv").write_text(
+        "ID,face\n"
+        + "".join(f"{file}.wav,vox1_faces/{file}.png\n" for file in files)
+    )
     first, second = (
         [f"{speaker}/{video}/00001.wav" for video in VIDEOS]
         for speaker in VOXCELEB["vox1"]
