@@ -62,13 +62,21 @@ class PixelNorm(torch.nn.Module):
     tensor([-2.1179, -2.0357, -1.8044])
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        for name, color in (("mean", MEAN), ("deviation", DEVIATION)):
+            # on the device once: a copy in each step would wait for it
+            value = torch.tensor(color).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
     def forward(
         self, images: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Images [batch, 3, height, width] from 0 to 1, normalized."""
-        shape = (3, 1, 1)
-        mean = images.new_tensor(MEAN).view(shape)
-        return (images - mean) / images.new_tensor(DEVIATION).view(shape)
+        return (images - self.mean) / self.deviation
 
 
 class FaceResNet(torch.nn.Module):

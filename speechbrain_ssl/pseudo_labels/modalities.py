@@ -67,5 +67,7 @@ def at_speed(
     They are 0 at other speeds [batch, speeds * count]; ``speed`` is an int64
     index [batch].
     """
-    chosen = torch.nn.functional.one_hot(speed, speeds).to(posterior.dtype)
+    # one_hot would wait for the device, to look at the largest index
+    every = torch.arange(speeds, device=speed.device)
+    chosen = (every == speed[:, None]).to(posterior.dtype)
     return (chosen[:, :, None] * posterior[:, None]).flatten(1)

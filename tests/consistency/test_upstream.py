@@ -55,10 +55,12 @@ def test_every_variable_is_used(path):
     """By the script, or by a later !ref, or as a run option."""
     text = path.read_text()
     mine = str(path.relative_to(ROOT))
-    (script,) = {
-        row["Script_file"] for row in rows() if row["Hparam_file"] == mine
+    (script,) = {  # of links, the file
+        (ROOT / row["Script_file"]).resolve()
+        for row in rows()
+        if row["Hparam_file"] == mine
     }
-    code = (ROOT / script).read_text()
+    code = script.read_text()
     options = set(RunOptions.__dataclass_fields__)
     for key in keys_of(path):
         line, *_ = after = text.split(f"\n{key}:", 1)[-1].split("\n")
