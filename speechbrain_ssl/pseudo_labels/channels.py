@@ -1,11 +1,14 @@
 """Groups of utterances that were recorded alike, found without labels.
 
-If all utterances of a batch share device, room and background, an objective
-that tells utterances apart cannot use these, and the embedding has to rely on
-the voice.
+Device, room and background show in embeddings, so that clusters follow places
+as well as speakers. The groups serve against this in three ways: an objective
+that tells the utterances of one group apart cannot use the channel; embeddings
+without the mean of their group differ by the speaker; and a classifier that
+knows which classes a group has need not learn this from the channel.
 """
 
 import logging
+import math
 import os
 
 import numpy as np
@@ -21,6 +24,12 @@ from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 logger = logging.getLogger(__name__)
 
 QUANTILE = 0.1
+# So many points with the mean of all points are added to each group: the mean
+# of a few utterances is that of their speakers.
+PRIOR = 5
+# Share of the variance of embeddings above which groups are rather speakers
+# than channels. Groups of places explain a tenth, speakers a half or more.
+LARGEST_SHARE = 0.25
 
 
 class QuietSpectrum(torch.nn.Module):
@@ -66,7 +75,7 @@ def channel_groups(
     utterances: Utterances,
     path: str,
     sample_rate: int,
-    groups: int,
+    groups: float,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
@@ -83,8 +92,8 @@ def channel_groups(
         A .npy file.
     sample_rate : int
         In Hz.
-    groups : int
-        How many.
+    groups : float
+        How many; below 1: a share of the utterances, at least one group.
     seed : int
         Of k-means.
     device : str | torch.device
@@ -101,6 +110,7 @@ def channel_groups(
         If there are more groups than utterances, or the file has groups of
         another training set.
     """
+    groups = max(round(groups * len(utterances)), 1) if groups < 1 else groups
     if groups > len(utterances):
         raise ValueError(
             f"channel_groups is {groups}, but there are {len(utterances)} "
@@ -120,6 +130,101 @@ def channel_groups(
             "output_folder."
         )
     return found
+
+
+def subtract_channels(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Subtracts from embeddings of unit length the mean of their group.
+
+    Nothing is subtracted, with a warning, if the groups explain so much of the
+    embeddings that they are rather speakers than channels.
+
+    Arguments
+    ---------
+    points : np.ndarray
+        Embeddings of any norm [rows, dim].
+    groups : np.ndarray
+        int64 group of each embedding [rows].
+
+    Returns
+    -------
+    np.ndarray
+        float32, of unit length [rows, dim].
+
+    Example
+    -------
+    >>> speakers = np.random.default_rng(0).standard_normal((100, 8))
+    >>> places = np.arange(100) % 2
+    >>> heard = speakers + np.where(places, 0.5, -0.5)[:, None]
+    >>> found = subtract_channels(heard, places)
+    >>> abs(found[places == 1].mean(0) - found[places == 0].mean(0)).max() < 0.1
+    True
+    """
+    unit = _unit(np.asarray(points, dtype=np.float32))
+    centered = unit - unit.mean(0)
+    sums = np.zeros((groups.max() + 1, unit.shape[1]))
+    np.add.at(sums, groups, centered)
+    sizes = np.bincount(groups)[:, None]
+    total = max((centered.astype(np.float64) ** 2).sum(), 1e-12)
+    between = (sums**2 / np.maximum(sizes, 1)).sum() / total
+    if between > LARGEST_SHARE:
+        logger.warning(
+            "channel_groups explain %.0f%% of the embeddings' variance: they "
+            "are rather speakers than channels, and nothing is subtracted.",
+            100 * between,
+        )
+        return unit
+    logger.info(
+        "Subtracted %d channels, %.0f%% of the embeddings' variance.",
+        len(sums),
+        100 * between,
+    )
+    means = sums / (sizes + PRIOR)
+    return _unit(centered - means.astype(np.float32)[groups])
+
+
+def _unit(points):
+    """Rows of length 1, or 0."""
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    return points / np.maximum(norms, 1e-12)
+
+
+def class_offsets(
+    groups: np.ndarray, classes: np.ndarray, count: int, weight: float
+) -> torch.Tensor:
+    """Offsets of logits that weight classes by the channels they occur in.
+
+    A class that has no utterance in the group of an utterance counts
+    ``weight`` times in its softmax, so that telling channels apart gains
+    little. It is the product of the classifier with one that knows only the
+    channel (C. Clark, M. Yatskar and L. Zettlemoyer, "Don't take the easy way
+    out", EMNLP 2019), whose probabilities have two values here.
+
+    Arguments
+    ---------
+    groups : np.ndarray
+        int64 group of each utterance [utterances].
+    classes : np.ndarray
+        int64 class of each utterance [utterances].
+    count : int
+        Number of classes.
+    weight : float
+        Above 0, up to 1.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, 0 for the classes that a group has and log(weight) for others
+        [groups, classes].
+
+    Example
+    -------
+    >>> class_offsets(np.array([0, 1, 1]), np.array([0, 0, 1]), 2, 0.1)
+    tensor([[ 0.0000, -2.3026],
+            [ 0.0000,  0.0000]])
+    """
+    offsets = torch.full((int(groups.max()) + 1, count), math.log(weight))
+    offsets[torch.from_numpy(groups), torch.from_numpy(classes)] = 0.0
+    return offsets
 
 
 def _write(path, points, groups, seed):

@@ -6,6 +6,7 @@ import soundfile
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
@@ -13,6 +14,8 @@ from speechbrain_ssl.dataio.annotations import (
 from speechbrain_ssl.pseudo_labels.channels import (
     QuietSpectrum,
     channel_groups,
+    class_offsets,
+    subtract_channels,
 )
 
 
@@ -69,3 +72,51 @@ def test_groups_follow_the_background_and_are_kept(utterances, tmp_path):
 def test_more_groups_than_utterances_are_refused(utterances, tmp_path):
     with pytest.raises(ValueError, match="channel_groups is 31.* 30 utter"):
         channel_groups(utterances, str(tmp_path / "x.npy"), 16000, groups=31)
+
+
+def test_embeddings_without_channels_cluster_by_speakers():
+    rng = np.random.default_rng(0)
+    speakers, places = np.repeat(np.arange(20), 40), np.tile(np.arange(8), 100)
+    voices, rooms = rng.standard_normal((20, 32)), rng.standard_normal((8, 32))
+    points = voices[speakers] + 0.7 * rooms[places]
+    points += 1.3 * rng.standard_normal(points.shape)
+    found = subtract_channels(points, places)
+    agreement = []
+    for rows in (points, found):
+        labels = KMeans(20, n_init=3, random_state=0).fit_predict(rows)
+        agreement.append(adjusted_rand_score(speakers, labels))
+    assert agreement[1] > agreement[0] + 0.02
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_the_mean_of_a_channel_is_subtracted_as_the_slow_formula_says():
+    rng = np.random.default_rng(1)
+    points, groups = rng.standard_normal((50, 4)), rng.integers(0, 6, 50)
+    unit = points / np.linalg.norm(points, axis=1)[:, None]
+    unit -= unit.mean(0)
+    expected = unit.copy()
+    for row, group in enumerate(groups):
+        members = unit[groups == group]
+        expected[row] -= members.sum(0) / (len(members) + 5)
+    expected /= np.linalg.norm(expected, axis=1)[:, None]
+    found = subtract_channels(points, groups)
+    assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_groups_that_are_speakers_are_not_subtracted(caplog):
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(10), 20)
+    points = rng.standard_normal((10, 16))[groups]
+    points += 0.5 * rng.standard_normal(points.shape)
+    found = subtract_channels(points, groups)
+    assert "rather speakers than channels" in caplog.text
+    unit = points / np.linalg.norm(points, axis=1)[:, None]
+    assert np.allclose(found, unit, atol=1e-6)
+
+
+def test_a_class_of_other_channels_counts_less():
+    groups, classes = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
+    found = class_offsets(groups, classes, 4, 0.25)
+    low = np.log(0.25)
+    expected = [[0, 0, low, low], [low, 0, low, low], [low, low, 0, low]]
+    assert np.allclose(found.numpy(), expected)

@@ -25,6 +25,9 @@ same command with two more options corrects these labels::
         --edits results/pseudo_labels/edits.csv \
         --output_folder results/corrected_labels
 
+With ``channel_groups``, embeddings are compared without the mean of those that
+were recorded alike; ``channel_groups.npy`` keeps the groups.
+
 With ``--face_model_folder`` the embeddings of the faces, which the column
 ``face`` of the training CSV names, are joined with those of the voices.
 
@@ -52,7 +55,7 @@ from speechbrain_ssl.dataio import faces
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.loading import face_size_of, load_encoder
 from speechbrain_ssl.options import load_experiment, settings_of
-from speechbrain_ssl.pseudo_labels import joint
+from speechbrain_ssl.pseudo_labels import channels, joint
 from speechbrain_ssl.pseudo_labels.edits import apply_edits, read_edits
 from speechbrain_ssl.pseudo_labels.extract import (
     average_augmented,
@@ -107,6 +110,7 @@ def check_settings(hparams):
         max_size=optional(number(above=0)),
         ask_stability=one_of(True, False),
         listen=whole(0),
+        channel_groups=number(0),
         face_weight=number(0, 1),
         agreement=one_of(True, False),
     )
@@ -277,13 +281,39 @@ def embed_faces(hparams, run_opts, voice):
     return load(folder)
 
 
-def cluster(hparams, embeddings):
+def without_channels(hparams, run_opts, utterances, embeddings):
+    """Embeddings whose voices lack the mean of their channel group."""
+    if not hparams["channel_groups"] or not len(embeddings.ids):
+        return embeddings
+    utterances = utterances.take(
+        np.isin(list(utterances.ids()), embeddings.ids)
+    )
+    groups = channels.channel_groups(
+        utterances,
+        os.path.join(hparams["output_folder"], "channel_groups.npy"),
+        embeddings.meta["settings"]["sample_rate"],
+        hparams["channel_groups"],
+        hparams["seed"],
+        run_opts["device"] or infer_device(),
+    )
+    row = {name: n for n, name in enumerate(utterances.ids())}
+    groups = groups[[row[name] for name in embeddings.ids]]
+    matrix = np.array(embeddings.matrix, dtype=np.float32)
+    voices = matrix[:, : embeddings.meta["made"].get("voice_dim")]
+    lengths = np.linalg.norm(voices, axis=1, keepdims=True)
+    voices[:] = lengths * channels.subtract_channels(voices, groups)
+    return embeddings._replace(matrix=matrix)
+
+
+def cluster(hparams, embeddings, compared):
     """Clusters embeddings and measures the clusters.
 
-    Gives the class of each embedding, -1 for none [rows], and a report with
-    ``clustering``, ``quality`` and, with true speakers, ``oracle``.
+    ``compared`` are the embeddings as they are compared, those of
+    ``without_channels``. Gives the class of each embedding, -1 for none [rows],
+    and a report with ``clustering``, ``quality`` and, with true speakers,
+    ``oracle``.
     """
-    points, clusterer = embeddings.matrix, hparams["clusterer"]
+    points, clusterer = compared.matrix, hparams["clusterer"]
     if hparams["unit_length"]:
         points = np.array(points, dtype=np.float32)
         norms = np.linalg.norm(points, axis=1, keepdims=True)
@@ -291,7 +321,7 @@ def cluster(hparams, embeddings):
     agreed = {}
     if hparams["agreement"]:
         raw, clusters = joint.agree(
-            joint.parts_of(embeddings), len(points), clusterer.fit_predict
+            joint.parts_of(compared), len(points), clusterer.fit_predict
         )
         agreed = {"agreement": quality.agreement(*clusters.values())}
     else:
@@ -493,10 +523,11 @@ def main(argv):
             "The job that does the last missing part makes the labels."
         )
         return None
+    compared = without_channels(hparams, run_opts, utterances, embeddings)
     together = getattr(hparams["clusterer"], "distributed", False)
     if distributed.rank() > 0 and not together:
         return None
-    found = cluster(hparams, embeddings)
+    found = cluster(hparams, embeddings, compared)
     if distributed.rank() > 0:
         return None
     return write(hparams, utterances, embeddings, *found)

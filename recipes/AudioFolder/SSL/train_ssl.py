@@ -29,7 +29,7 @@ from audio_folder_prepare import prepare_audio_folder
 from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.brains.ssl import SSLBrain
-from speechbrain_ssl.checks import check, check_keys, number, one_of, whole
+from speechbrain_ssl.checks import check, check_keys, number, one_of
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
 from speechbrain_ssl.pseudo_labels.channels import channel_groups
@@ -79,7 +79,7 @@ def check_settings(hparams):
         min_seconds=number(0),
         student_sees_global=one_of(True, False),
     )
-    check("channel_groups", hparams.get("channel_groups", 0), whole(0))
+    check("channel_groups", hparams.get("channel_groups", 0), number(0))
     modules, branch = hparams["modules"], hparams["extract_from"]
     has_teacher = "teacher" in modules
     has_locals = hparams["view_sampler"].counts[1] > 0
