@@ -77,6 +77,7 @@ from speechbrain_ssl.options import (
     run_option_types,
     settings_of,
 )
+from speechbrain_ssl.pseudo_labels.channels import channel_groups
 from speechbrain_ssl.pseudo_labels.labels import (
     Labels,
     keep_labels,
@@ -755,6 +756,8 @@ def _utterances_of(brain):
     write_corrected=one_of(True, False),
     face_gate_from=number(0),
     selection=one_of(*SELECTIONS),
+    channel_groups=number(0),
+    channel_weight=number(above=0, high=1),
 )
 @dataclass(frozen=True)
 class LabelTraining:
@@ -787,6 +790,8 @@ class LabelTraining:
     face_init_from: str | None = None
     face_gate_from: float = 0.0
     selection: str = "own"
+    channel_groups: float = 0
+    channel_weight: float = 0.1
 
     def __post_init__(self):
         sampler = self.view_sampler
@@ -907,6 +912,16 @@ def train_on_labels(
         run_opts=run_opts,
         checkpointer=training.checkpointer,
     )
+    if settings.channel_groups:
+        groups = channel_groups(
+            labels.utterances,
+            os.path.join(run.folder, "save", "channel_groups.npy"),
+            settings.view_sampler.sample_rate,
+            settings.channel_groups,
+            training.seed,
+            brain.device,
+        )
+        brain.compare_within(groups, settings.channel_weight)
     train_set = views_of(
         labels.utterances, settings.view_sampler, settings.face_sampler
     )

@@ -23,6 +23,7 @@ from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.devices import send
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.pseudo_labels import modalities
+from speechbrain_ssl.pseudo_labels.channels import classes_of_channels
 from speechbrain_ssl.pseudo_labels.decisions import Decisions
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
 from speechbrain_ssl.pseudo_labels.labels import Labels
@@ -78,6 +79,8 @@ class PseudoLabelBrain(SpeakerBrain):
     ``face_centroid_start`` and
     ``selection`` (one of ``SELECTIONS``).
 
+    ``compare_within`` weights classes by the channel groups of utterances.
+
     Arguments
     ---------
     labels : Labels
@@ -107,6 +110,29 @@ class PseudoLabelBrain(SpeakerBrain):
             parts.append((FACE, self.hparams.face_sampler, gate))
         self.modalities = [self._modality(*part) for part in parts]
         self.decisions = self.modalities[0].decisions
+        self.channels: torch.Tensor | None = None
+
+    def compare_within(self, groups: np.ndarray, weight: float) -> None:
+        """Compares an utterance mainly with the classes of its channel.
+
+        A class without utterances in the channel group of an utterance counts
+        ``weight`` times in its softmax, so that telling channels apart gains
+        little. This is the product of the classifier with one that knows only
+        the channel (C. Clark, M. Yatskar and L. Zettlemoyer, "Don't take the
+        easy way out", EMNLP 2019), whose probabilities have two values.
+
+        Arguments
+        ---------
+        groups : np.ndarray
+            int64 channel group of each utterance [utterances].
+        weight : float
+            Above 0, up to 1.
+        """
+        self.channels = torch.from_numpy(groups).to(self.device)
+        self.in_channel = classes_of_channels(
+            groups, self.labels.classes, self.labels.count
+        ).to(self.device)
+        self.outside = math.log(weight)
 
     def _modality(self, prefix, sampler, gate):
         """A modality, whose decisions are part of checkpoints."""
@@ -252,7 +278,10 @@ class PseudoLabelBrain(SpeakerBrain):
         if len(predictions) > 1:  # faces have no speed
             own_labels.append(labels)
         with torch.autocast(torch.device(self.device).type, enabled=False):
-            selected, together = self._together(predictions, own_labels, speed)
+            offsets = [self._offsets(index), None]
+            selected, together = self._together(
+                predictions, own_labels, speed, offsets
+            )
             total: Any = 0.0
             stats, decided = {}, []
             for n, (modality, prediction) in enumerate(
@@ -264,6 +293,7 @@ class PseudoLabelBrain(SpeakerBrain):
                     prediction.clean_cosines,
                     selected[n],
                     self.epoch,
+                    offsets=offsets[n],
                     **together[n],
                 )
                 total = total + loss
@@ -293,7 +323,14 @@ class PseudoLabelBrain(SpeakerBrain):
 
         return StepResult(total, stats, teaches, commit)
 
-    def _together(self, predictions, labels, speed):
+    def _offsets(self, index):
+        """Offsets of the logits of a batch; None without channel groups."""
+        if self.channels is None:
+            return None
+        offsets = self.outside * ~self.in_channel[self.channels[index]]
+        return offsets.repeat(1, len(self.hparams.view_sampler.speeds))
+
+    def _together(self, predictions, labels, speed, offsets):
         """What both modalities decide: the selected rows of each, and what
         else its loss needs.
         """
@@ -302,8 +339,10 @@ class PseudoLabelBrain(SpeakerBrain):
             return gates, [{}]
         loss, epoch = self.hparams.loss, self.epoch
         gated = [
-            gate(loss.loss_logs(prediction.cosines, own, epoch))
-            for gate, prediction, own in zip(gates, predictions, labels)
+            gate(loss.loss_logs(prediction.cosines, own, epoch, offset))
+            for gate, prediction, own, offset in zip(
+                gates, predictions, labels, offsets
+            )
         ]
         gated[1] = gated[1] | (epoch < self._gate_from(FACE))
         present = [prediction.present for prediction in predictions]

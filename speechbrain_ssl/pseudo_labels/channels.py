@@ -8,7 +8,6 @@ knows which classes a group has need not learn this from the channel.
 """
 
 import logging
-import math
 import os
 
 import numpy as np
@@ -116,6 +115,8 @@ def channel_groups(
             f"channel_groups is {groups}, but there are {len(utterances)} "
             "utterances. Lower it; 0: no groups."
         )
+    if groups == 1:
+        return np.zeros(len(utterances), dtype=np.int64)
     if not distributed.gather_objects(os.path.exists(path))[0]:
         spectrum = QuietSpectrum(sample_rate).to(device).eval()
         points = embed_utterances(
@@ -188,16 +189,10 @@ def _unit(points):
     return points / np.maximum(norms, 1e-12)
 
 
-def class_offsets(
-    groups: np.ndarray, classes: np.ndarray, count: int, weight: float
+def classes_of_channels(
+    groups: np.ndarray, classes: np.ndarray, count: int
 ) -> torch.Tensor:
-    """Offsets of logits that weight classes by the channels they occur in.
-
-    A class that has no utterance in the group of an utterance counts
-    ``weight`` times in its softmax, so that telling channels apart gains
-    little. It is the product of the classifier with one that knows only the
-    channel (C. Clark, M. Yatskar and L. Zettlemoyer, "Don't take the easy way
-    out", EMNLP 2019), whose probabilities have two values here.
+    """Says which classes have utterances in which channel group.
 
     Arguments
     ---------
@@ -207,24 +202,21 @@ def class_offsets(
         int64 class of each utterance [utterances].
     count : int
         Number of classes.
-    weight : float
-        Above 0, up to 1.
 
     Returns
     -------
     torch.Tensor
-        float32, 0 for the classes that a group has and log(weight) for others
-        [groups, classes].
+        bool [groups, classes].
 
     Example
     -------
-    >>> class_offsets(np.array([0, 1, 1]), np.array([0, 0, 1]), 2, 0.1)
-    tensor([[ 0.0000, -2.3026],
-            [ 0.0000,  0.0000]])
+    >>> classes_of_channels(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
+    tensor([[ True, False],
+            [ True,  True]])
     """
-    offsets = torch.full((int(groups.max()) + 1, count), math.log(weight))
-    offsets[torch.from_numpy(groups), torch.from_numpy(classes)] = 0.0
-    return offsets
+    found = torch.zeros(int(groups.max()) + 1, count, dtype=torch.bool)
+    found[torch.from_numpy(groups), torch.from_numpy(classes)] = True
+    return found
 
 
 def _write(path, points, groups, seed):

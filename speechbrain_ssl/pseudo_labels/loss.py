@@ -279,11 +279,22 @@ class GatedLoss(torch.nn.Module):
 
     @torch.no_grad()
     def loss_logs(
-        self, cosines: torch.Tensor, labels: torch.Tensor, epoch: float
+        self,
+        cosines: torch.Tensor,
+        labels: torch.Tensor,
+        epoch: float,
+        offsets: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logarithms of the losses of the pseudo-labels, for gates [batch]."""
-        logit = self.aam(cosines, labels, epoch)
+        logit = self._logit(cosines, labels, epoch, offsets)
         return cross_entropy_per_utterance(logit, labels)[1]
+
+    def _logit(self, cosines, labels, epoch, offsets):
+        """Logits with margin; offsets, if any, are added to other classes."""
+        logit = self.aam(cosines, labels, epoch)
+        if offsets is None:
+            return logit
+        return logit + offsets.scatter(1, labels[:, None], 0.0)
 
     def forward(
         self,
@@ -294,6 +305,7 @@ class GatedLoss(torch.nn.Module):
         epoch: float,
         posterior: torch.Tensor | None = None,
         present: torch.Tensor | None = None,
+        offsets: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, LabelDecisions, dict[str, torch.Tensor]]:
         """Loss of one batch.
 
@@ -315,6 +327,9 @@ class GatedLoss(torch.nn.Module):
         present : torch.Tensor
             bool, which rows there are: the others are neither learned nor
             counted, and the logarithm of their loss is NaN [batch]. None: all.
+        offsets : torch.Tensor
+            Added to the logits of the classes that are not learned, such as
+            the logarithms of their weights [batch, classes]. None: zeros.
 
         Returns
         -------
@@ -333,7 +348,7 @@ class GatedLoss(torch.nn.Module):
         ValueError
             If labels are to be corrected and there is no clean view.
         """
-        logit = self.aam(cosines, labels, epoch)
+        logit = self._logit(cosines, labels, epoch, offsets)
         loss, loss_logs = cross_entropy_per_utterance(logit, labels)
         loss_logs = loss_logs.detach()
         selected = selected(loss_logs) if callable(selected) else selected
@@ -358,7 +373,7 @@ class GatedLoss(torch.nn.Module):
             corrected = ~selected & (confidence > self.threshold) & here
             learned = torch.where(corrected, new, labels)
             if self.margin_on == "learned":
-                logit = self.aam(cosines, new, epoch)
+                logit = self._logit(cosines, new, epoch, offsets)
             again, _ = cross_entropy_per_utterance(logit, new)
             if self.target == "soft":
                 again = -(posterior * logit.log_softmax(-1)).sum(-1)

@@ -256,9 +256,9 @@ def test_a_class_at_another_speed_is_another_class(corpus, tmp_path):
     asked = []
 
     class Noting(GatedLoss):
-        def forward(self, cosines, labels, *others):
+        def forward(self, cosines, labels, *others, **more):
             asked.extend(labels.tolist())
-            return super().forward(cosines, labels, *others)
+            return super().forward(cosines, labels, *others, **more)
 
     brain = run(
         corpus,
@@ -274,6 +274,26 @@ def test_a_class_at_another_speed_is_another_class(corpus, tmp_path):
     # the file's classes are still four
     assert brain.decisions.table.label.tolist() == CLASSES.tolist()
     assert len(brain.module("classifier").weight) == 12
+
+
+def test_classes_of_other_channels_count_less(corpus, tmp_path):
+    sampler = ViewSampler(16000, 1, 0.1, seed=3, speeds=[0.9, 1.0])
+    brain = make_brain(corpus, str(tmp_path), view_sampler=sampler)
+    # classes 0 and 1 occur in group 0, classes 2 and 3 in group 1
+    brain.compare_within(CLASSES // 2, 0.1)
+    found = brain._offsets(torch.tensor([0, 2])).exp()
+    expected = torch.tensor([[1.0, 1.0, 0.1, 0.1], [0.1, 0.1, 1.0, 1.0]])
+    assert torch.allclose(found, expected.repeat(1, 2))
+    losses = {}
+    for weight in (1.0, 0.1, None):
+        brain = make_brain(corpus, str(tmp_path / str(weight)), epochs=3)
+        if weight is not None:
+            brain.compare_within(CLASSES // 2, weight)
+        tiny.fit(brain)
+        rows = records(tmp_path / str(weight))
+        losses[weight] = [r["train"]["label_loss"] for r in rows]
+    assert losses[1.0] == losses[None]
+    assert losses[0.1][0] < losses[1.0][0]  # fewer classes to tell apart
 
 
 def test_encoder_and_classifier_may_have_rates_of_their_own(corpus, tmp_path):

@@ -14,7 +14,7 @@ from speechbrain_ssl.dataio.annotations import (
 from speechbrain_ssl.pseudo_labels.channels import (
     QuietSpectrum,
     channel_groups,
-    class_offsets,
+    classes_of_channels,
     subtract_channels,
 )
 
@@ -114,9 +114,8 @@ def test_groups_that_are_speakers_are_not_subtracted(caplog):
     assert np.allclose(found, unit, atol=1e-6)
 
 
-def test_a_class_of_other_channels_counts_less():
+def test_a_group_has_the_classes_of_its_utterances():
     groups, classes = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
-    found = class_offsets(groups, classes, 4, 0.25)
-    low = np.log(0.25)
-    expected = [[0, 0, low, low], [low, 0, low, low], [low, low, 0, low]]
-    assert np.allclose(found.numpy(), expected)
+    found = classes_of_channels(groups, classes, 4)
+    expected = [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert (found.numpy() == np.array(expected, dtype=bool)).all()

@@ -190,6 +190,41 @@ def test_the_gate_sees_logarithms_of_losses_of_the_labels_given():
     assert stats["selected"] == (slow < 0).float().mean()
 
 
+def test_offsets_weight_the_classes_that_are_not_learned():
+    generator = torch.Generator().manual_seed(5)
+    cosines = torch.rand(4, 6, generator=generator) * 1.6 - 0.8
+    labels = torch.tensor([0, 5, 2, 2])
+    weights = torch.rand(4, 6, generator=generator) + 0.1
+    aam = AAMSoftmax(0.2, 30.0)
+    opened = torch.ones(4, dtype=torch.bool)
+    found, decisions, _ = GatedLoss(aam)(
+        cosines, labels, None, opened, 1.0, offsets=weights.log()
+    )
+    logit = aam(cosines, labels, 1.0)
+    weights[torch.arange(4), labels] = 1.0
+    powers = weights * logit.exp()
+    slow = -(powers.gather(1, labels[:, None])[:, 0] / powers.sum(1)).log()
+    assert torch.allclose(found, slow.mean())
+    assert torch.allclose(decisions.loss_log, slow.log(), atol=1e-5)
+    logs = GatedLoss(aam).loss_logs(cosines, labels, 1.0, weights.log())
+    assert torch.allclose(logs, decisions.loss_log)
+
+
+def test_a_corrected_label_has_no_offset():
+    cosines, clean = torch.tensor([[0.1, 0.3]]), torch.tensor([[0.0, 0.9]])
+    shut, labels = torch.zeros(1, dtype=torch.bool), torch.tensor([0])
+    learn = GatedLoss(AAMSoftmax(0.0, 10.0), correct_from=0.0)
+    offsets = torch.tensor([[0.0, -3.0]])  # of the class that is learned
+    found, decisions, _ = learn(
+        cosines, labels, clean, shut, 1.0, offsets=offsets
+    )
+    assert decisions.label.tolist() == [1]
+    expected = torch.nn.functional.cross_entropy(
+        10 * cosines, torch.tensor([1])
+    )
+    assert torch.allclose(found, expected)
+
+
 def test_nothing_selected_is_a_zero_with_zero_gradient():
     cosines, labels, clean, selected = random_batch()
     cosines.requires_grad_()

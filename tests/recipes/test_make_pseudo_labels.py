@@ -227,6 +227,18 @@ def test_a_wrong_setting_is_named_first(run, tmp_path, flag, message, error):
     assert not (tmp_path / "out" / "embeddings").exists()
 
 
+def test_clusters_are_of_embeddings_without_their_channels(run, tmp_path):
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    flags = ["--clusterer={n_clusters: 3}", "--listen=0"]
+    run(plain, *flags)  # twelve utterances are one group
+    run(out, *flags, "--channel_groups=3")
+    channels = np.load(out / "channel_groups.npy")
+    assert sorted(set(channels)) == [0, 1, 2] and len(channels) == 12
+    assert not (plain / "channel_groups.npy").exists()
+    first = load(plain / "embeddings").matrix
+    assert (load(out / "embeddings").matrix == first).all()
+
+
 def test_faces_join_the_voices(run, sandbox, tmp_path, capsys):
     av, faces = {"data": "av"}, ["--clusterer={n_clusters: 3}"]
     faces += [f"--face_model_folder={sandbox}/face_model", "--listen=2"]

@@ -296,6 +296,8 @@ def without_channels(hparams, run_opts, utterances, embeddings):
         hparams["seed"],
         run_opts["device"] or infer_device(),
     )
+    if groups.max() == 0:
+        return embeddings
     row = {name: n for n, name in enumerate(utterances.ids())}
     groups = groups[[row[name] for name in embeddings.ids]]
     matrix = np.array(embeddings.matrix, dtype=np.float32)

@@ -86,6 +86,8 @@ def check_settings(hparams):
         continue_from=hparams.get("continue_from"),
         regularizer=hparams.get("regularizer"),
         class_sampler=hparams.get("class_sampler"),
+        channel_groups=hparams["channel_groups"],
+        channel_weight=hparams["channel_weight"],
         face_encoder=hparams.get("face_encoder"),
         face_classifier=hparams.get("face_classifier"),
         face_gate=hparams.get("face_gate"),
