@@ -227,7 +227,7 @@ def _write(path, points, groups, seed):
         np.save(file, labels)
     sizes = np.bincount(labels, minlength=groups)
     logger.info(
-        "Batches of utterances that were recorded alike: %d groups of %d to %d.",
+        "%d groups of %d to %d utterances that were recorded alike.",
         groups,
         sizes.min(),
         sizes.max(),
