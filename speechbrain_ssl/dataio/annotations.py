@@ -477,8 +477,6 @@ class EpochSampler(torch.utils.data.Sampler):
         Number of this process, from 0.
     world_size : int
         Number of processes.
-    shuffle : bool
-        Whether to permute the rows.
     batch_size : int
         Rows per batch of one process.
     sequential_rows : int
@@ -500,8 +498,9 @@ class EpochSampler(torch.utils.data.Sampler):
 
     Example
     -------
-    >>> list(EpochSampler(5, rank=1, world_size=2, batch_size=2, shuffle=False))
-    [(0, 2), (0, 3)]
+    >>> sampler = EpochSampler(5, rank=1, world_size=2, batch_size=2)
+    >>> len(list(sampler))
+    2
     """
 
     def __init__(
@@ -510,7 +509,6 @@ class EpochSampler(torch.utils.data.Sampler):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        shuffle: bool = True,
         batch_size: int = 1,
         sequential_rows: int | None = None,
         groups: np.ndarray | None = None,
@@ -539,7 +537,6 @@ class EpochSampler(torch.utils.data.Sampler):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.shuffle = shuffle
         self.batch_size = batch_size
         self.sequential_rows = sequential_rows
         self.epoch = 0
@@ -567,8 +564,6 @@ class EpochSampler(torch.utils.data.Sampler):
         """Returns all rows in the order of this epoch."""
         # rows are counted in 31 bits: 10^7 of them take 40 MB
         dtype = torch.int32 if self.count < 2**31 else torch.int64
-        if not self.shuffle:
-            return torch.arange(self.count, dtype=dtype)
         # the sum seed + epoch would give (0, 1) and (1, 0) the same order
         mixed = np.random.SeedSequence([self.seed, self.epoch])
         seed = int(mixed.generate_state(1, np.uint64)[0])

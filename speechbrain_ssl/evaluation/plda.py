@@ -13,6 +13,9 @@ from speechbrain.processing import PLDA_LDA
 
 from speechbrain_ssl.evaluation import scoring
 
+# Steps of expectation and maximization.
+ITERATIONS = 10
+
 
 class PLDA:
     """Simplified PLDA on centered embeddings of length 1.
@@ -24,15 +27,12 @@ class PLDA:
     ---------
     rank : int
         Dimensions in which speakers differ, at most emb_dim.
-    iterations : int
-        Steps of expectation and maximization.
     """
 
-    def __init__(self, rank: int = 100, iterations: int = 10):
+    def __init__(self, rank: int = 100):
         if rank < 1:
             raise ValueError(f"PLDA needs a rank of at least 1, not {rank}.")
         self.rank = rank
-        self.iterations = iterations
 
     def fit(
         self, embeddings: np.ndarray | torch.Tensor, classes: np.ndarray
@@ -55,7 +55,7 @@ class PLDA:
                 f"utterances (emb_dim), found {count} and {len(rows)}. Use "
                 "more pseudo-labels."
             )
-        model = PLDA_LDA.PLDA(rank_f=self.rank, nb_iter=self.iterations)
+        model = PLDA_LDA.PLDA(rank_f=self.rank, nb_iter=ITERATIONS)
         try:
             with np.errstate(invalid="ignore"):  # an error says so below
                 model.plda(_Statistics(rows, classes))

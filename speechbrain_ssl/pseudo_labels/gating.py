@@ -29,6 +29,9 @@ from speechbrain_ssl.checks import checked, number, whole
 logger = logging.getLogger(__name__)
 
 FEWEST = 10
+# share of the losses above which a Gaussian is not marginal, and consecutive
+# refused fits after which all labels are selected
+MIN_WEIGHT, PATIENCE = 0.02, 3
 # losses that a mixture is fitted to; more move the gate by less than 0.01
 SAMPLE = 4000
 # parts of the sorted losses that EM starts from: the lowest, or the middle
@@ -98,7 +101,7 @@ class MixtureGate:
     better BIC than one, are separate (Ashman's D), none is marginal, and their
     densities cross between the means. The threshold is where they cross. If
     they are refused, the previous threshold stays. There is no gate if there
-    was none, or after ``patience`` refusals in a row.
+    was none, or after ``PATIENCE`` refusals in a row.
 
     Of more than 4000 losses every n-th of the sorted ones is fitted, so that
     neither order nor chance matters. BIC is that of all losses.
@@ -107,10 +110,6 @@ class MixtureGate:
     ---------
     min_separation : float
         Ashman's D above which two Gaussians are separate.
-    min_weight : float
-        Share of the losses above which a Gaussian is not marginal.
-    patience : int
-        Consecutive refused fits after which all labels are selected.
 
     Example
     -------
@@ -122,18 +121,9 @@ class MixtureGate:
     tensor([ True, False])
     """
 
-    @checked(
-        min_separation=number(0), min_weight=number(0, 0.5), patience=whole(1)
-    )
-    def __init__(
-        self,
-        min_separation: float = 2.0,
-        min_weight: float = 0.02,
-        patience: int = 3,
-    ):
+    @checked(min_separation=number(0))
+    def __init__(self, min_separation: float = 2.0):
         self.min_separation = min_separation
-        self.min_weight = min_weight
-        self.patience = patience
         self.threshold: float = math.inf
         self.previous: float = math.inf
         self.failures = 0
@@ -158,7 +148,7 @@ class MixtureGate:
         meeting = None if refusal else crossing(*mixture)
         if meeting is not None:
             self.previous = meeting
-        opened = self.failures >= self.patience
+        opened = self.failures >= PATIENCE
         self.threshold = math.inf if opened else self.previous
         kept = f"threshold {self.threshold:.4f} stays"
         if self.threshold == math.inf:
@@ -185,10 +175,8 @@ class MixtureGate:
         if not gap > self.min_separation:
             return f"D is {gap:.2f}, not above {self.min_separation}"
         # EM may give a share of exactly 0.02 as 0.0200000001
-        if not min(weights) > self.min_weight + 1e-6:
-            return (
-                f"a weight is {min(weights):.4f}, not above {self.min_weight}"
-            )
+        if not min(weights) > MIN_WEIGHT + 1e-6:
+            return f"a weight is {min(weights):.4f}, not above {MIN_WEIGHT}"
         if crossing(*mixture) is None:
             return "densities do not cross between the means"
         return ""

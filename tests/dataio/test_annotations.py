@@ -325,11 +325,6 @@ def test_order_depends_on_seed_and_epoch_only():
     assert len(set(map(tuple, orders))) == 4
 
 
-def test_rows_are_in_file_order_without_shuffling():
-    sampler = EpochSampler(4, shuffle=False)
-    assert list(sampler) == [(0, 0), (0, 1), (0, 2), (0, 3)]
-
-
 @pytest.mark.parametrize("groups", [None, np.arange(29) % 3])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_together_see_the_batches_of_one(world_size, groups):

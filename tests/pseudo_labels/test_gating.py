@@ -98,7 +98,7 @@ def test_golden_threshold_whatever_the_order():
     assert MixtureGate().fit(shuffled) == first
 
 
-def test_a_lower_group_is_trusted_and_the_mask_is_monotone():
+def test_a_lower_group_is_selected_and_the_mask_is_monotone():
     gate = MixtureGate()
     assert gate(torch.tensor([99.0, -99.0])).all()
     gate.fit(BIMODAL)
@@ -183,7 +183,7 @@ def test_fixed_gates_are_in_nats_and_per_round():
     assert "3 nats" in gate.fit(losses).reason
 
 
-def test_a_fixed_gate_may_trust_all_or_none():
+def test_a_fixed_gate_may_select_all_or_none():
     losses = torch.tensor([-40.0, 3.0])
     assert FixedGate(math.inf)(losses).all()
     assert not FixedGate(0.0)(losses).any()
@@ -193,8 +193,8 @@ def test_bad_settings_are_refused():
     for bad in (-1.0, [], [1.0, -2.0], math.nan):
         with pytest.raises(ValueError, match="thresholds"):
             FixedGate(bad)
-    with pytest.raises(ValueError, match="patience"):
-        MixtureGate(patience=0)
+    with pytest.raises(ValueError, match="min_separation"):
+        MixtureGate(-1.0)
 
 
 def _gate_worker(rank, folder):
