@@ -12,6 +12,7 @@ Training ends with an export. This exports a run again::
     > python -m speechbrain_ssl.inference RUN_FOLDER [--folder MODEL_FOLDER]
 """
 
+import contextlib
 import copy
 import io
 import os
@@ -162,21 +163,14 @@ def export(
             f"The encoder's weights are named {wrapped[0]} ...: unwrap it "
             "from DDP or torch.compile before the export"
         )
-    parent, name = os.path.split(folder)
-    staging, old = (
-        os.path.join(parent, f".{name}.{kind}") for kind in ("new", "old")
-    )
-    for leftover in (staging, old):  # of an export that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        os.makedirs(staging)
+    with _replacing(folder) as staging:
         text = _write(staging, hparams_text, branch, prefix)
         rate, dim = _check(staging, branch)
         tree = ruamel.yaml.YAML().load(resolve_references(hparams_text))
         transformers = transformers_of(branch)
         write_card(
             staging,
-            name,
+            os.path.basename(folder),
             notes,
             {**_describe(tree, branch, rate, dim), **(facts or {})},
             rate,
@@ -185,6 +179,21 @@ def export(
             tags=[net.model.config.model_type for net in transformers],
             base_model=_base_model(tree[prefix + "embedding_model"]),
         )
+    return folder
+
+
+@contextlib.contextmanager
+def _replacing(folder):
+    """Gives a folder to fill, which then replaces another one, or nothing."""
+    parent, name = os.path.split(folder)
+    staging, old = (
+        os.path.join(parent, f".{name}.{kind}") for kind in ("new", "old")
+    )
+    for leftover in (staging, old):  # of an export that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        os.makedirs(staging)
+        yield staging
         if os.path.isdir(folder):
             os.rename(folder, old)
         os.rename(staging, folder)
@@ -200,7 +209,6 @@ def export(
     finally:
         for leftover in (staging, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    return folder
 
 
 def check_export(branch: Branch, hparams_text: str, prefix: str = "") -> None:
