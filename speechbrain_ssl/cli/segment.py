@@ -22,10 +22,10 @@ import os
 from tqdm import tqdm
 
 from speechbrain_ssl.checks import checked, number, one_of
-from speechbrain_ssl.cli.embed import find_utterances
 from speechbrain_ssl.dataio import speech
 from speechbrain_ssl.dataio.annotations import portable, write_annotation
 from speechbrain_ssl.dataio.audio import absolute
+from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.dataio.parallel import map_chunks
 from speechbrain_ssl.files import write_csv
 from speechbrain_ssl.help import command_parser, one_line
