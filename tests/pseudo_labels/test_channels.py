@@ -69,6 +69,15 @@ def test_groups_follow_the_background_and_are_kept(utterances, tmp_path):
         channel_groups(utterances, path, 16000, groups=3)
 
 
+def test_groups_may_be_a_share_of_the_utterances(utterances, tmp_path):
+    path = tmp_path / "groups.npy"
+    found = channel_groups(utterances, str(path), 16000, groups=0.1)
+    assert sorted(set(found)) == [0, 1, 2]
+    path.unlink()  # one group needs no spectra
+    assert set(channel_groups(utterances, str(path), 16000, 0.01)) == {0}
+    assert not path.exists()
+
+
 def test_more_groups_than_utterances_are_refused(utterances, tmp_path):
     with pytest.raises(ValueError, match="channel_groups is 31.* 30 utter"):
         channel_groups(utterances, str(tmp_path / "x.npy"), 16000, groups=31)
