@@ -133,11 +133,13 @@ def channel_groups(
     return found
 
 
-def subtract_channels(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def subtract_channels(
+    points: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Subtracts from embeddings of unit length the mean of their group.
 
-    Nothing is subtracted, with a warning, if the groups explain so much of the
-    embeddings that they are rather speakers than channels.
+    Nothing is subtracted if the groups explain so much of the embeddings that
+    they are rather speakers than channels (``LARGEST_SHARE``).
 
     Arguments
     ---------
@@ -148,15 +150,17 @@ def subtract_channels(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    np.ndarray
+    points : np.ndarray
         float32, of unit length [rows, dim].
+    share : float
+        Share of the variance of the embeddings that the groups explain.
 
     Example
     -------
     >>> speakers = np.random.default_rng(0).standard_normal((100, 8))
     >>> places = np.arange(100) % 2
     >>> heard = speakers + np.where(places, 0.5, -0.5)[:, None]
-    >>> found = subtract_channels(heard, places)
+    >>> found, share = subtract_channels(heard, places)
     >>> abs(found[places == 1].mean(0) - found[places == 0].mean(0)).max() < 0.1
     True
     """
@@ -166,21 +170,11 @@ def subtract_channels(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
     np.add.at(sums, groups, centered)
     sizes = np.bincount(groups)[:, None]
     total = max((centered.astype(np.float64) ** 2).sum(), 1e-12)
-    between = (sums**2 / np.maximum(sizes, 1)).sum() / total
-    if between > LARGEST_SHARE:
-        logger.warning(
-            "channel_groups explain %.0f%% of the embeddings' variance: they "
-            "are rather speakers than channels, and nothing is subtracted.",
-            100 * between,
-        )
-        return unit
-    logger.info(
-        "Subtracted %d channels, %.0f%% of the embeddings' variance.",
-        len(sums),
-        100 * between,
-    )
+    share = float((sums**2 / np.maximum(sizes, 1)).sum() / total)
+    if share > LARGEST_SHARE:
+        return unit, share
     means = sums / (sizes + PRIOR)
-    return _unit(centered - means.astype(np.float32)[groups])
+    return _unit(centered - means.astype(np.float32)[groups]), share
 
 
 def _unit(points):

@@ -227,11 +227,18 @@ def test_a_wrong_setting_is_named_first(run, tmp_path, flag, message, error):
     assert not (tmp_path / "out" / "embeddings").exists()
 
 
-def test_clusters_are_of_embeddings_without_their_channels(run, tmp_path):
+def test_clusters_are_of_embeddings_without_their_channels(
+    run, tmp_path, capsys
+):
     out, plain = tmp_path / "out", tmp_path / "plain"
     flags = ["--clusterer={n_clusters: 3}", "--listen=0"]
     run(plain, *flags)  # twelve utterances are one group
-    run(out, *flags, "--channel_groups=3")
+    assert "recorded alike" not in capsys.readouterr().out
+    report = run(out, *flags, "--channel_groups=3")
+    assert report["clustering"]["channels"]["groups"] == 3
+    assert (
+        "the means of 3 groups recorded alike were" in capsys.readouterr().out
+    )
     channels = np.load(out / "channel_groups.npy")
     assert sorted(set(channels)) == [0, 1, 2] and len(channels) == 12
     assert not (plain / "channel_groups.npy").exists()

@@ -282,9 +282,13 @@ def embed_faces(hparams, run_opts, voice):
 
 
 def without_channels(hparams, run_opts, utterances, embeddings):
-    """Embeddings whose voices lack the mean of their channel group."""
+    """Embeddings whose voices lack the mean of their channel group.
+
+    Gives also, for the report, the number of groups and the share of the
+    variance that they explain; None if there are no groups.
+    """
     if not hparams["channel_groups"] or not len(embeddings.ids):
-        return embeddings
+        return embeddings, None
     utterances = utterances.take(
         np.isin(list(utterances.ids()), embeddings.ids)
     )
@@ -297,23 +301,28 @@ def without_channels(hparams, run_opts, utterances, embeddings):
         run_opts["device"] or infer_device(),
     )
     if groups.max() == 0:
-        return embeddings
+        return embeddings, None
     row = {name: n for n, name in enumerate(utterances.ids())}
     groups = groups[[row[name] for name in embeddings.ids]]
     matrix = np.array(embeddings.matrix, dtype=np.float32)
     voices = matrix[:, : embeddings.meta["made"].get("voice_dim")]
     lengths = np.linalg.norm(voices, axis=1, keepdims=True)
-    voices[:] = lengths * channels.subtract_channels(voices, groups)
-    return embeddings._replace(matrix=matrix)
+    found, share = channels.subtract_channels(voices, groups)
+    voices[:] = lengths * found
+    return embeddings._replace(matrix=matrix), {
+        "groups": int(groups.max()) + 1,
+        "share": share,
+        "subtracted": share <= channels.LARGEST_SHARE,
+    }
 
 
-def cluster(hparams, embeddings, compared):
+def cluster(hparams, embeddings, compared, removed):
     """Clusters embeddings and measures the clusters.
 
-    ``compared`` are the embeddings as they are compared, those of
-    ``without_channels``. Gives the class of each embedding, -1 for none [rows],
-    and a report with ``clustering``, ``quality`` and, with true speakers,
-    ``oracle``.
+    ``compared`` are the embeddings as they are compared, and ``removed`` says
+    what they lack; both are of ``without_channels``. Gives the class of each
+    embedding, -1 for none [rows], and a report with ``clustering``, ``quality``
+    and, with true speakers, ``oracle``.
     """
     points, clusterer = compared.matrix, hparams["clusterer"]
     if hparams["unit_length"]:
@@ -341,6 +350,7 @@ def cluster(hparams, embeddings, compared):
         "empty_clusters": getattr(clusterer, "n_empty_", None),
         "levels": getattr(clusterer, "levels_", None),
         "failed": len(embeddings.failed),
+        "channels": removed,
         **tidied,
     }
     return labels, {"clustering": clustering, **report}
@@ -423,6 +433,14 @@ def describe(report):
             f"{made['tiny']} in tiny and {made['giant']} in giant clusters; "
             f"{made['failed']} more could not be embedded"
         )
+        if removed := made.get("channels"):
+            rather = "" if removed["subtracted"] else ": rather speakers"
+            lines.append(
+                f"the means of {removed['groups']} groups recorded alike were "
+                f"{'' if removed['subtracted'] else 'not '}subtracted; they "
+                f"explain {100 * removed['share']:.0f} % of the embeddings"
+                f"{rather}"
+            )
     if "edits" in report:
         counts = (f"{n} {name}" for name, n in report["edits"].items())
         lines.append(f"corrections: {', '.join(counts)}".replace("_", " "))
@@ -525,11 +543,13 @@ def main(argv):
             "The job that does the last missing part makes the labels."
         )
         return None
-    compared = without_channels(hparams, run_opts, utterances, embeddings)
+    compared, removed = without_channels(
+        hparams, run_opts, utterances, embeddings
+    )
     together = getattr(hparams["clusterer"], "distributed", False)
     if distributed.rank() > 0 and not together:
         return None
-    found = cluster(hparams, embeddings, compared)
+    found = cluster(hparams, embeddings, compared, removed)
     if distributed.rank() > 0:
         return None
     return write(hparams, utterances, embeddings, *found)
