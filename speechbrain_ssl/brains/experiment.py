@@ -915,7 +915,7 @@ def train_on_labels(
     if settings.channel_groups:
         groups = channel_groups(
             labels.utterances,
-            os.path.join(run.folder, "save", "channel_groups.npy"),
+            os.path.join(run.folder, "save", "channel_groups.npz"),
             settings.view_sampler.sample_rate,
             settings.channel_groups,
             training.seed,

@@ -80,15 +80,15 @@ def channel_groups(
 ) -> np.ndarray:
     """Groups the utterances of a training set by their quiet spectra (k-means).
 
-    The groups are written to ``path`` and read from there in a resumed run, so
-    that its batches are the same. Processes share the work.
+    The groups are written to ``path``. A resumed run reads them there, unless
+    they are of other utterances or settings. Processes share the work.
 
     Arguments
     ---------
     utterances : Utterances
         The training set.
     path : str
-        A .npy file.
+        A .npz file.
     sample_rate : int
         In Hz.
     groups : float
@@ -106,8 +106,7 @@ def channel_groups(
     Raises
     ------
     ValueError
-        If there are more groups than utterances, or the file has groups of
-        another training set.
+        If there are more groups than utterances.
     """
     groups = max(round(groups * len(utterances)), 1) if groups < 1 else groups
     if groups > len(utterances):
@@ -117,20 +116,23 @@ def channel_groups(
         )
     if groups == 1:
         return np.zeros(len(utterances), dtype=np.int64)
-    if not distributed.gather_objects(os.path.exists(path))[0]:
+    made_of = f"{utterances.hash()} {sample_rate} {groups} {seed}"
+    if not distributed.gather_objects(_has(path, made_of))[0]:
         spectrum = QuietSpectrum(sample_rate).to(device).eval()
         points = embed_utterances(
             spectrum, utterances, sample_rate, device=device
         )
-        distributed.on_first(_write, path, points, groups, seed)
-    found = np.load(path)
-    if len(found) != len(utterances):
-        raise ValueError(
-            f"{path} has the groups of {len(found)} utterances, the training "
-            f"set has {len(utterances)}. Delete the file, or train in another "
-            "output_folder."
-        )
-    return found
+        distributed.on_first(_write, path, points, groups, seed, made_of)
+    with np.load(path) as file:
+        return file["groups"]
+
+
+def _has(path, made_of):
+    """Says whether a file has groups that were made of the same."""
+    if not os.path.exists(path):
+        return False
+    with np.load(path) as file:
+        return str(file["made_of"]) == made_of
 
 
 def subtract_channels(
@@ -213,12 +215,12 @@ def classes_of_channels(
     return found
 
 
-def _write(path, points, groups, seed):
+def _write(path, points, groups, seed, made_of):
     """Clusters on the first process, for all of them."""
     found = KMeans(groups, spherical=False, n_init=4, random_state=seed)
     labels = found.fit_predict(points.numpy())
     with write_whole(path, "wb") as file:
-        np.save(file, labels)
+        np.savez(file, groups=labels, made_of=made_of)
     sizes = np.bincount(labels, minlength=groups)
     logger.info(
         "%d groups of %d to %d utterances that were recorded alike.",

@@ -58,19 +58,33 @@ def test_level_and_padding_do_not_change_a_quiet_spectrum():
 
 
 def test_groups_follow_the_background_and_are_kept(utterances, tmp_path):
-    path = str(tmp_path / "groups.npy")
+    path = str(tmp_path / "groups.npz")
     found = channel_groups(utterances, path, 16000, groups=3, seed=1)
     assert adjusted_rand_score([n % 3 for n in range(30)], found) == 1
-    np.save(path, found[::-1])  # a resumed run reads what is there
-    again = channel_groups(utterances, path, 16000, groups=3, seed=2)
-    assert (again == found[::-1]).all()
-    np.save(path, found[1:])
-    with pytest.raises(ValueError, match="groups of 29 utterances.* has 30"):
-        channel_groups(utterances, path, 16000, groups=3)
+    with np.load(path) as file:
+        parts = dict(file)
+    np.savez(path, **{**parts, "groups": found[::-1]})
+    again = channel_groups(utterances, path, 16000, groups=3, seed=1)
+    assert (again == found[::-1]).all()  # a resumed run reads what is there
+
+
+@pytest.mark.parametrize("change", ["groups", "seed", "utterances"])
+def test_groups_of_something_else_are_made_again(utterances, tmp_path, change):
+    path = str(tmp_path / "groups.npz")
+    channel_groups(utterances, path, 16000, groups=3, seed=1)
+    settings = {"groups": 3, "seed": 1}
+    if change == "utterances":
+        utterances = utterances.take(np.arange(30) < 29)
+    else:
+        settings[change] += 1
+    again = channel_groups(utterances, path, 16000, **settings)
+    assert len(again) == len(utterances)
+    fresh = str(tmp_path / "fresh.npz")
+    assert (again == channel_groups(utterances, fresh, 16000, **settings)).all()
 
 
 def test_groups_may_be_a_share_of_the_utterances(utterances, tmp_path):
-    path = tmp_path / "groups.npy"
+    path = tmp_path / "groups.npz"
     found = channel_groups(utterances, str(path), 16000, groups=0.1)
     assert sorted(set(found)) == [0, 1, 2]
     path.unlink()  # one group needs no spectra

@@ -239,9 +239,9 @@ def test_clusters_are_of_embeddings_without_their_channels(
     assert (
         "the means of 3 groups recorded alike were" in capsys.readouterr().out
     )
-    channels = np.load(out / "channel_groups.npy")
+    channels = np.load(out / "channel_groups.npz")["groups"]
     assert sorted(set(channels)) == [0, 1, 2] and len(channels) == 12
-    assert not (plain / "channel_groups.npy").exists()
+    assert not (plain / "channel_groups.npz").exists()
     first = load(plain / "embeddings").matrix
     assert (load(out / "embeddings").matrix == first).all()
 

@@ -26,7 +26,7 @@ same command with two more options corrects these labels::
         --output_folder results/corrected_labels
 
 With ``channel_groups``, embeddings are compared without the mean of those that
-were recorded alike; ``channel_groups.npy`` keeps the groups.
+were recorded alike; ``channel_groups.npz`` keeps the groups.
 
 With ``--face_model_folder`` the embeddings of the faces, which the column
 ``face`` of the training CSV names, are joined with those of the voices.
@@ -294,7 +294,7 @@ def without_channels(hparams, run_opts, utterances, embeddings):
     )
     groups = channels.channel_groups(
         utterances,
-        os.path.join(hparams["output_folder"], "channel_groups.npy"),
+        os.path.join(hparams["output_folder"], "channel_groups.npz"),
         embeddings.meta["settings"]["sample_rate"],
         hparams["channel_groups"],
         hparams["seed"],

@@ -168,7 +168,7 @@ def main(argv):
         if hparams.get("channel_groups"):
             groups = channel_groups(
                 utterances,
-                os.path.join(hparams["save_folder"], "channel_groups.npy"),
+                os.path.join(hparams["save_folder"], "channel_groups.npz"),
                 hparams["view_sampler"].sample_rate,
                 hparams["channel_groups"],
                 training.seed,
