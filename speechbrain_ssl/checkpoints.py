@@ -495,7 +495,10 @@ def find_damage(folder: str | os.PathLike, read: bool = True) -> str | None:
             f"{MANIFEST} is missing (if SpeechBrain's own Checkpointer wrote "
             "it, call speechbrain_ssl.checkpoints.write_manifest on it)"
         )
-    except (*(OSError, ValueError, LookupError), AttributeError) as error:
+    except (
+        *(OSError, ValueError, LookupError),
+        *(TypeError, AttributeError),
+    ) as error:
         return f"{MANIFEST} cannot be read ({_one_line(error)})"
     if METAFNAME not in files:
         return f"{METAFNAME} is not in {MANIFEST}"

@@ -220,6 +220,14 @@ def test_bad_meta_does_not_stop_the_listing(checkpointer, number, caplog, text):
     assert bad.exists() and not good.exists()
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "{}", "[]", '{"files": []}', '{"files": {"a": 1}}']
+)
+def test_manifest_of_another_form_is_damage(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    assert f"{MANIFEST} cannot be read" in find_damage(tmp_path)
+
+
 def test_damage_is_told_once(checkpointer, caplog):
     os.remove(save(checkpointer, 1).path / MANIFEST)
     for _ in range(3):

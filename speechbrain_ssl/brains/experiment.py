@@ -77,7 +77,7 @@ from speechbrain_ssl.options import (
     run_option_types,
     settings_of,
 )
-from speechbrain_ssl.pseudo_labels.channels import channel_groups
+from speechbrain_ssl.pseudo_labels import channels
 from speechbrain_ssl.pseudo_labels.labels import (
     Labels,
     keep_labels,
@@ -756,7 +756,7 @@ def _utterances_of(brain):
     write_corrected=one_of(True, False),
     face_gate_from=number(0),
     selection=one_of(*SELECTIONS),
-    channel_groups=number(0),
+    channel_groups=channels.COUNT,
     channel_weight=number(above=0, high=1),
 )
 @dataclass(frozen=True)
@@ -913,7 +913,7 @@ def train_on_labels(
         checkpointer=training.checkpointer,
     )
     if settings.channel_groups:
-        groups = channel_groups(
+        groups = channels.channel_groups(
             labels.utterances,
             os.path.join(run.folder, "save", "channel_groups.npz"),
             settings.view_sampler.sample_rate,

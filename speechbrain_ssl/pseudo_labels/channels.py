@@ -15,10 +15,12 @@ import torch
 from speechbrain.lobes.features import Fbank
 
 from speechbrain_ssl import distributed
+from speechbrain_ssl.checks import Rule, number
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.dataio.annotations import Utterances
 from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.pseudo_labels.extract import embed_utterances
+from speechbrain_ssl.pseudo_labels.statistics import fft_size
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,10 @@ PRIOR = 5
 # Share of the variance of embeddings above which groups are rather speakers
 # than channels. Groups of places explain a tenth, speakers a half or more.
 LARGEST_SHARE = 0.25
+COUNT = Rule(
+    lambda x: number(0).holds(x) and (x < 1 or x % 1 == 0),
+    "a whole number, or below 1 a share of the utterances; 0 for no groups",
+)
 
 
 class QuietSpectrum(torch.nn.Module):
@@ -52,7 +58,9 @@ class QuietSpectrum(torch.nn.Module):
 
     def __init__(self, sample_rate: int = 16000, n_mels: int = 40):
         super().__init__()
-        self.fbank = Fbank(sample_rate=sample_rate, n_mels=n_mels)
+        self.fbank = Fbank(
+            sample_rate=sample_rate, n_fft=fft_size(sample_rate), n_mels=n_mels
+        )
 
     @torch.no_grad()
     def forward(
@@ -108,7 +116,9 @@ def channel_groups(
     ValueError
         If there are more groups than utterances.
     """
-    groups = max(round(groups * len(utterances)), 1) if groups < 1 else groups
+    if groups < 1:
+        groups = max(groups * len(utterances), 1)
+    groups = round(groups)
     if groups > len(utterances):
         raise ValueError(
             f"channel_groups is {groups}, but there are {len(utterances)} "

@@ -26,6 +26,11 @@ NAME = "mfcc"  # where the path of a model stands otherwise
 N_MFCC, N_MELS, FLOOR = 20, 40, 30.0
 
 
+def fft_size(sample_rate: int) -> int:
+    """Size of the FFT of SpeechBrain's features, for windows of 25 ms."""
+    return max(400, round(sample_rate * 0.025))
+
+
 class MFCCStatistics(torch.nn.Module):
     """Mean, deviation and skewness of MFCCs and their deltas over time.
 
@@ -47,6 +52,7 @@ class MFCCStatistics(torch.nn.Module):
         super().__init__()
         self.mfcc = MFCC(
             sample_rate=sample_rate,
+            n_fft=fft_size(sample_rate),
             n_mfcc=N_MFCC,
             n_mels=N_MELS,
             context=False,

@@ -6,17 +6,20 @@ import soundfile
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from speechbrain_ssl.checks import check
 from speechbrain_ssl.clustering.kmeans import KMeans
 from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
 from speechbrain_ssl.pseudo_labels.channels import (
+    COUNT,
     QuietSpectrum,
     channel_groups,
     classes_of_channels,
     subtract_channels,
 )
+from speechbrain_ssl.pseudo_labels.statistics import MFCCStatistics
 
 
 def colored(color, generator):
@@ -90,6 +93,19 @@ def test_groups_may_be_a_share_of_the_utterances(utterances, tmp_path):
     path.unlink()  # one group needs no spectra
     assert set(channel_groups(utterances, str(path), 16000, 0.01)) == {0}
     assert not path.exists()
+
+
+@pytest.mark.parametrize("groups", [-1, 1.5, np.inf, np.nan, True, "2"])
+def test_a_part_of_a_group_is_refused(groups):
+    check("channel_groups", 3.0, COUNT)
+    with pytest.raises(ValueError, match="channel_groups must be a whole"):
+        check("channel_groups", groups, COUNT)
+
+
+@pytest.mark.parametrize("kind", [QuietSpectrum, MFCCStatistics])
+def test_audio_of_high_rates_has_features_too(kind):
+    found = kind(48000).eval()(torch.randn(1, 48000), torch.ones(1))
+    assert found.isfinite().all()
 
 
 def test_more_groups_than_utterances_are_refused(utterances, tmp_path):

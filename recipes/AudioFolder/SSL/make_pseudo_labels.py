@@ -110,7 +110,7 @@ def check_settings(hparams):
         max_size=optional(number(above=0)),
         ask_stability=one_of(True, False),
         listen=whole(0),
-        channel_groups=number(0),
+        channel_groups=channels.COUNT,
         face_weight=number(0, 1),
         agreement=one_of(True, False),
     )

@@ -32,7 +32,7 @@ from speechbrain_ssl.brains.ssl import SSLBrain
 from speechbrain_ssl.checks import check, check_keys, number, one_of
 from speechbrain_ssl.loading import check_sample_rate
 from speechbrain_ssl.options import load_experiment
-from speechbrain_ssl.pseudo_labels.channels import channel_groups
+from speechbrain_ssl.pseudo_labels import channels
 from speechbrain_ssl.runtime import keep_memory
 from speechbrain_ssl.script import run_script
 
@@ -79,7 +79,7 @@ def check_settings(hparams):
         min_seconds=number(0),
         student_sees_global=one_of(True, False),
     )
-    check("channel_groups", hparams.get("channel_groups", 0), number(0))
+    check("channel_groups", hparams.get("channel_groups", 0), channels.COUNT)
     modules, branch = hparams["modules"], hparams["extract_from"]
     has_teacher = "teacher" in modules
     has_locals = hparams["view_sampler"].counts[1] > 0
@@ -166,7 +166,7 @@ def main(argv):
         train_set = experiment.views_of(utterances, hparams["view_sampler"])
         groups = None
         if hparams.get("channel_groups"):
-            groups = channel_groups(
+            groups = channels.channel_groups(
                 utterances,
                 os.path.join(hparams["save_folder"], "channel_groups.npz"),
                 hparams["view_sampler"].sample_rate,
