@@ -114,7 +114,8 @@ def channel_groups(
     Raises
     ------
     ValueError
-        If there are more groups than utterances.
+        If there are more groups than utterances, or more than a quarter of
+        the utterances cannot be read.
     """
     if groups < 1:
         groups = max(groups * len(utterances), 1)
@@ -129,9 +130,14 @@ def channel_groups(
     made_of = f"{utterances.hash()} {sample_rate} {groups} {seed}"
     if not distributed.gather_objects(_has(path, made_of))[0]:
         spectrum = QuietSpectrum(sample_rate).to(device).eval()
-        points = embed_utterances(
-            spectrum, utterances, sample_rate, device=device
-        )
+        try:
+            points = embed_utterances(
+                spectrum, utterances, sample_rate, device=device
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"channel_groups needs the audio (0: no groups). {error}"
+            ) from error
         distributed.on_first(_write, path, points, groups, seed, made_of)
     with np.load(path) as file:
         return file["groups"]

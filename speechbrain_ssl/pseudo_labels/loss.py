@@ -289,12 +289,17 @@ class GatedLoss(torch.nn.Module):
         logit = self._logit(cosines, labels, epoch, offsets)
         return cross_entropy_per_utterance(logit, labels)[1]
 
-    def _logit(self, cosines, labels, epoch, offsets):
-        """Logits with margin; offsets, if any, are added to other classes."""
+    def _logit(self, cosines, labels, epoch, offsets, learned=None):
+        """Logits with the margin on ``labels``.
+
+        Offsets, if any, are added to all classes but those that are
+        ``learned`` (None: ``labels``).
+        """
         logit = self.aam(cosines, labels, epoch)
         if offsets is None:
             return logit
-        return logit + offsets.scatter(1, labels[:, None], 0.0)
+        learned = labels if learned is None else learned
+        return logit + offsets.scatter(1, learned[:, None], 0.0)
 
     def forward(
         self,
@@ -374,6 +379,8 @@ class GatedLoss(torch.nn.Module):
             learned = torch.where(corrected, new, labels)
             if self.margin_on == "learned":
                 logit = self._logit(cosines, new, epoch, offsets)
+            elif offsets is not None:
+                logit = self._logit(cosines, labels, epoch, offsets, new)
             again, _ = cross_entropy_per_utterance(logit, new)
             if self.target == "soft":
                 again = -(posterior * logit.log_softmax(-1)).sum(-1)

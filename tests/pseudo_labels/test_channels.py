@@ -95,6 +95,14 @@ def test_groups_may_be_a_share_of_the_utterances(utterances, tmp_path):
     assert not path.exists()
 
 
+def test_missing_audio_is_told_with_the_setting_that_needs_it(tmp_path):
+    rows = [(str(n), 2.0, f"{tmp_path}/{n}.wav", 0, 32000) for n in range(4)]
+    write_annotation(tmp_path / "train.csv", rows)
+    missing = read_annotation(tmp_path / "train.csv")
+    with pytest.raises(ValueError, match="channel_groups needs .* 4 of 4"):
+        channel_groups(missing, str(tmp_path / "x.npz"), 16000, groups=2)
+
+
 @pytest.mark.parametrize("groups", [-1, 1.5, np.inf, np.nan, True, "2"])
 def test_a_part_of_a_group_is_refused(groups):
     check("channel_groups", 3.0, COUNT)

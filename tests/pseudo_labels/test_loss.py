@@ -210,10 +210,13 @@ def test_offsets_weight_the_classes_that_are_not_learned():
     assert torch.allclose(logs, decisions.loss_log)
 
 
-def test_a_corrected_label_has_no_offset():
+@pytest.mark.parametrize("margin_on", ["learned", "given"])
+def test_a_corrected_label_has_no_offset(margin_on):
     cosines, clean = torch.tensor([[0.1, 0.3]]), torch.tensor([[0.0, 0.9]])
     shut, labels = torch.zeros(1, dtype=torch.bool), torch.tensor([0])
-    learn = GatedLoss(AAMSoftmax(0.0, 10.0), correct_from=0.0)
+    learn = GatedLoss(
+        AAMSoftmax(0.0, 10.0), correct_from=0.0, margin_on=margin_on
+    )
     offsets = torch.tensor([[0.0, -3.0]])  # of the class that is learned
     found, decisions, _ = learn(
         cosines, labels, clean, shut, 1.0, offsets=offsets
