@@ -59,6 +59,11 @@ RENAMED_CLASSES = {
     "speechbrain_ssl.dataio.corruption.Corruption": "a list of effects, "
     "speechbrain_ssl.dataio.augmentation.Augmentation",
 }
+METHODS = {
+    "kmeans": "speechbrain_ssl.clustering.kmeans.KMeans",
+    "two_stage": "speechbrain_ssl.clustering.clusterers.TwoStage",
+    "graph": "speechbrain_ssl.clustering.clusterers.Graph",
+}
 # What makes an encoder in a YAML; the last key is what heads refer to.
 ENCODER = ("compute_features", "mean_var_norm", "embedding_model", "emb_dim")
 ENCODER_FILE = "--encoder_file"
@@ -423,6 +428,19 @@ def _refuse_renamed(where, node):
                     f"{where}: the key '{key}' is now called '{RENAMED[key]}'."
                 )
             _refuse_renamed(where, inner)
+            _refuse_method(f"{where}: {key}", inner)
+
+
+def _refuse_method(where, node):
+    """Says what an earlier choice of a clusterer by name is now."""
+    if not where.endswith("clusterer") or not isinstance(node, Mapping):
+        return
+    method = METHODS.get(str(node.get("method")))
+    if method is not None:
+        raise OptionsError(
+            f"{where}: instead of method: {node['method']}, write the class: "
+            f"!new:{method} {{n_clusters: NUMBER}}"
+        )
 
 
 def _beginning_with(name):
@@ -578,6 +596,7 @@ def _check_overrides(file, tree, given):
     for name, text in given.items():
         value = _load_text(name, text)[name]
         _refuse_renamed(f"--{name}", value)
+        _refuse_method(f"--{name}", value)
         if isinstance(value, Mapping):
             _check_mapping(file, f"--{name}", value, tree[name])
 

@@ -157,6 +157,10 @@ def test_other_keys_need_a_value(load, argv):
         (["--double", "{a: 1}"], "no mapping there but !ref <seed>"),
         (["--net", "!new:torch.nn.Dropout {a: 1}"], "--net: 'a' is not a key"),
         (["--net", "!new:torch.nn.Linea {}"], "'net' cannot be built"),
+        (
+            ["--table", "{clusterer: {method: kmeans, n_clusters: 9}}"],
+            "write the class: !new:speechbrain_ssl.clustering.kmeans.KMeans",
+        ),
         (["--lr", "[1"], r"--lr: '\[1' is no YAML value"),
         (["--views", "{inner: 1, inner: 2}"], "duplicate key"),
     ],

@@ -90,6 +90,22 @@ def test_it_times_steps_trains_verifies_and_reports(
     assert json.loads((tmp_path / "demo.json").read_text()) == before
 
 
+def test_rounds_get_an_encoder_file_as_a_whole(demo, speech, tmp_path):
+    folder = ["--data_folder", str(speech), "--output_folder", str(tmp_path)]
+    args, further = demo.parse_arguments(
+        [*folder, "--encoder_file", "ecapa_c256", "--batch_size=4"]
+    )
+    given = demo.rounds_arguments(args, further, "model", 3)
+    found = dict(text[2:].split("=", 1) for text in given[1:])
+    assert json.loads(found["train"])["changes"] == {
+        "number_of_epochs": 3,
+        "encoder_file": "ecapa_c256",
+    }
+    shared = json.loads(found["shared"])
+    assert shared["batch_size"] == "4"
+    assert "embedding_model" not in shared and "emb_dim" not in shared
+
+
 def test_another_run_in_the_same_folder_is_refused(demo, tmp_path):
     def settings(seed):
         args, further = demo.parse_arguments(

@@ -21,6 +21,7 @@ Arguments::
     --seed 1
 """
 
+import argparse
 import json
 import logging
 import os
@@ -42,7 +43,7 @@ from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.evaluation.verification import verify
 from speechbrain_ssl.files import read_jsonl, same_or_refuse, write_json
 from speechbrain_ssl.loading import load_encoder
-from speechbrain_ssl.options import load_experiment
+from speechbrain_ssl.options import ENCODER, ENCODER_FILE, load_experiment
 from speechbrain_ssl.report.page import write_report
 from speechbrain_ssl.runtime import keep_memory
 from speechbrain_ssl.script import run_script
@@ -233,6 +234,15 @@ def summarize_run(args, argv, before, after):
     print(f"Report: {page}")
 
 
+def encoder_file_of(further):
+    """The file or name that ``--encoder_file`` gives, None without it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(ENCODER_FILE)
+    found = parser.parse_known_args(further)[0].encoder_file
+    is_file = found is not None and os.path.isfile(found)
+    return os.path.abspath(found) if is_file else found
+
+
 def rounds_arguments(args, further, model, epochs):
     """The command line of run_rounds.py."""
     with tempfile.TemporaryDirectory() as folder:
@@ -241,6 +251,11 @@ def rounds_arguments(args, further, model, epochs):
         )
     given = dict(line.split(": ", 1) for line in overrides.split("\n"))
     shared = {key: given[key] for key in SHARED if key in given}
+    changes = {"number_of_epochs": epochs}
+    if encoder_file := encoder_file_of(further):
+        # as a whole; its keys would be merged into the encoder of the YAML
+        shared = {k: v for k, v in shared.items() if k not in ENCODER}
+        changes["encoder_file"] = encoder_file
     settings = {
         "data_folder": args.data_folder,
         "output_folder": os.path.join(args.output_folder, "rounds"),
@@ -249,7 +264,7 @@ def rounds_arguments(args, further, model, epochs):
         "rounds": args.rounds,
         "trials": args.trials,
         "shared": shared,
-        "train": {"changes": {"number_of_epochs": epochs}},
+        "train": {"changes": changes},
         **{key: getattr(run_opts, key) for key in run_opts.overridden_args},
     }
     texts = {
