@@ -704,24 +704,34 @@ def export_model(
             model, found, training.selfcheck_folder or "held-out audio"
         )
     if training.dev_trials:
-        encoder = load_encoder(model, brain.device)
-        summary = verify(
-            encoder.encode_batch,
-            training.dev_trials,
-            sample_rate=encoder.audio_normalizer.sample_rate,
-            device=brain.device,
-            strict=False,
-            known={"training set": _utterances_of(brain).wavs()},
-            face_size=face_size_of(encoder),
-        )
-        if summary["raw"]["EER"] is not None:
-            suggest_threshold(
-                model,
-                summary["raw"],
-                os.path.basename(training.dev_trials),
-                summary.get("known_files"),
-            )
+        try:
+            _suggest_threshold(brain, training, model)
+        except ValueError as error:
+            if not prefix:  # the files of the trials may have no faces
+                raise
+            logger.warning("The face model gets no threshold: %s", error)
     return model
+
+
+def _suggest_threshold(brain, training, model):
+    """Writes the threshold of the labelled trial list into a model folder."""
+    encoder = load_encoder(model, brain.device)
+    summary = verify(
+        encoder.encode_batch,
+        training.dev_trials,
+        sample_rate=encoder.audio_normalizer.sample_rate,
+        device=brain.device,
+        strict=False,
+        known={"training set": _utterances_of(brain).wavs()},
+        face_size=face_size_of(encoder),
+    )
+    if summary["raw"]["EER"] is not None:
+        suggest_threshold(
+            model,
+            summary["raw"],
+            os.path.basename(training.dev_trials),
+            summary.get("known_files"),
+        )
 
 
 def describe(brain: SpeakerBrain, training: Training) -> dict[str, str]:

@@ -187,7 +187,7 @@ def subtract_channels(
     sums = np.zeros((groups.max() + 1, unit.shape[1]))
     np.add.at(sums, groups, centered)
     sizes = np.bincount(groups)[:, None]
-    total = max((centered.astype(np.float64) ** 2).sum(), 1e-12)
+    total = max(np.vdot(centered, centered), 1e-12)
     share = float((sums**2 / np.maximum(sizes, 1)).sum() / total)
     if share > LARGEST_SHARE:
         return unit, share

@@ -281,14 +281,13 @@ def embed_faces(hparams, run_opts, voice):
     return load(folder)
 
 
-def without_channels(hparams, run_opts, utterances, embeddings):
-    """Embeddings whose voices lack the mean of their channel group.
+def find_channels(hparams, run_opts, utterances, embeddings):
+    """Channel group of each embedding [rows], by all processes together.
 
-    Gives also, for the report, the number of groups and the share of the
-    variance that they explain; None if there are no groups.
+    None if there are no groups.
     """
     if not hparams["channel_groups"] or not len(embeddings.ids):
-        return embeddings, None
+        return None
     utterances = utterances.take(
         np.isin(list(utterances.ids()), embeddings.ids)
     )
@@ -301,9 +300,20 @@ def without_channels(hparams, run_opts, utterances, embeddings):
         run_opts["device"] or infer_device(),
     )
     if groups.max() == 0:
-        return embeddings, None
+        return None
     row = {name: n for n, name in enumerate(utterances.ids())}
-    groups = groups[[row[name] for name in embeddings.ids]]
+    return groups[[row[name] for name in embeddings.ids]]
+
+
+def without_channels(embeddings, groups):
+    """Embeddings whose voices lack the mean of their channel group.
+
+    ``groups`` are those of ``find_channels``. Gives also, for the report, the
+    number of groups and the share of the variance that they explain; None if
+    there are no groups.
+    """
+    if groups is None:
+        return embeddings, None
     matrix = np.array(embeddings.matrix, dtype=np.float32)
     voices = matrix[:, : embeddings.meta["made"].get("voice_dim")]
     lengths = np.linalg.norm(voices, axis=1, keepdims=True)
@@ -316,15 +326,15 @@ def without_channels(hparams, run_opts, utterances, embeddings):
     }
 
 
-def cluster(hparams, embeddings, compared, removed):
+def cluster(hparams, embeddings, removed):
     """Clusters embeddings and measures the clusters.
 
-    ``compared`` are the embeddings as they are compared, and ``removed`` says
-    what they lack; both are of ``without_channels``. Gives the class of each
-    embedding, -1 for none [rows], and a report with ``clustering``, ``quality``
-    and, with true speakers, ``oracle``.
+    ``removed`` says what the embeddings lack; both are of
+    ``without_channels``. Gives the class of each embedding, -1 for none [rows],
+    and a report with ``clustering``, ``quality`` and, with true speakers,
+    ``oracle``.
     """
-    points, clusterer = compared.matrix, hparams["clusterer"]
+    points, clusterer = embeddings.matrix, hparams["clusterer"]
     if hparams["unit_length"]:
         points = np.array(points, dtype=np.float32)
         norms = np.linalg.norm(points, axis=1, keepdims=True)
@@ -332,7 +342,7 @@ def cluster(hparams, embeddings, compared, removed):
     agreed = {}
     if hparams["agreement"]:
         raw, clusters = joint.agree(
-            joint.parts_of(compared), len(points), clusterer.fit_predict
+            joint.parts_of(embeddings), len(points), clusterer.fit_predict
         )
         agreed = {"agreement": quality.agreement(*clusters.values())}
     else:
@@ -543,13 +553,12 @@ def main(argv):
             "The job that does the last missing part makes the labels."
         )
         return None
-    compared, removed = without_channels(
-        hparams, run_opts, utterances, embeddings
-    )
+    groups = find_channels(hparams, run_opts, utterances, embeddings)
     together = getattr(hparams["clusterer"], "distributed", False)
     if distributed.rank() > 0 and not together:
         return None
-    found = cluster(hparams, embeddings, compared, removed)
+    embeddings, removed = without_channels(embeddings, groups)
+    found = cluster(hparams, embeddings, removed)
     if distributed.rank() > 0:
         return None
     return write(hparams, utterances, embeddings, *found)
