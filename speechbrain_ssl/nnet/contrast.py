@@ -50,8 +50,8 @@ def contrast(anchors: torch.Tensor, others: torch.Tensor) -> Cosines:
     Example
     -------
     >>> found = contrast(torch.eye(2)[None], torch.eye(2)[None])
-    >>> found.positive, found.negative
-    (tensor([[[1., 1.]]]), tensor([[[-inf, 0.], [0., -inf]]]))
+    >>> found.positive.tolist(), found.negative.tolist()
+    ([[[1.0, 1.0]]], [[[-inf, 0.0], [0.0, -inf]]])
     """
     batch = anchors.shape[1]
     # [processes, others, batch, dim] to the order of the anchors

@@ -179,7 +179,8 @@ def subtract_channels(
     >>> places = np.arange(100) % 2
     >>> heard = speakers + np.where(places, 0.5, -0.5)[:, None]
     >>> found, share = subtract_channels(heard, places)
-    >>> abs(found[places == 1].mean(0) - found[places == 0].mean(0)).max() < 0.1
+    >>> between = found[places == 1].mean(0) - found[places == 0].mean(0)
+    >>> bool(abs(between).max() < 0.1)
     True
     """
     unit = _unit(np.asarray(points, dtype=np.float32))
