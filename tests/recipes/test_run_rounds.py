@@ -660,7 +660,7 @@ def test_a_start_from_embeddings_has_no_first_encoder(run, flags, message):
         ),
         (
             "--labels={changes: {clusterer: {method: two_stage}}}",
-            "'method' is not a key",
+            "instead of method: two_stage, write the class: !new:",
         ),
         ("--verify={changes: {top_n: 0}}", "Stage verify: top_n"),
         ("--ssl={changes: {dev_every: 0}}", "Stage ssl: dev_every"),
