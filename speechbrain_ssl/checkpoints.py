@@ -45,7 +45,7 @@ logger = get_logger(__name__)
 
 MANIFEST = "MANIFEST.json"
 # Folders of work that is not done. One training at a time has the folder of the
-# checkpoints (``files.occupy``), so those that it finds are leftovers.
+# checkpoints (``files.occupy``), so such folders at its start are leftovers.
 SAVING, DELETING = ".saving", ".deleting+"
 # torch.save does not raise OSError when its C++ writer cannot write.
 TORCH_WRITE_ERRORS = (

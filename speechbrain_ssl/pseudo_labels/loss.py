@@ -292,8 +292,8 @@ class GatedLoss(torch.nn.Module):
     def _logit(self, cosines, labels, epoch, offsets, learned=None):
         """Logits with the margin on ``labels``.
 
-        Offsets, if any, are added to all classes but those that are
-        ``learned`` (None: ``labels``).
+        Offsets, if any, are added to all classes except the ``learned`` class
+        of each utterance (None: its label).
         """
         logit = self.aam(cosines, labels, epoch)
         if offsets is None:

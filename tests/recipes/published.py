@@ -26,7 +26,7 @@ BEGIN, END = "<!-- made of published.yaml -->", "<!-- end -->"
 def read_table():
     """The table, with the settings of the families that recipes name.
 
-    Sources of a family are replaced by those that the recipe has for them.
+    A recipe's own sources replace those of its family.
     """
     table = yaml.safe_load(TABLE.read_text())
     for recipe in table["recipes"].values():

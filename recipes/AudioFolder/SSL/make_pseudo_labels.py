@@ -25,8 +25,9 @@ same command with two more options corrects these labels::
         --edits results/pseudo_labels/edits.csv \
         --output_folder results/corrected_labels
 
-With ``channel_groups``, embeddings are compared without the mean of those that
-were recorded alike; ``channel_groups.npz`` keeps the groups.
+With ``channel_groups``, utterances that were recorded alike form groups, and the
+mean embedding of each group is subtracted before clustering;
+``channel_groups.npz`` keeps the groups.
 
 With ``--face_model_folder`` the embeddings of the faces, which the column
 ``face`` of the training CSV names, are joined with those of the voices.
