@@ -13,7 +13,7 @@ python=${PYTHON:-python}
 torchrun="$python -m torch.distributed.run"
 small=(--data_folder "$audio" --batch_size 4 --number_of_epochs "${EPOCHS:-6}"
     --emb_dim 16 --embedding_model "{channels: [8, 8, 8, 8, 24]}"
-    --noprogressbar --distributed_backend gloo --precision fp32)
+    --noprogressbar --precision fp32)
 yaml=hparams/train_moco.yaml
 objective=(--objective "{queue_size: 20}")
 
@@ -71,7 +71,7 @@ echo "labels"
 label() { # launcher output_folder
     $1 make_pseudo_labels.py hparams/pseudo_labels.yaml --data_folder "$audio" \
         --model_folder "$out/one/model" --output_folder "$2" --noprogressbar \
-        --distributed_backend gloo --device cpu \
+        --device cpu \
         --clusterer "!new:sklearn.cluster.KMeans {n_clusters: 5, random_state: 1}" \
         --min_size 1
 }

@@ -3,9 +3,9 @@
     > python benchmarks/train_step.py recipes/AudioFolder/SSL/hparams/train_simclr.yaml \
         --data_folder /audio [--number_of_steps 12] [further overrides]
 
-The floor is the same student, precision and batch, resident in memory:
-features, forward and backward of the views, nothing else. The loop is
-SSLBrain's on the real loader. Prints JSON.
+The floor is the same precision and batch, resident in memory: features, forward
+and backward of the student's views, and the teacher's forward pass, if there is
+one. The loop is SSLBrain's on the real loader. Prints JSON.
 """
 
 import json
@@ -165,11 +165,14 @@ def main(argv):
             for name in ("views", "draws")
         )
         augmentation = measure_augmentation(sampler, packed, draws, steps)
-        views, local_crops = sampler.split(sampler.augment(packed, draws))
-        if not hparams["student_sees_global"]:
-            views = []
-        views = views + local_crops
+        crops, local_crops = sampler.split(sampler.augment(packed, draws))
+        views = local_crops
+        if hparams["student_sees_global"]:
+            views = crops + local_crops
         times = measure_floor(brain, views, steps)
+        if "teacher" in brain.modules:
+            times["teacher"] = measure_teacher(brain, crops, steps)
+            times["floor"] += times["teacher"]
     count = len(views) * batch_size
     result = {
         "views_per_step": count,

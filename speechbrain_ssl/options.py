@@ -137,7 +137,7 @@ def load_experiment(
     _check_overrides(file, tree, given)
     _check_placeholders(file, tree, given)
     hparams = Settings(file, _build(file, overrides))
-    _add_precision(run_options, hparams)
+    _suit_device(run_options, hparams)
     run_opts = RunOptions(
         **run_options, param_file=file, overridden_args=set(run_options)
     )
@@ -774,13 +774,14 @@ def _place(file, overrides, error):
     return (above[-1].partition(":")[0] if above else None), what
 
 
-def _add_precision(run_options, hparams):
-    """Fills in what suits the device, unless the user said something."""
-    asked = {"precision", "auto_mix_prec", "bfloat16_mix_prec"}
-    if asked & {*run_options, *hparams}:
-        return
+def _suit_device(run_options, hparams):
+    """Fills in precision and backend of the device, if the user gave none."""
     from speechbrain_ssl.runtime import default_precision
 
     device = run_options.get("device") or hparams.get("device")
     device = str(device or infer_device())
-    run_options["precision"] = default_precision(device)
+    given = {*run_options, *hparams}
+    if not given & {"precision", "auto_mix_prec", "bfloat16_mix_prec"}:
+        run_options["precision"] = default_precision(device)
+    if not (device.startswith("cuda") or "distributed_backend" in given):
+        run_options["distributed_backend"] = "gloo"  # NCCL needs GPUs

@@ -279,7 +279,7 @@ def test_run_options_have_the_type_of_their_field(load):
     assert run_opts.overridden_args == {
         *("optimizer_step_limit", "max_grad_norm", "debug", "device"),
         *("ckpt_interval_minutes", "noprogressbar", "compile_module_keys"),
-        *("log_config", "precision"),
+        *("log_config", "precision", "distributed_backend"),
     }
 
 
@@ -341,6 +341,8 @@ def test_precision_suits_the_device_unless_given(
     assert run_opts.precision == expected
     given = "precision" in run_opts.overridden_args
     assert given == ("precision" not in text)
+    on_gpu = "cuda" in "".join(argv)
+    assert run_opts.distributed_backend == ("nccl" if on_gpu else "gloo")
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,10 @@ class SpeakerBrain(sb.Brain):
         if self.on_gpu:  # copies from other memory would wait
             kwargs.setdefault("pin_memory", True)
         loader = EpochLoader(
-            dataset, last_epoch=self.hparams.epoch_counter.limit, **kwargs
+            dataset,
+            last_epoch=self.hparams.epoch_counter.limit,
+            ahead=dataset.in_thread,
+            **kwargs,
         )
         self.train_loader, self.train_sampler = loader, loader.sampler
         if self.checkpointer is not None:

@@ -486,6 +486,9 @@ def views_of(
         dynamic_items=items,
         output_keys=["id", "index", *(x for i in items for x in i.provides)],
         seed=view_sampler.seed,
+        # transforms of images draw from torch's generator, and some effects
+        in_thread=face_sampler is None
+        and getattr(view_sampler, "augment_on", None) == "device",
     )
 
 

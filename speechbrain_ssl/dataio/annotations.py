@@ -400,6 +400,9 @@ class UtteranceDataset(DynamicItemDataset):
         As for DynamicItemDataset.
     seed : int
         Seed of the replacements. None: unreadable audio is an error.
+    in_thread : bool
+        Whether a thread may read during a training step, because no item draws
+        from global random generators.
 
     Example
     -------
@@ -420,9 +423,11 @@ class UtteranceDataset(DynamicItemDataset):
         dynamic_items: Any = None,
         output_keys: Any = None,
         seed: int | None = None,
+        in_thread: bool = False,
     ):
         self.utterances = utterances
         self.seed = seed
+        self.in_thread = in_thread
         self.pipeline = DataPipeline(
             [*self._static_items((0, 0))], dynamic_items or []
         )

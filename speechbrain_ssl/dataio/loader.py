@@ -1,7 +1,8 @@
-"""A loader whose workers do not stop at the end of an epoch."""
+"""A loader that reads the next batch during a step, across epochs, too."""
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 
 
 class EpochLoader(SaveableDataLoader):
-    """Batches of one epoch at each iteration; workers read on meanwhile.
+    """Batches of one epoch at each iteration; the next ones are read meanwhile.
 
     The workers of a usual loader have nothing to do from the last batch of an
     epoch until the first one of the next is asked for, and training waits for
@@ -18,12 +19,29 @@ class EpochLoader(SaveableDataLoader):
     steps of this one, which is most of the time where an epoch has few steps.
     ``forget`` drops these batches, if what they are made of changes.
 
-    The sampler has ``set_epoch``, and whole batches only. Nothing is read after
-    ``last_epoch``. ``kwargs`` are those of ``torch.utils.data.DataLoader``.
+    Arguments
+    ---------
+    dataset : Dataset
+        As for ``torch.utils.data.DataLoader``.
+    sampler : Sampler
+        It has ``set_epoch``, and whole batches only.
+    last_epoch : int
+        Nothing is read after it.
+    ahead : bool
+        Whether a thread reads the next batch during a step, if there are no
+        workers. The dataset must not draw from global random generators, which
+        the step uses at the same time.
+    kwargs
+        Those of ``torch.utils.data.DataLoader``.
     """
 
     def __init__(
-        self, dataset: Any, sampler: Any, last_epoch: int, **kwargs: Any
+        self,
+        dataset: Any,
+        sampler: Any,
+        last_epoch: int,
+        ahead: bool = False,
+        **kwargs: Any,
     ):
         kwargs.setdefault("collate_fn", PaddedBatch)
         # the loader draws the seed of workers: not from the training's numbers
@@ -32,26 +50,45 @@ class EpochLoader(SaveableDataLoader):
         super().__init__(dataset, sampler=order, **kwargs)
         self._inner: Any = None
         self._next_epoch: int | None = None
-        self._before = 0  # batches of earlier epochs of this iterator
+        self._reader: ThreadPoolExecutor | None = None
+        if ahead and self.num_workers == 0:
+            self._reader = ThreadPoolExecutor(1, "reader")
+        self._ahead: Future | None = None
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.sampler.epoch
+        done = 0
         if self._inner is None or self._next_epoch != epoch:
+            self._drop()
             self.sampler.first = epoch
-            self._inner, self._before = super().__iter__(), 0
+            self._inner = super().__iter__()
+            done = self._inner._num_yielded  # by the process that was resumed
         # SpeechBrain saves this number with a checkpoint
-        progress = _Progress(self._inner._num_yielded - self._before)
-        self._speechbrain_iterator = progress
+        self._speechbrain_iterator = progress = _Progress(done)
         self._next_epoch = None
         while progress._num_yielded < len(self):
-            batch = next(self._inner)
+            batch = self._take()
             progress._num_yielded += 1
             yield batch
-        self._before += len(self)
         self._next_epoch = self.sampler.epoch = epoch + 1
 
+    def _take(self):
+        """The next batch; a thread begins with the one after it."""
+        if self._reader is None:
+            return next(self._inner)
+        ahead = self._ahead or self._reader.submit(next, self._inner)
+        batch = ahead.result()
+        self._ahead = self._reader.submit(next, self._inner, None)
+        return batch
+
+    def _drop(self):
+        """Waits for the thread, and drops its batch."""
+        if self._ahead is not None:
+            self._ahead.exception()
+            self._ahead = None
+
     def forget(self) -> None:
-        """Drops batches that workers have read for the next epoch."""
+        """Drops batches that were read for the next epoch."""
         self._next_epoch = None
 
 

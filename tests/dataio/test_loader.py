@@ -29,7 +29,7 @@ class Keys:
         return COUNT
 
 
-def loader(dataset, last=3, workers=0):
+def loader(dataset, last=3, workers=0, ahead=False):
     sampler = EpochSampler(COUNT, seed=1, batch_size=2)
     return EpochLoader(
         dataset,
@@ -39,6 +39,7 @@ def loader(dataset, last=3, workers=0):
         collate_fn=list,
         num_workers=workers,
         persistent_workers=workers > 0,
+        ahead=ahead,
     )
 
 
@@ -54,9 +55,12 @@ def expected(epoch):
     return [keys[i : i + 2] for i in range(0, len(keys), 2)]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_epochs_are_those_of_the_sampler(workers):
-    batches = loader(Keys(), workers=workers)
+READERS = [{"workers": 0}, {"workers": 1}, {"ahead": True}]
+
+
+@pytest.mark.parametrize("readers", READERS)
+def test_epochs_are_those_of_the_sampler(readers):
+    batches = loader(Keys(), **readers)
     for epoch in (1, 2, 3):
         assert epoch_of(batches, epoch) == expected(epoch)
 
@@ -79,26 +83,51 @@ def test_workers_read_the_next_epoch_and_nothing_after_the_last():
     assert dataset.read[3] == 0
 
 
-def test_batches_are_read_again_if_what_they_are_made_of_changes():
+def test_a_thread_reads_the_next_batch_during_a_step():
     dataset = Keys()
-    batches = loader(dataset, workers=1)
+    batches = loader(dataset, last=1, ahead=True)
+    batches.sampler.set_epoch(1)
+    iterator = iter(batches)
+    next(iterator)
+    for _ in range(200):
+        if dataset.read[1] == 4:
+            break
+        time.sleep(0.02)
+    assert dataset.read[1] == 4
+
+
+def test_an_error_of_the_thread_reaches_training():
+    class Broken(Keys):
+        def __getitem__(self, key):
+            raise OSError("no such disk")
+
+    batches = loader(Broken(), ahead=True)
+    with pytest.raises(OSError, match="no such disk"):
+        epoch_of(batches, 1)
+
+
+@pytest.mark.parametrize("readers", READERS[1:])
+def test_batches_are_read_again_if_what_they_are_made_of_changes(readers):
+    dataset = Keys()
+    batches = loader(dataset, **readers)
     assert epoch_of(batches, 1) == expected(1)
     dataset.value.value = 5
     batches.forget()
     assert {item[-1] for batch in epoch_of(batches, 2) for item in batch} == {5}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_epoch_that_is_left_begins_anew(workers):
-    batches = loader(Keys(), workers=workers)
+@pytest.mark.parametrize("readers", READERS)
+def test_an_epoch_that_is_left_begins_anew(readers):
+    batches = loader(Keys(), **readers)
     batches.sampler.set_epoch(1)
     next(iter(batches))
     assert epoch_of(batches, 2) == expected(2)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("done", [0, 1, 3])
-def test_a_checkpoint_has_the_place_in_the_epoch(done, tmp_path):
-    first = loader(Keys())
+def test_a_checkpoint_has_the_place_in_the_epoch(done, ahead, tmp_path):
+    first = loader(Keys(), ahead=ahead)
     assert epoch_of(first, 1) == expected(1)
     first.sampler.set_epoch(2)
     iterator = iter(first)
@@ -107,7 +136,7 @@ def test_a_checkpoint_has_the_place_in_the_epoch(done, tmp_path):
     if done:
         saved = Checkpointer(tmp_path, {"loader": first})
         saved.save_checkpoint(end_of_epoch=False)
-    second = loader(Keys())
+    second = loader(Keys(), ahead=ahead)
     Checkpointer(tmp_path, {"loader": second}).recover_if_possible()
     assert epoch_of(second, 2) == expected(2)[done:]
     assert epoch_of(second, 3) == expected(3)
