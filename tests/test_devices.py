@@ -364,9 +364,8 @@ def test_a_step_that_is_not_finite_changes_nothing(
 def stage_two_settings(encoder):
     """Stage two with a gate, correction, centroids and a regulariser."""
     speeds = [0.5, 1.0, 2.0]
-    loss = GatedLoss(
-        AAMSoftmax(subcenters=2, topk=2), correct_from=1.0, threshold=0.0
-    )
+    aam = AAMSoftmax(subcenters=2)
+    loss = GatedLoss(aam, correct_from=1.0, threshold=0.0)
     return {
         "encoder": encoder,
         "loss": loss,

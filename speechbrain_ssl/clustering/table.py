@@ -30,7 +30,6 @@ from speechbrain_ssl.nnet.schedules import at
 
 logger = logging.getLogger(__name__)
 
-MODES = ("global_from_anchor", "global_split", "all_random")
 # number of the random stream that draws the partners of an utterance
 PARTNERS = 1001
 # Norm of the noise that is added to unit embeddings to test the clusters; it
@@ -356,22 +355,17 @@ class ClusterTable:
 class ClusterPartners:
     """Chooses the utterances of a cluster from which views are cut.
 
+    The utterance itself and its partners give one view each, in turn, the
+    global crops first.
+
     Arguments
     ---------
     table : ClusterTable
         The clusters.
-    mode : str
-        ``global_split``: global crops from the utterance itself and from its
-        partners, local crops from all of them in turn. ``global_from_anchor``:
-        global crops from the utterance itself, local crops from its partners
-        in turn. ``all_random``: each view from a random one of them.
     """
 
-    def __init__(self, table: ClusterTable, mode: str = "global_split"):
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+    def __init__(self, table: ClusterTable):
         self.table = table
-        self.mode = mode
         self.utterances: Any = None
 
     def prepare(self, utterances: Utterances) -> None:
@@ -393,13 +387,7 @@ class ClusterPartners:
         if not len(others):
             return [row] * views
         rng = np.random.default_rng((*rng_key, PARTNERS))
-        if self.mode == "all_random":
-            return rng.choice(members.numpy(), views).tolist()
-        drawn = rng.permutation(others)[: views - 1].tolist()
-        if self.mode == "global_from_anchor":
-            turns = [drawn[view % len(drawn)] for view in range(counts[1])]
-            return [row] * counts[0] + turns
-        everyone = [row, *drawn]
+        everyone = [row, *rng.permutation(others)[: views - 1].tolist()]
         return [everyone[view % len(everyone)] for view in range(views)]
 
 

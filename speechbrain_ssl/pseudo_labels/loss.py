@@ -17,11 +17,12 @@ import torch.nn.functional as F
 
 from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, one_of, schedule, whole
-from speechbrain_ssl.nnet.margins import add_to_angle, turn
 from speechbrain_ssl.nnet.schedules import at
 
 # below, log(softplus(x)) is x to float32's last bit
 TINY = -15.0
+# the sine of an angle has no gradient where the cosine is 1 or -1
+END = 1e-7
 
 
 class LabelDecisions(NamedTuple):
@@ -110,11 +111,26 @@ class Classifier(torch.nn.Module):
             return F.linear(point, F.normalize(self.weight.float(), dim=-1))
 
 
+def add_to_angle(cosine: torch.Tensor, margin: float) -> torch.Tensor:
+    """Cosines of angles to which a margin is added.
+
+    Where the angle would exceed pi and the cosine rise again, ``margin *
+    sin(margin)`` is subtracted from the cosine instead. Cosines have any shape;
+    the margin is in radians, from 0 to pi.
+    """
+    inside = cosine.clamp(-1 + END, 1 - END)
+    sine = torch.sqrt((1 - inside) * (1 + inside))
+    return torch.where(
+        cosine > -math.cos(margin),
+        inside * math.cos(margin) - sine * math.sin(margin),
+        cosine - margin * math.sin(margin),
+    )
+
+
 class AAMSoftmax(torch.nn.Module):
     """Logits with an additive angular margin on the labels.
 
-    Sub-centers: J. Deng et al., "Sub-center ArcFace", ECCV 2020. Inter-top-k:
-    M. Zhao et al., ICASSP 2022 (https://arxiv.org/abs/2110.05042).
+    Sub-centers: J. Deng et al., "Sub-center ArcFace", ECCV 2020.
 
     Arguments
     ---------
@@ -124,10 +140,6 @@ class AAMSoftmax(torch.nn.Module):
         Factor of the cosines, or a schedule of it.
     subcenters : int
         Weights of a class; the nearest one counts.
-    topk : int
-        Number of nearest other classes that get a margin too; 0: none.
-    topk_margin : float
-        Subtracted from the angle to these, in radians.
 
     Example
     -------
@@ -140,20 +152,15 @@ class AAMSoftmax(torch.nn.Module):
         margin=schedule(number(0, below=math.pi / 2)),
         scale=schedule(number(above=0)),
         subcenters=whole(1),
-        topk=whole(0),
-        topk_margin=number(0),
     )
     def __init__(
         self,
         margin: float | Callable[[float], float] = 0.2,
         scale: float | Callable[[float], float] = 30.0,
         subcenters: int = 1,
-        topk: int = 0,
-        topk_margin: float = 0.06,
     ):
         super().__init__()
         self.margin, self.scale, self.subcenters = margin, scale, subcenters
-        self.topk, self.topk_margin = topk, topk_margin
 
     def nearest(self, cosines: torch.Tensor) -> torch.Tensor:
         """Cosines [batch, weights] to those of classes [batch, classes]."""
@@ -170,11 +177,6 @@ class AAMSoftmax(torch.nn.Module):
         """Cosines [batch, weights] to float32 logits [batch, classes]."""
         logit, row = self.nearest(cosines), labels[:, None]
         margin, target = at(self.margin, epoch), logit.gather(1, row)
-        if self.topk:
-            others = logit.detach().scatter(1, row, -math.inf)
-            hard = others.topk(min(self.topk, logit.shape[1] - 1)).indices
-            closer = turn(logit.gather(1, hard), -self.topk_margin)
-            logit = logit.scatter(1, hard, closer)
         farther = add_to_angle(target, margin)
         return at(self.scale, epoch) * logit.scatter(1, row, farther)
 

@@ -1,6 +1,5 @@
 """Cluster tables and who gives the views of a sample."""
 
-import collections
 import functools
 import math
 
@@ -331,37 +330,22 @@ def test_a_checkpoint_brings_the_table_back(tmp_path):
         Checkpointer(tmp_path, {"table": other}).recover_if_possible()
 
 
-def partners_of(*labels, mode="global_split", **kwargs):
+def partners_of(*labels, **kwargs):
     table, _ = table_of(*labels, **kwargs)
-    return ClusterPartners(table, mode)
+    return ClusterPartners(table)
 
 
-@pytest.mark.parametrize("mode", ["global_split", "global_from_anchor"])
-def test_views_come_from_the_cluster_and_the_anchor_is_among_them(mode):
+def test_views_come_from_the_cluster_and_the_anchor_is_among_them():
     labels = [0, 1, 0, 1, 0, 1, 0, 0]
-    partners = partners_of(labels, mode=mode)
+    partners = partners_of(labels)
     for row in range(8):
         for epoch in range(5):
             rows = partners((3, epoch, row), (2, 4))
             assert len(rows) == 6 and rows[0] == row
             assert {labels[r] for r in rows} == {labels[row]}
-            globals_ = set(rows[:2])
-            assert globals_ == {row} or mode == "global_split"
-            if mode == "global_split":
-                assert len(globals_) == 2
+            assert len(set(rows[:2])) == 2
             # nobody is drawn again before everybody was
-            size = labels.count(labels[row])
-            given = rows if mode == "global_split" else [row, *rows[2:]]
-            assert len(set(given)) == min(size, len(given))
-
-
-def test_all_random_draws_from_all_members():
-    partners = partners_of([0, 0, 0, 1], mode="all_random")
-    drawn = collections.Counter()
-    for epoch in range(200):
-        drawn.update(partners((0, epoch, 1), (2, 0)))
-    assert set(drawn) == {0, 1, 2}
-    assert min(drawn.values()) > 90
+            assert len(set(rows)) == min(labels.count(labels[row]), 6)
 
 
 def test_draws_repeat_for_a_key_and_differ_between_epochs():
@@ -369,11 +353,6 @@ def test_draws_repeat_for_a_key_and_differ_between_epochs():
     draws = [partners((3, epoch, 4), (2, 4)) for epoch in (0, 0, 1, 2)]
     assert draws[0] == draws[1]
     assert draws[0] != draws[2] or draws[0] != draws[3]
-
-
-def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode must be one of"):
-        ClusterPartners(None, mode="split")
 
 
 @pytest.fixture

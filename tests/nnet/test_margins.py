@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from speechbrain_ssl.nnet.branch import BranchOutput
-from speechbrain_ssl.nnet.margins import add_to_angle, turn
 from speechbrain_ssl.nnet.schedules import linear
 from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.objectives.simclr import SimCLR
+from speechbrain_ssl.pseudo_labels.loss import add_to_angle
 from tests.objectives.reference import contrastive
 
 RAMP = functools.partial(linear, start=0.0, stop=0.4, epochs=2)
@@ -37,11 +37,6 @@ def test_a_margin_beyond_pi_still_makes_it_harder():
     found.sum().backward()
     # and its gradient still points to a larger cosine
     assert torch.equal(positive.grad, torch.ones(3))
-
-
-def test_turning_back_undoes_a_turn():
-    cosine = torch.tensor([0.9, 0.1, -0.8])
-    assert torch.allclose(turn(turn(cosine, 0.2), -0.2), cosine, atol=1e-6)
 
 
 @pytest.mark.parametrize("end", [1.0, -1.0, 1.0 + 1e-7])

@@ -5,14 +5,12 @@ import math
 import numpy as np
 
 
-def aam_logits(cosines, label, margin, scale, subcenters=1, topk=0, extra=0.0):
+def aam_logits(cosines, label, margin, scale, subcenters=1):
     """Logits of one utterance from cosines to all centers."""
     best = [
         max(cosines[first : first + subcenters])
         for first in range(0, len(cosines), subcenters)
     ]
-    others = [c for c in range(len(best)) if c != label]
-    hardest = sorted(others, key=lambda c: -best[c])[:topk]
     logits = []
     for c, cosine in enumerate(best):
         angle = math.acos(cosine)
@@ -20,8 +18,6 @@ def aam_logits(cosines, label, margin, scale, subcenters=1, topk=0, extra=0.0):
             cosine = math.cos(angle + margin)
         elif c == label:
             cosine -= margin * math.sin(math.pi - margin)
-        elif c in hardest:
-            cosine = math.cos(angle - extra)
         logits.append(scale * cosine)
     return logits
 
