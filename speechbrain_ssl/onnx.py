@@ -41,17 +41,8 @@ class ConvolvedSTFT(torch.nn.Module):
 
     ONNX has an operator for the STFT, but runtimes are made for convolutions:
     onnxruntime took 0.02 s for 8 x 3 s of audio and a tiny encoder this way,
-    0.10 s with the operator.
-
-    Arguments
-    ---------
-    stft : speechbrain.processing.features.STFT
-        With frames that are centered and padded by zeros, as by default.
-
-    Raises
-    ------
-    ValueError
-        If it has other settings.
+    0.10 s with the operator. Frames must be centered and padded by zeros, as by
+    default.
     """
 
     bases: torch.Tensor
@@ -91,15 +82,11 @@ class ConvolvedSTFT(torch.nn.Module):
 class Encoder(torch.nn.Module):
     """Features, normalization and network of an exported model.
 
-    Arguments
-    ---------
-    modules : torch.nn.ModuleDict
-        ``mods`` of an EncoderClassifier; they are copied.
-    shortest : int
-        Samples up to which shorter audio is repeated.
+    ``modules`` are the ``mods`` of an EncoderClassifier, which are copied.
+    Audio of fewer than ``shortest`` samples is repeated.
     """
 
-    def __init__(self, modules: torch.nn.ModuleDict, shortest: int = 1600):
+    def __init__(self, modules: torch.nn.ModuleDict, shortest: int):
         super().__init__()
         self.shortest = shortest
         self.compute_features = copy.deepcopy(modules["compute_features"])

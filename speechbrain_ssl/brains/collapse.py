@@ -50,16 +50,11 @@ class CollapseStats:
         self.outer = self.outer + unit.T @ unit
 
     def summarize(self) -> dict[str, float]:
-        """Describes all embeddings of all processes.
+        """Describes all embeddings of all processes, see ``stats_help``.
 
-        Returns
-        -------
-        dict of str to float
-            ``embedding_spread``: mean standard deviation of the dimensions of
-            unit embeddings, times the root of their number; 1 if they point
-            everywhere, 0 if all are equal. ``effective_rank``: exponential of
-            the entropy of the covariance's spectrum; at most ``emb_dim``.
-            ``rank_share``: the same as a share of ``emb_dim``.
+        The spread is the mean standard deviation of the dimensions of unit
+        embeddings, times the root of their number; for the rank see
+        ``evaluation.metrics.effective_rank``.
         """
         if not self.count:
             return {}

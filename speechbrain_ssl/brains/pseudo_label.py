@@ -119,14 +119,8 @@ class PseudoLabelBrain(SpeakerBrain):
         ``weight`` times in its softmax, so that telling channels apart gains
         little. This is the product of the classifier with one that knows only
         the channel (C. Clark, M. Yatskar and L. Zettlemoyer, "Don't take the
-        easy way out", EMNLP 2019), whose probabilities have two values.
-
-        Arguments
-        ---------
-        groups : np.ndarray
-            int64 channel group of each utterance [utterances].
-        weight : float
-            Above 0, up to 1.
+        easy way out", EMNLP 2019), whose probabilities have two values. Groups
+        are int64 [utterances], the weight is above 0, up to 1.
         """
         self.channels = torch.from_numpy(groups).to(self.device)
         self.in_channel = classes_of_channels(

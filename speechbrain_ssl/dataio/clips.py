@@ -74,31 +74,10 @@ class ClipSampler:
     def __call__(
         self, key: tuple[int, ...], wav: str, start: int, stop: int, face: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes the views of one clip.
+        """Makes the views of one clip, as ``ViewSampler`` and ``FaceSampler`` do.
 
-        Arguments
-        ---------
-        key : tuple of int
-            Epoch and row of the clip.
-        wav : str
-            The file of the voice.
-        start, stop : int
-            First frame of the utterance in the file, and one after the last.
-        face : str
-            Cell of the column ``face``.
-
-        Returns
-        -------
-        views : torch.Tensor
-            Samples of the views of the voice, then pixels of those of the face
-            [samples + pixels].
-        draws : torch.Tensor
-            Parameters of the augmentation of the voice; see ``ViewSampler``.
-
-        Raises
-        ------
-        AudioError
-            If voice or face cannot be read.
+        Gives samples of the views of the voice, then pixels of those of the
+        face [samples + pixels], and parameters of the voice's augmentation.
         """
         wavs, draws = self.voice(key, wav, start, stop)
         pixels, _ = self.face((*key, FACES), face)
@@ -112,18 +91,10 @@ class ClipSampler:
     def split(
         self, batch: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Splits a batch into views.
+        """Splits views [batch, samples + pixels] into global and local crops.
 
-        Arguments
-        ---------
-        batch : torch.Tensor
-            Views of each clip [batch, samples + pixels].
-
-        Returns
-        -------
-        global_crops, local_crops : list of torch.Tensor
-            Views of the voice [batch, time], then those of the face [batch, 3,
-            height, width]; there are no local crops.
+        The global ones are views of the voice [batch, time], then those of the
+        face [batch, 3, height, width]; there are no local ones.
         """
         wavs, pixels = self._parts(batch)
         size = self.face.face_size

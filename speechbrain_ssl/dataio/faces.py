@@ -40,18 +40,10 @@ class FaceError(audio.AudioError):
 
 
 class Frames(NamedTuple):
-    """Images of one face.
+    """Images of one face."""
 
-    Arguments
-    ---------
-    total : int
-        Number of images.
-    read : Callable
-        Number of an image, from 0, to uint8 [3, height, width].
-    """
-
-    total: int
-    read: Callable
+    total: int  # number of images
+    read: Callable  # number of an image, from 0, to uint8 [3, height, width]
 
 
 def find_faces(paths: Iterable[str]) -> dict[str, str]:
@@ -59,17 +51,8 @@ def find_faces(paths: Iterable[str]) -> dict[str, str]:
 
     The face of ``clip.wav`` is the image ``clip.jpg``, else the folder of
     images ``clip``, else the video ``clip.mp4`` (or another one of ``IMAGES``
-    and ``VIDEOS``). A file of audio and video is its own face.
-
-    Arguments
-    ---------
-    paths : iterable of str
-        Audio files.
-
-    Returns
-    -------
-    dict of str to str
-        Path of an audio file -> its face; files without a face are left out.
+    and ``VIDEOS``). A file of audio and video is its own face. Gives faces by
+    the paths of audio files; files without a face are left out.
 
     Example
     -------
@@ -111,17 +94,9 @@ def is_face(path: str) -> bool:
 
 
 def face_of(path: str) -> str:
-    """The face that belongs to a file of a trial list.
+    """The face that belongs to a file of a trial list; empty without one.
 
-    Arguments
-    ---------
-    path : str
-        An image, a video, or an audio file with a face beside it.
-
-    Returns
-    -------
-    str
-        The face; empty if there is none.
+    The file is an image, a video, or audio with a face beside it.
     """
     if is_face(path):
         return path
@@ -138,23 +113,7 @@ def problem_of(face: str) -> str:
 
 
 def open_face(face: str) -> Frames:
-    """Opens a cell of the column ``face``.
-
-    Arguments
-    ---------
-    face : str
-        An image, a folder of images or a video, with or without a time span.
-
-    Returns
-    -------
-    Frames
-        Its images.
-
-    Raises
-    ------
-    FaceError
-        If there is none.
-    """
+    """Opens a cell of the column ``face``; a FaceError if it has no image."""
     if not face:
         raise FaceError("There is no face: the column face is empty.")
     if os.path.isdir(face):
@@ -171,24 +130,9 @@ def open_face(face: str) -> Frames:
 
 
 def draw_image(face: str, rng: np.random.Generator) -> torch.Tensor:
-    """Reads a random image of a face; other ones stand for damaged ones.
+    """Reads a random image of a face, uint8 [3, height, width].
 
-    Arguments
-    ---------
-    face : str
-        A cell of the column ``face``.
-    rng : np.random.Generator
-        Draws the image.
-
-    Returns
-    -------
-    torch.Tensor
-        uint8 [3, height, width].
-
-    Raises
-    ------
-    FaceError
-        If no image can be read.
+    Other images stand for damaged ones; a FaceError if none can be read.
     """
     frames = open_face(face)
     *order, last = rng.permutation(frames.total)[:TRIES].tolist()
@@ -206,25 +150,10 @@ def try_faces(
 ) -> FileEmbeddings:
     """Embeds faces, and collects the errors of single ones.
 
-    The embedding of a folder or a video is the mean direction of those of
-    ``FRAMES`` images, evenly spaced.
-
-    Arguments
-    ---------
-    embed : Callable
-        Pixels [batch, 3 * size * size] and relative lengths [batch] to
-        embeddings [batch, emb_dim]; in evaluation mode.
-    faces : list of str
-        Cells of the column ``face``.
-    size : int
-        Height and width of the images of the encoder.
-    device : str | torch.device
-        Where the encoder is.
-
-    Returns
-    -------
-    FileEmbeddings
-        Embeddings (NaN where one failed), and errors by number.
+    ``faces`` are cells of the column ``face``. The embedding of a folder or a
+    video is the mean direction of those of ``FRAMES`` images, evenly spaced.
+    ``embed`` maps pixels [batch, 3 * size * size] and relative lengths [batch]
+    to embeddings [batch, emb_dim], in evaluation mode.
     """
     failed: dict[int, Exception] = {}
     rows: dict[int, torch.Tensor] = {}
@@ -367,27 +296,11 @@ class FaceSampler:
     def __call__(
         self, key: tuple[int, ...], face: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes the views of one face.
+        """Makes the views of one face, of a cell of the column ``face``.
 
-        Arguments
-        ---------
-        key : tuple of int
-            Epoch and row of the utterance.
-        face : str
-            Cell of the column ``face``.
-
-        Returns
-        -------
-        views : torch.Tensor
-            Concatenated views, global crops first, then their clean views
-            [pixels].
-        draws : torch.Tensor
-            Zeros [views, 1]: nothing is left to be applied.
-
-        Raises
-        ------
-        FaceError
-            If no image can be read.
+        ``key`` is epoch and row of the utterance. Gives the concatenated views,
+        global crops first, then their clean views [pixels], and zeros [views,
+        1] as draws: nothing is left to be applied.
         """
         views, clean, number = [], [], 0
         for kind, count in enumerate(self.counts):

@@ -9,18 +9,12 @@ from speechbrain_ssl import distributed
 
 
 class Cosines(NamedTuple):
-    """Cosines of anchors, views of the utterances of this process.
+    """Cosines of anchors, views of the utterances of this process."""
 
-    Arguments
-    ---------
-    positive : torch.Tensor
-        To the other views of their own utterances [anchors, others, batch].
-    negative : torch.Tensor
-        To the other views of the utterances of all processes; minus infinity
-        for their own [anchors, batch, others * utterances].
-    """
-
+    # to the other views of their own utterances [anchors, others, batch]
     positive: torch.Tensor
+    # to the other views of the utterances of all processes; minus infinity for
+    # their own [anchors, batch, others * utterances]
     negative: torch.Tensor
 
     @torch.no_grad()
@@ -34,18 +28,9 @@ class Cosines(NamedTuple):
 def contrast(anchors: torch.Tensor, others: torch.Tensor) -> Cosines:
     """Compares views of a batch with those of all processes.
 
-    Arguments
-    ---------
-    anchors : torch.Tensor
-        Unit projections of this process [anchors, batch, dim].
-    others : torch.Tensor
-        Unit projections of the same utterances, which may be the same tensor
-        [others, batch, dim].
-
-    Returns
-    -------
-    Cosines
-        Of each anchor.
+    ``anchors`` are unit projections of this process [anchors, batch, dim],
+    ``others`` those of the same utterances, or the same tensor [others, batch,
+    dim].
 
     Example
     -------

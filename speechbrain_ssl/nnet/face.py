@@ -127,11 +127,6 @@ class ClipBranch(torch.nn.Module):
         Waveforms to embeddings and projections.
     face : Branch
         Flat pixels to embeddings and projections of the same widths.
-
-    Raises
-    ------
-    ValueError
-        If the widths of both differ, when it is called.
     """
 
     def __init__(self, voice: Branch, face: Branch):
@@ -139,18 +134,10 @@ class ClipBranch(torch.nn.Module):
         self.voice, self.face = voice, face
 
     def forward(self, views: list[torch.Tensor]) -> BranchOutput:
-        """Encodes views of clips.
+        """Encodes views of clips, in their order.
 
-        Arguments
-        ---------
-        views : list of torch.Tensor
-            Views of the voice [batch, time], then those of the face [batch, 3,
-            height, width].
-
-        Returns
-        -------
-        BranchOutput
-            Embeddings and projections of all views, in this order.
+        Those of the voice [batch, time] come first, then those of the face
+        [batch, 3, height, width].
         """
         voice = self.voice([view for view in views if view.dim() == 2])
         face = self.face([view.flatten(1) for view in views if view.dim() > 2])

@@ -104,11 +104,6 @@ class CrossModal(torch.nn.Module):
 
         The statistics of the objectives within get ``voice_`` or ``face_`` as
         a prefix.
-
-        Raises
-        ------
-        ValueError
-            If there is no view of a face, or one clip in all processes.
         """
         views = len(student.projection)
         if views <= self.voices:

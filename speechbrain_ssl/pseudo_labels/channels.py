@@ -41,14 +41,8 @@ class QuietSpectrum(torch.nn.Module):
     """Spectrum of the quiet frames of an utterance, without its level.
 
     Of the decibels of each mel band over time, it takes the 10 % quantile: what
-    device, room and background leave when nobody speaks.
-
-    Arguments
-    ---------
-    sample_rate : int
-        In Hz.
-    n_mels : int
-        Bands.
+    device, room and background leave when nobody speaks. The sample rate is in
+    Hz.
 
     Example
     -------
@@ -88,34 +82,10 @@ def channel_groups(
 ) -> np.ndarray:
     """Groups the utterances of a training set by their quiet spectra (k-means).
 
-    The groups are written to ``path``. A resumed run reads them there, unless
-    they are of other utterances or settings. Processes share the work.
-
-    Arguments
-    ---------
-    utterances : Utterances
-        The training set.
-    path : str
-        A .npz file.
-    sample_rate : int
-        In Hz.
-    groups : float
-        How many; below 1: a share of the utterances, at least one group.
-    seed : int
-        Of k-means.
-    device : str | torch.device
-        Where spectra are computed.
-
-    Returns
-    -------
-    np.ndarray
-        int64 group of each utterance [utterances].
-
-    Raises
-    ------
-    ValueError
-        If there are more groups than utterances, or more than a quarter of
-        the utterances cannot be read.
+    The groups are written to ``path``, a .npz file. A resumed run reads them
+    there, unless they are of other utterances or settings. Processes share the
+    work. ``groups`` is how many; below 1: a share of the utterances, at least
+    one group. Gives the int64 group of each utterance [utterances].
     """
     if groups < 1:
         groups = max(groups * len(utterances), 1)
@@ -157,21 +127,9 @@ def subtract_channels(
     """Subtracts from embeddings of unit length the mean of their group.
 
     Nothing is subtracted if the groups explain so much of the embeddings that
-    they are rather speakers than channels (``LARGEST_SHARE``).
-
-    Arguments
-    ---------
-    points : np.ndarray
-        Embeddings of any norm [rows, dim].
-    groups : np.ndarray
-        int64 group of each embedding [rows].
-
-    Returns
-    -------
-    points : np.ndarray
-        float32, of unit length [rows, dim].
-    share : float
-        Share of the variance of the embeddings that the groups explain.
+    they are rather speakers than channels (``LARGEST_SHARE``). Embeddings
+    [rows, dim] have any norm, groups are int64 [rows]. Gives embeddings of unit
+    length, float32, and the share of their variance that the groups explain.
 
     Example
     -------
@@ -205,21 +163,10 @@ def _unit(points):
 def classes_of_channels(
     groups: np.ndarray, classes: np.ndarray, count: int
 ) -> torch.Tensor:
-    """Says which classes have utterances in which channel group.
+    """Says which classes have utterances in which group [groups, classes].
 
-    Arguments
-    ---------
-    groups : np.ndarray
-        int64 group of each utterance [utterances].
-    classes : np.ndarray
-        int64 class of each utterance [utterances].
-    count : int
-        Number of classes.
-
-    Returns
-    -------
-    torch.Tensor
-        bool [groups, classes].
+    Groups and classes of utterances are int64 [utterances]; ``count`` is the
+    number of classes.
 
     Example
     -------

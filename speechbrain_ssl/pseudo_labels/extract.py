@@ -60,24 +60,15 @@ class Embeddings(NamedTuple):
     lengths, and rules for long files and silence; "made" has "embeddings"
     (SHA-256 of the file), "rows", "failed", "windowed" (utterances embedded in
     windows), "with_silence" and "silence_seconds" (digital silence left out).
-
-    Arguments
-    ---------
-    ids : list of str
-        IDs of the utterances that could be embedded, in the order of the
-        annotation [rows].
-    matrix : np.memmap
-        Their embeddings, as the encoder gives them [rows, emb_dim].
-    failed : dict of str to str
-        Why each of the others could not, by ID.
-    meta : dict
-        "settings" and, of complete embeddings, "made".
     """
 
+    # IDs of the utterances that could be embedded, in the order of the
+    # annotation [rows]
     ids: list[str]
+    # their embeddings, as the encoder gives them, mapped [rows, emb_dim]
     matrix: np.ndarray
-    failed: dict[str, str]
-    meta: dict
+    failed: dict[str, str]  # why each of the others could not, by ID
+    meta: dict  # "settings" and, of complete embeddings, "made"
 
 
 def embed_utterances(
