@@ -424,34 +424,23 @@ class AtomicCheckpointer(Checkpointer):
                 logger.info(f"Removed {path}, left by a killed process.")
 
 
-def plain(value: Any) -> Any:
-    """Turns a value into what any YAML reader understands.
+def plain(meta: Mapping) -> dict:
+    """Turns metrics and marks into what any YAML reader understands.
 
-    Tensors and arrays become numbers or lists, tuples and sets become lists;
-    numbers, text, None, lists and dictionaries stay, anything else becomes text.
+    Tensors and arrays become numbers or lists, tuples become lists; numbers,
+    text, None, lists and dictionaries stay, anything else becomes text.
 
     Example
     -------
     >>> plain({"EER": np.float64(1.5), "loss": torch.tensor(2), "shape": (1,)})
     {'EER': 1.5, 'loss': 2, 'shape': [1]}
     """
-    if isinstance(value, torch.Tensor):
-        return value.item() if value.numel() == 1 else plain(value.tolist())
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.item() if value.size == 1 else value.tolist())
-    if isinstance(value, Mapping):
-        return {
-            key if type(key) is int else str(key): plain(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float):  # subclasses are no plain numbers for YAML
-        if isinstance(value, kind):
-            return kind(value)
-    return str(value)
+
+    def other(value):
+        is_number = isinstance(value, (torch.Tensor, np.ndarray, np.generic))
+        return value.tolist() if is_number else str(value)
+
+    return json.loads(json.dumps(meta, default=other))
 
 
 def write_manifest(folder: str | os.PathLike) -> None:
@@ -654,36 +643,17 @@ def _file_damage(path, size, crc32, read):
 
 
 def _average(paths):
-    newest: Any = None
+    newest: dict[str, Any] = {}
     sums, count = {}, 0
     for path in paths:
         state = torch_patched_state_dict_load(path)
-        floating = {
-            key: value.double()
-            for key, value in state.items()
-            if torch.is_tensor(value) and value.is_floating_point()
-        }
-        if newest is None:
-            newest, sums = state, floating
-        else:
-            _check_same_tensors(newest, state, path)
-            sums = {key: sums[key] + floating[key] for key in sums}
+        newest = newest or state
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.is_floating_point():
+                sums[key] = sums.get(key, 0.0) + value.double()
         count += 1
     means = {key: sums[key] / count for key in sums}
     return {
         key: means[key].to(value.dtype) if key in means else value
         for key, value in newest.items()
     }
-
-
-def _check_same_tensors(expected, found, path):
-    shapes = [
-        {key: getattr(value, "shape", None) for key, value in state.items()}
-        for state in (expected, found)
-    ]
-    differing = {key for key, _ in shapes[0].items() ^ shapes[1].items()}
-    if differing:
-        raise ValueError(
-            f"{path} cannot be averaged with the newest checkpoint: these "
-            f"entries differ in name or shape: {', '.join(sorted(differing))}."
-        )

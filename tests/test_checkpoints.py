@@ -410,8 +410,9 @@ def test_any_value_in_meta_can_be_read_back(checkpointer, tmp_path):
 
 
 def test_plain_values_have_plain_types():
-    values = plain([np.float32(1), torch.tensor([3]), np.bool_(0), {1: (2,)}])
-    assert values == [1.0, 3, False, {1: [2]}]
+    meta = [np.float32(1), torch.tensor(3), np.bool_(0), {"x": (2,)}]
+    values = plain(dict(zip("abcd", meta))).values()
+    assert list(values) == [1.0, 3, False, {"x": [2]}]
     assert [type(value) for value in values] == [float, int, bool, dict]
 
 
@@ -452,14 +453,9 @@ def test_average_passes_over_damage_and_says_if_there_are_fewer(
     assert "over 2 checkpoints instead of 3" in caplog.text
 
 
-def test_average_of_nothing_or_of_other_shapes_is_an_error(checkpointer):
+def test_average_of_nothing_is_an_error(checkpointer):
     with pytest.raises(ValueError, match="has 'model'; there is nothing"):
         average_of_last(checkpointer, "model", 1)
-    checkpointer.save_checkpoint()
-    checkpointer.recoverables["model"] = torch.nn.Linear(3, 4)
-    checkpointer.save_checkpoint()
-    with pytest.raises(ValueError, match="bias, weight"):
-        average_of_last(checkpointer, "model", 2)
 
 
 def in_two_processes(rank, folder, results):

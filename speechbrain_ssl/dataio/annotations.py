@@ -518,12 +518,6 @@ class EpochSampler(torch.utils.data.Sampler):
         sequential_rows: int | None = None,
         groups: np.ndarray | None = None,
     ):
-        if not 0 <= rank < world_size or batch_size < 1:
-            raise ValueError(
-                "EpochSampler needs 0 <= rank < world_size and a batch_size "
-                f"of at least 1, but got rank {rank}, world_size "
-                f"{world_size}, batch_size {batch_size}."
-            )
         self.batches = count // (world_size * batch_size)
         if self.batches == 0:
             raise ValueError(

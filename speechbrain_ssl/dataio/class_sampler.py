@@ -27,10 +27,7 @@ class ClassSampler(torch.utils.data.Sampler):
     (4, 4)
     """
 
-    @checked(
-        batch_size=whole(1),
-        max_per_class=whole(1),
-    )
+    @checked(max_per_class=whole(1))
     def __init__(
         self,
         classes: np.ndarray,
@@ -40,11 +37,6 @@ class ClassSampler(torch.utils.data.Sampler):
         batch_size: int = 1,
         max_per_class: int = 500,
     ):
-        if not 0 <= rank < world_size:
-            raise ValueError(
-                "rank must be at least 0 and below world_size, but rank is "
-                f"{rank} and world_size {world_size}."
-            )
         _, self.classes = np.unique(classes, return_inverse=True)
         sizes = np.bincount(self.classes)
         self.together = world_size * batch_size

@@ -114,7 +114,6 @@ def summarize_conditions(
 def summarize(
     scores: np.ndarray | torch.Tensor,
     trials: Trials,
-    groups: str = "auto",
     are_llrs: bool = False,
     costs: tuple[float, float] = (1.0, 1.0),
 ) -> dict:
@@ -126,10 +125,6 @@ def summarize(
         Score of each trial, higher for targets [trials].
     trials : Trials
         The trials.
-    groups : str
-        What the bootstrap draws: "folders" (the folder that holds a file,
-        in most corpora a speaker or a recording of one), "files", or "auto":
-        folders if there are at least two, with two files each on average.
     are_llrs : bool
         Whether the scores are natural log-likelihood ratios, whose
         calibration is measured too.
@@ -143,17 +138,18 @@ def summarize(
         "EER", its 95% interval "EER_low" and "EER_high" (all in percent),
         "minDCF_0.01", "minDCF_0.05" (normalized, named by p_target),
         "threshold" (of the EER), the numbers of "trials", "targets" and
-        "files", and "bootstrap_over" ("folders" or "files"). Of ratios also
+        "files", and "bootstrap_over": "folders" (the folder that holds a file,
+        in most corpora a speaker or a recording of one) if there are at least
+        two, with two files each on average, or "files". Of ratios also
         "actDCF_0.01", "actDCF_0.05", "Cllr" and "minCllr" (bits). Without
         trials of both labels only "trials" and "files", and an "EER" of None.
 
     Raises
     ------
     ValueError
-        If ``groups`` is none of the three, else as
-        ``speechbrain_ssl.evaluation.metrics.error_rates``.
+        As ``speechbrain_ssl.evaluation.metrics.error_rates``.
     """
-    drawn, group = _groups(trials.files, groups)
+    drawn, group = _groups(trials.files)
     targets, files = trials.targets, len(trials.files)
     if targets is None or targets.min() == targets.max():
         return {"EER": None, "trials": len(trials.enrol), "files": files}
@@ -200,7 +196,7 @@ def compare(before: str, after: str) -> dict[str, float]:
     )
     if trials.targets is None:
         raise ValueError(f"The scores of {before} have no labels.")
-    _, group = _groups(trials.files, "auto")
+    _, group = _groups(trials.files)
     old, new = scores.T
     first, last = (metrics.eer(own, trials.targets)[0] for own in (old, new))
     low, high = metrics.bootstrap_difference(
@@ -486,20 +482,14 @@ def _leave_out(trials, parts, failed, list_path):
     return trials, [own for own in parts if own], left_out
 
 
-def _groups(files, groups):
+def _groups(files):
     """What the bootstrap draws, and the number of each file's group."""
-    if groups not in ("auto", "folders", "files"):
-        raise ValueError(
-            "Expected groups to be 'auto', 'folders' or 'files', found "
-            f"{groups!r}."
-        )
     folders, index = np.unique(
         [os.path.dirname(file) for file in files], return_inverse=True
     )
-    if groups == "auto":
-        many = len(folders) >= 2 and len(files) >= 2 * len(folders)
-        groups = "folders" if many else "files"
-    return groups, index if groups == "folders" else np.arange(len(files))
+    if len(folders) >= 2 and len(files) >= 2 * len(folders):
+        return "folders", index
+    return "files", np.arange(len(files))
 
 
 def _score(embeddings, trials, cohort, top_n, norms):

@@ -7,8 +7,11 @@ from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.nnet.heads import mlp
 
 
-class _Reversal(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a negative number."""
+class Reversal(torch.autograd.Function):
+    """The identity, whose gradient is reversed and scaled by a weight.
+
+    Y. Ganin and V. Lempitsky, ICML 2015 (https://arxiv.org/abs/1409.7495).
+    """
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -18,14 +21,6 @@ class _Reversal(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return -ctx.weight * gradient, None
-
-
-def reverse_gradient(x: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
-    """Gives its input; its gradient is reversed and scaled by a weight.
-
-    Y. Ganin and V. Lempitsky, ICML 2015 (https://arxiv.org/abs/1409.7495).
-    """
-    return _Reversal.apply(x, weight)
 
 
 class AugmentationAdversary(torch.nn.Module):
@@ -72,7 +67,7 @@ class AugmentationAdversary(torch.nn.Module):
         are recognized; 0.5 by chance.
         """
         pairs = [torch.cat([anchor, x], dim=1) for x in (same, other)]
-        pairs = reverse_gradient(torch.cat(pairs), self.weight)
+        pairs = Reversal.apply(torch.cat(pairs), self.weight)
         label = torch.ones(len(pairs), dtype=torch.long, device=pairs.device)
         label[len(anchor) :] = 0
         logits = self.discriminator(pairs)

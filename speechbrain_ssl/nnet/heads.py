@@ -54,19 +54,29 @@ def mlp(
     return torch.nn.Sequential(*layers)
 
 
+# statistics of ``predicted_cosine``
+PREDICTION_HELP = {
+    "cosine": "Mean cosine of predictions and their targets.",
+    "negative_cosine": (
+        "Mean cosine of predictions and targets of other utterances; near 1 "
+        "on collapse."
+    ),
+}
+
+
 def predicted_cosine(
     predictor: torch.nn.Module,
     projection: torch.Tensor,
     target: torch.Tensor,
     s: torch.Tensor,
     t: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Mean cosine of the predictions from views and the targets of others.
 
     ``predictor`` takes [rows, dim], ``projection`` and ``target``, which gets
     no gradient, are [views, batch, dim], and ``s, t`` are pairs of their views.
-    Gives the mean over pairs and utterances, and the same with targets of other
-    utterances, without gradient; near the former and 1 on collapse.
+    Gives the mean over pairs and utterances, and the statistics of
+    ``PREDICTION_HELP``.
     """
     batch = projection.shape[1]
     # all views together, as they go through the head
@@ -79,7 +89,7 @@ def predicted_cosine(
         # over all pairs of utterances, minus those of an utterance and itself
         total = (predicted.mean(1)[s] * target.mean(1)[t]).sum(-1).mean()
         negative = (batch * total - cosine) / max(batch - 1, 1)
-    return cosine, negative
+    return cosine, {"cosine": cosine.detach(), "negative_cosine": negative}
 
 
 class Prototypes(torch.nn.Module):

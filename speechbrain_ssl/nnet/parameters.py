@@ -120,11 +120,6 @@ def clip_gradients(
     ``each`` clips every tensor alone, as in DINO. Gradients of ``unclipped``
     stay as they are.
     """
-    if not max_norm > 0:
-        raise ValueError(
-            f"max_grad_norm must be positive, not {max_norm}. To switch "
-            "clipping off leave it at inf (.inf in YAML)."
-        )
     having = [(id(p), p.grad) for p in parameters if p.grad is not None]
     if not having:
         return torch.zeros(())

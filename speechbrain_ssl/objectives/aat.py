@@ -9,10 +9,10 @@ adversarial training for self-supervised speaker recognition", 2020
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ssl import distributed
 from speechbrain_ssl.checks import checked, number, schedule, whole
 from speechbrain_ssl.nnet.adversary import AugmentationAdversary
 from speechbrain_ssl.nnet.branch import BranchOutput, check_views
+from speechbrain_ssl.nnet.contrast import contrast
 from speechbrain_ssl.nnet.precision import full_precision
 
 
@@ -99,28 +99,23 @@ class AAT(torch.nn.Module):
         check_views(self, student, utterances=2)
         # without the view that is the adversary's alone
         point = F.normalize(full_precision(student.projection[:2]), dim=-1)
-        everyone = distributed.gather_with_gradient(point[None])
-        everyone = everyone.transpose(0, 1).flatten(1, 2)
-        cosine = point.flatten(0, 1) @ everyone.flatten(0, 1).T
-        count, batch = everyone.shape[1], point.shape[1]
-        row = torch.arange(batch, device=cosine.device)
-        mine = distributed.rank() * batch + row
-        itself = torch.cat([mine, count + mine])[:, None]
-        positive = torch.cat([count + mine, mine])
+        scale = self.scale.clamp(min=1e-6)
+        # scaled before what is no negative becomes minus infinity, whose
+        # product would give the scale a gradient that is not finite
+        scaled = contrast(scale * point, point)
+        positive = torch.stack([scaled.positive[0, 1], scaled.positive[1, 0]])
         # no softmax changes with the bias, which the public code has as well
-        logits = self.scale.clamp(min=1e-6) * cosine + self.bias
-        logits = logits.scatter(1, itself, -torch.inf)
-        contrastive = F.cross_entropy(logits, positive)
+        spread = (scaled.negative + self.bias).logsumexp(-1)
+        contrastive = F.softplus(spread - (positive + self.bias)).mean()
         anchor, other, same = full_precision(student.embedding)
         adversary, found = self.adversary(anchor, same, other)
         with torch.no_grad():
-            near = cosine.gather(1, positive[:, None])
-            others = cosine.scatter(1, itself, 0).sum() - near.sum()
             stats = {
-                "accuracy": (logits.argmax(1) == positive).float().mean(),
-                "positive_cosine": near.mean(),
-                "negative_cosine": others
-                / max(len(cosine) * (cosine.shape[1] - 2), 1),
+                "accuracy": (positive > scaled.negative.amax(-1))
+                .float()
+                .mean(),
+                "positive_cosine": positive.mean() / scale,
+                "negative_cosine": scaled.mean_negative() / scale,
                 "augmentation_found": found,
                 "adversary_loss": adversary.detach(),
                 "scale": self.scale.detach().clone(),

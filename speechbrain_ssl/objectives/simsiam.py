@@ -12,7 +12,11 @@ from speechbrain_ssl.nnet.branch import (
     check_views,
     different_views,
 )
-from speechbrain_ssl.nnet.heads import mlp, predicted_cosine
+from speechbrain_ssl.nnet.heads import (
+    PREDICTION_HELP,
+    mlp,
+    predicted_cosine,
+)
 
 
 class SimSiam(torch.nn.Module):
@@ -43,13 +47,7 @@ class SimSiam(torch.nn.Module):
     (True, ['cosine', 'negative_cosine'])
     """
 
-    stats_help = {
-        "cosine": "Mean cosine of predictions and their targets.",
-        "negative_cosine": (
-            "Mean cosine of predictions and targets of other utterances; near "
-            "1 on collapse."
-        ),
-    }
+    stats_help = PREDICTION_HELP
 
     @checked(dim=whole(1), hidden=whole(1))
     def __init__(
@@ -71,10 +69,7 @@ class SimSiam(torch.nn.Module):
         """
         s, t = different_views(student, student)
         check_views(self, student, self.dim)
-        cosine, negative = predicted_cosine(
+        cosine, stats = predicted_cosine(
             self.predictor, student.projection, student.projection, s, t
         )
-        return -cosine, {
-            "cosine": cosine.detach(),
-            "negative_cosine": negative,
-        }
+        return -cosine, stats

@@ -24,6 +24,7 @@ from speechbrain_ssl.pseudo_labels.extract import (
 
 NAME = "mfcc"  # where the path of a model stands otherwise
 N_MFCC, N_MELS, FLOOR = 20, 40, 30.0
+RATE, SECONDS = 16000, 20.0  # of the audio that is read
 
 
 def fft_size(sample_rate: int) -> int:
@@ -83,16 +84,14 @@ class MFCCStatistics(torch.nn.Module):
 def extract_statistics(
     utterances: Utterances,
     folder: str | os.PathLike,
-    sample_rate: int = 16000,
-    max_seconds: float | None = 20.0,
     dim: int = 60,
 ) -> Embeddings:
     """Writes statistics of MFCCs as a folder of embeddings.
 
     Each statistic is scaled to unit variance over the training set, and the
     statistics are decorrelated and whitened by PCA (scikit-learn).
-    ``max_seconds`` of each utterance are read, None: all of it; ``dim``
-    principal components are kept. The folder is as that of ``extract``.
+    The first ``SECONDS`` of each utterance are read; ``dim`` principal
+    components are kept. The folder is as that of ``extract``.
     """
     folder = os.path.abspath(folder)
     if os.path.isfile(os.path.join(folder, "meta.json")):
@@ -101,12 +100,12 @@ def extract_statistics(
     with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as scratch:
         place = os.path.join(scratch, "embeddings")
         raw = extract(
-            MFCCStatistics(sample_rate).eval(),
+            MFCCStatistics(RATE).eval(),
             utterances,
             place,
-            sample_rate,
+            RATE,
             encoder=NAME,
-            max_seconds=max_seconds,
+            max_seconds=SECONDS,
             batch_seconds=60.0,
         )
         points = np.asarray(raw.matrix, dtype=np.float64)

@@ -99,9 +99,6 @@ def test_too_few_classes_for_a_batch_are_refused():
         ClassSampler(CLASSES, world_size=2, batch_size=4)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"rank": 1}, {"batch_size": 0}, {"max_per_class": 0}]
-)
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{min(wrong)} must be"):
-        ClassSampler(CLASSES, **wrong)
+def test_a_limit_of_no_utterance_is_refused():
+    with pytest.raises(ValueError, match="max_per_class must be"):
+        ClassSampler(CLASSES, max_per_class=0)

@@ -98,21 +98,12 @@ def test_bootstrap_draws_folders_that_hold_several_files(tmp_path):
     assert summary["bootstrap_over"] == "folders"
     assert summary["EER_low"] == pytest.approx(100 * low)
     assert summary["EER_high"] == pytest.approx(100 * high)
-    files = summarize(scores, trials, groups="files")
-    assert files["bootstrap_over"] == "files"
-    assert files["EER_low"] != summary["EER_low"]
 
 
 @pytest.mark.parametrize("text", ["1 a b\n0 a c\n", "1 x/a y/b\n0 x/a z/c\n"])
 def test_bootstrap_draws_files_where_folders_say_nothing(tmp_path, text):
     trials = read_trials(write_list(tmp_path, text))
     assert summarize([1, 0], trials)["bootstrap_over"] == "files"
-
-
-def test_unknown_groups_are_refused(tmp_path):
-    scores, trials = scored_trials(tmp_path)
-    with pytest.raises(ValueError, match="'speakers'"):
-        summarize(scores, trials, groups="speakers")
 
 
 def test_verify_writes_metrics_scores_and_embeddings(corpus, tmp_path):

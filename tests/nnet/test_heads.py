@@ -41,7 +41,7 @@ def test_predicted_cosines_are_those_of_the_pairs_that_are_named():
         torch.randn(n, 4, 5, dtype=torch.float64) for n in (3, 2)
     )
     s, t = [0, 2], [1, 0]
-    cosine, negative = predicted_cosine(
+    cosine, stats = predicted_cosine(
         torch.nn.Identity(), projection, target, s, t
     )
     every = torch.nn.functional.cosine_similarity(
@@ -49,6 +49,7 @@ def test_predicted_cosines_are_those_of_the_pairs_that_are_named():
     )
     mine = torch.eye(4, dtype=torch.bool)
     torch.testing.assert_close(cosine, every[:, mine].mean())
+    negative = stats["negative_cosine"]
     torch.testing.assert_close(negative, every[:, ~mine].mean())
 
 
