@@ -259,11 +259,10 @@ def weights_of_run(
     )
     if average_last > 1 and complete:
         weights = average_of_last(checkpointer, name, average_last)
-        return _encoder_part(
-            weights
-        ), f"the average of its last {average_last} checkpoints"
-    weights = read_weights(checkpoint.paramfiles[name])
-    origin = f"its checkpoint {os.path.basename(checkpoint.path)}"
+        origin = f"the average of its last {average_last} checkpoints"
+    else:
+        weights = read_weights(checkpoint.paramfiles[name])
+        origin = f"its checkpoint {os.path.basename(checkpoint.path)}"
     return _encoder_part(weights), origin
 
 

@@ -47,9 +47,8 @@ QUIET = (
 class _Signals:
     """Signals that this process received while a training deferred them."""
 
-    owner: int | None = (
-        None  # forked loader workers inherit the handler, not the duty
-    )
+    # forked loader workers inherit the handler, not the duty
+    owner: int | None = None
     deferred = False
     received: int | None = None
     since = 0.0

@@ -89,10 +89,10 @@ class SpeakerBrain(sb.Brain):
     know is fetched at the end of an epoch.
 
     A subclass has ``evaluated`` (the Branch that is verified and exported; with
-    a second one for faces also ``evaluated_face``), and its ``compute_objectives`` returns a ``StepResult``, whose ``commit``
-    hands the embeddings to ``collapse``. Each statistic has a line in
-    ``stats_help`` of the class, of a module or of an object among the
-    hyperparameters.
+    a second one for faces also ``evaluated_face``), and its
+    ``compute_objectives`` returns a ``StepResult``, whose ``commit`` hands the
+    embeddings to ``collapse``. Each statistic has a line in ``stats_help`` of
+    the class, of a module or of an object among the hyperparameters.
 
     Hyperparameters: ``seed``, ``output_folder``, ``epoch_counter``,
     ``lr_schedule`` (factor of the learning rate, a number or a schedule),

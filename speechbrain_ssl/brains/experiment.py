@@ -84,7 +84,7 @@ from speechbrain_ssl.pseudo_labels.labels import (
     write_labels,
 )
 from speechbrain_ssl.pseudo_labels.modalities import SELECTIONS
-from speechbrain_ssl.report.plots import gate_plot
+from speechbrain_ssl.report.plots import gate_plot, save
 from speechbrain_ssl.script import defer_signals, outlive_signal
 
 logger = logging.getLogger(__name__)
@@ -128,22 +128,16 @@ SELFCHECKED = (
 UNLABELLED = "Trained by speechbrain_ssl without speaker labels."
 
 
-def _is_pair(value, rule):
-    """Whether a value is [module, number]."""
-    return (
-        len(value) == 2
-        and isinstance(value[0], torch.nn.Module)
-        and rule.holds(value[1])
-    )
-
-
 def _pairs(rule, text):
     """Rule for a list of [module, number]."""
-    return Rule(
-        lambda value: isinstance(value, list)
-        and all(_is_pair(entry, rule) for entry in value),
-        text,
-    )
+
+    def holds(value):
+        return isinstance(value, list) and all(
+            isinstance(module, torch.nn.Module) and rule.holds(number)
+            for module, number in value
+        )
+
+    return Rule(holds, text)
 
 
 @checked(
@@ -970,4 +964,5 @@ def _draw_gates(folder):
     for prefix in ("", FACE):
         for record in read_jsonl(os.path.join(folder, f"{prefix}gate.jsonl")):
             name = f"epoch_{record['epoch']:03d}.png"
-            gate_plot(record, os.path.join(folder, f"{prefix}gate", name))
+            path = os.path.join(folder, f"{prefix}gate", name)
+            save(gate_plot(record), path)

@@ -203,8 +203,6 @@ class Graph(ClusterMixin, BaseEstimator):
     ------
     ImportError
         If ``leiden`` is chosen and igraph is not installed.
-    ValueError
-        If a setting is out of range.
 
     Example
     -------

@@ -74,8 +74,7 @@ class ClusterTable:
     Raises
     ------
     ValueError
-        If the clusterer has no ``fit_predict``, ``clusters`` does not fit it,
-        or ``every`` is below one.
+        If the clusterer has no ``fit_predict``, or ``clusters`` does not fit it.
 
     Example
     -------

@@ -44,8 +44,7 @@ class Whitened(Wrapper):
     Raises
     ------
     ValueError
-        If a value is out of range, or fewer points than dimensions have a
-        cluster and ``shrinkage`` is 0.
+        If fewer points than dimensions have a cluster and ``shrinkage`` is 0.
 
     Example
     -------

@@ -569,11 +569,9 @@ class EpochSampler(torch.utils.data.Sampler):
         generator = torch.Generator().manual_seed(seed)
         if self.sequential_rows is None:
             order = torch.randperm(self.count, generator=generator, dtype=dtype)
-            return (
-                order
-                if self.groups is None
-                else self._grouped(order, generator)
-            )
+            if self.groups is None:
+                return order
+            return self._grouped(order, generator)
         size = self.sequential_rows
         firsts = torch.randperm(-(-self.count // size), generator=generator)
         order = []

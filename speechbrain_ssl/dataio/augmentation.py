@@ -511,10 +511,10 @@ class Channel:
         )
         return _filter(wavs, response[:, 0])
 
-    def _response(self, parameters, points=513):
-        """Returns amplitudes on a coarse frequency grid [rows, points]."""
+    def _response(self, parameters):
+        """Returns amplitudes on a coarse frequency grid [rows, 513]."""
         device = parameters["tilt"].device
-        hertz = torch.linspace(0, self.nyquist, points, device=device)
+        hertz = torch.linspace(0, self.nyquist, 513, device=device)
         octave = hertz.clamp(min=20.0).log2()
         low, high, peak = (
             parameters[name][:, None].log2()

@@ -225,11 +225,6 @@ class FaceSampler:
     max_unreadable : float
         Largest share of unreadable faces in an epoch.
 
-    Raises
-    ------
-    ArgumentError
-        If a value is out of range.
-
     Example
     -------
     >>> sampler = FaceSampler(size=8, local_crops=1, local_size=4)

@@ -84,12 +84,10 @@ class WMSE(torch.nn.Module):
         self.eps = eps
         # seeds the cuts: the same in all processes, and after resuming
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
-        self._count: int | None = (
-            None  # their number on the host; None: not known
-        )
-        self._singular: Later | None = (
-            None  # of the last batch, unless it has been read
-        )
+        # their number on the host; None: not known
+        self._count: int | None = None
+        # of the last batch, unless it has been read
+        self._singular: Later | None = None
 
     def forward(
         self, student: BranchOutput, teacher: BranchOutput | None, epoch: float

@@ -283,7 +283,7 @@ def _training_cards(run):
 def _curves(run):
     """A figure of each statistic of the log, over two or more epochs."""
     wanted = {"EER (%)": _eer_keys(run.records)}
-    for name in _selfcheck_names(run.records):
+    for name in _valid_names(run.records, SELFCHECK):
         wanted[_words(run, name)] = [f"valid.{name}"]
     for name in _names(run.records):
         wanted[_words(run, name)] = [f"train.{name}"]
@@ -307,7 +307,7 @@ def _statistics(run):
     ends = [run.records[0], run.records[-1]] if run.records else []
     ends = ends[: len(run.records)]
     parts = dict.fromkeys(_names(ends), "train")
-    parts.update(dict.fromkeys(_selfcheck_names(ends), "valid"))
+    parts.update(dict.fromkeys(_valid_names(ends, SELFCHECK), "valid"))
     rows = [
         Row(
             _words(run, name),
@@ -552,19 +552,18 @@ def _epochs(epochs):
     return f"{len(epochs)} epochs from {show(epochs[0])} to {show(epochs[-1])}"
 
 
-def _selfcheck_names(records):
-    """Names of the figures of the self-check without labels."""
+def _valid_names(records, start):
+    """Names of the figures of validation that begin so."""
     names = {name: None for r in records for name in _part(r, "valid")}
-    return [name for name in names if name.startswith(SELFCHECK)]
+    return [name for name in names if name.startswith(start)]
 
 
 def _eer_keys(records):
     """The EERs of validation; intervals are no curve."""
-    names = {name: None for r in records for name in _part(r, "valid")}
     return [
         f"valid.{name}"
-        for name in names
-        if name.startswith("EER") and not name.endswith(("_low", "_high"))
+        for name in _valid_names(records, "EER")
+        if not name.endswith(("_low", "_high"))
     ]
 
 

@@ -138,14 +138,10 @@ def curves(
 
 
 @_in_style
-def det_plot(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    path: str | None = None,
-) -> "Figure":
+def det_plot(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "Figure":
     """Draws DET curves on probit axes, with the equal error rates marked.
 
-    ``curves`` has false alarm and miss rates [points] of each system. With
-    ``path``, the figure is saved there.
+    ``curves`` has false alarm and miss rates [points] of each system.
     """
     figure, axes = _figure(TALL)
     low, high = _det_limits(curves)
@@ -160,23 +156,20 @@ def det_plot(
         axes.plot(mark, mark, "o", color=color, ms=6, mec=PAPER)
     _probit_axes(axes, low, high)
     figure.legend(loc="outside lower center")
-    return _finish(figure, path)
+    return figure
 
 
 def thin(
-    false_alarm: np.ndarray,
-    miss: np.ndarray,
-    low: float = 1e-4,
-    points: int = DET_POINTS,
+    false_alarm: np.ndarray, miss: np.ndarray, low: float = 1e-4
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probit coordinates of a DET curve, thinned evenly along it."""
     x = ndtri(np.clip(false_alarm, low, 1 - low))
     y = ndtri(np.clip(miss, low, 1 - low))
-    if len(x) <= points:
+    if len(x) <= DET_POINTS:
         return x, y
     steps = np.abs(np.diff(x)) + np.abs(np.diff(y))
     way = np.concatenate([[0.0], np.cumsum(steps)])
-    keep = np.searchsorted(way, np.linspace(0.0, way[-1], points))
+    keep = np.searchsorted(way, np.linspace(0.0, way[-1], DET_POINTS))
     keep = np.unique(np.clip(keep, 0, len(x) - 1))
     return x[keep], y[keep]
 
@@ -323,15 +316,14 @@ def embedding_map(
 
 
 @_in_style
-def gate_plot(record: Mapping[str, Any], path: str | None = None) -> "Figure":
+def gate_plot(record: Mapping[str, Any]) -> "Figure":
     """Draws the distribution of the losses of an epoch, and the gate.
 
     ``record`` is a line of ``gate.jsonl``: ``epoch``; ``histogram`` (``edges``
     [bins + 1] and ``counts`` [bins] of the losses' logarithms); ``mixture``
     (weights, means and deviations of two Gaussians) or None; ``accepted``
     (whether the gate uses it); ``threshold`` or None; ``reason``; ``selected``
-    (share of selected utterances) or None. With ``path``, the figure is saved
-    there; without losses, a sentence says so.
+    (share of selected utterances) or None. Without losses, a sentence says so.
     """
     share: Any = record.get("selected")
     title = f"epoch {record.get('epoch')}"
@@ -370,7 +362,7 @@ def gate_plot(record: Mapping[str, Any], path: str | None = None) -> "Figure":
         ncols=3,
         loc="outside lower center",
     )
-    return _finish(figure, path)
+    return figure
 
 
 @_in_style
@@ -424,13 +416,6 @@ def _figure(size=SIZE, title=None):
     if title:
         axes.set_title(_plain(title))
     return figure, axes
-
-
-def _finish(figure, path):
-    """Saves if a path is given."""
-    if path is not None:
-        save(figure, path)
-    return figure
 
 
 def _plain(text, most=44):
@@ -537,18 +522,17 @@ def _tsne(rows):
     return tsne.fit_transform(rows.astype(np.float32))
 
 
-def _group_style(group):
-    """Color and marker; both tell the groups apart."""
-    marker = "o^"[group // len(COLORS) % 2]
-    return {"color": COLORS[group % len(COLORS)], "marker": marker}
-
-
 def _scatter(axes, points, groups):
     """Gray files first, so that the colored ones lie on top."""
-    look = {"s": 16, "lw": 0, "rasterized": len(points) > RASTER_LIMIT}
+    look: dict[str, Any] = {"s": 16, "lw": 0}
+    look["rasterized"] = len(points) > RASTER_LIMIT
     rest = (groups < 0) | (groups >= COLORED_GROUPS)
     axes.scatter(*points[rest].T, color=GRAY, alpha=0.6, **look)
     for group in range(COLORED_GROUPS):
         chosen = points[groups == group]
+        # color and marker together tell the groups apart
+        color = COLORS[group % len(COLORS)]
+        marker = "o^"[group // len(COLORS) % 2]
         if len(chosen):
-            axes.scatter(*chosen.T, alpha=0.85, **look, **_group_style(group))
+            look.update(alpha=0.85, color=color, marker=marker)
+            axes.scatter(*chosen.T, **look)

@@ -247,7 +247,7 @@ def page(summary: dict[str, Any], folder: str) -> str:
 
 def _link(folder, row, can_draw):
     """Label and relative address of the page of a stage, which is written."""
-    place = os.path.join(_place(row), row["stage"])
+    place = os.path.join(_round(row).replace(" ", ""), row["stage"])
     stage = os.path.join(folder, place)
     name = PAGE_NAME if row["stage"] == "labels" else REPORT
     path = os.path.join(stage, name)
@@ -324,15 +324,14 @@ def _oracle(csv_path, truth, data_folder):
     return quality.oracle(labels.classes, read_truth(truth, ids))
 
 
-def _place(row):
-    """The folder of a round."""
-    return f"round{row['round']}" if row["round"] else "start"
+def _round(row):
+    """The round of a stage for readers."""
+    return f"round {row['round']}" if row["round"] else "start"
 
 
 def _label(row):
     """A stage for readers."""
-    place = f"round {row['round']}" if row["round"] else "start"
-    return f"{place}, {row['stage']}"
+    return f"{_round(row)}, {row['stage']}"
 
 
 def _columns(rows, columns):
@@ -362,15 +361,12 @@ def _error_rates(rows):
         cells = []
         for name in names:
             rates = row["lists"].get(name, {})
-            low, high = (
-                fixed(rates.get("EER_low")),
-                fixed(rates.get("EER_high")),
+            eer, low, high = (
+                fixed(rates.get(key)) for key in ("EER", "EER_low", "EER_high")
             )
-            cells += [
-                f"{fixed(rates.get('EER'))} [{low}, {high}]",
-                fixed(rates.get("minDCF_0.01"), 3),
-            ]
-        lines.append(Row(_label(row).split(",")[0], cells))
+            cost = fixed(rates.get("minDCF_0.01"), 3)
+            cells += [f"{eer} [{low}, {high}]", cost]
+        lines.append(Row(_round(row), cells))
     return heads, lines
 
 

@@ -674,7 +674,7 @@ def plot(folder):
     if importlib.util.find_spec("matplotlib") is None:
         logger.info("matplotlib is not installed: no DET curve is drawn.")
         return
-    from speechbrain_ssl.report.plots import det_plot
+    from speechbrain_ssl.report.plots import det_plot, save
 
     curves = {}
     for name in SCORES:
@@ -686,7 +686,7 @@ def plot(folder):
                 continue  # faces of one kind of trials only
             points = metrics.error_rates(scores, trials.targets)
             curves[name] = points.false_alarm, points.miss
-    det_plot(curves, os.path.join(folder, "det.png"))
+    save(det_plot(curves), os.path.join(folder, "det.png"))
 
 
 def main(argv):
