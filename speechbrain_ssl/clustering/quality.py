@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from speechbrain_ssl.clustering.device import chosen, knn
 
@@ -209,23 +210,17 @@ def oracle(labels: np.ndarray, truth: np.ndarray) -> dict:
             "No labelled utterance has a known speaker. Give the speakers of "
             "this training set."
         )
-    labels, truth = labels[known], truth[known]
-    speakers = np.unique(truth, return_inverse=True)[1]
-    clusters = np.unique(labels, return_inverse=True)[1]
-    # only pairs that occur: a table of all pairs may not fit into memory
-    width = int(speakers.max()) + 1
-    pairs, counts = np.unique(
-        clusters * np.int64(width) + speakers, return_counts=True
-    )
-    cluster, speaker = np.divmod(pairs, width)
+    # of pairs that occur: a table of all pairs may not fit into memory
+    table = contingency_matrix(truth[known], labels[known], sparse=True)
+    count = int(known.sum())
     return {
-        "NMI": float(normalized_mutual_info_score(speakers, clusters)),
-        "purity": _most_frequent(cluster, counts) / len(labels),
-        "inverse_purity": _most_frequent(speaker, counts) / len(labels),
-        "ARI": float(adjusted_rand_score(speakers, clusters)),
-        "utterances": len(labels),
-        "clusters": int(clusters.max()) + 1,
-        "speakers": width,
+        "NMI": float(normalized_mutual_info_score(truth[known], labels[known])),
+        "purity": int(table.max(axis=0).sum()) / count,
+        "inverse_purity": int(table.max(axis=1).sum()) / count,
+        "ARI": float(adjusted_rand_score(truth[known], labels[known])),
+        "utterances": count,
+        "clusters": table.shape[1],
+        "speakers": table.shape[0],
     }
 
 
@@ -367,17 +362,8 @@ def _spread(values):
 def _histogram(sizes):
     """Counts clusters by size, in powers of two."""
     found = {}
-    last = 1
-    while last // 2 < sizes.max():
-        first = last // 2 + 1
-        name = str(last) if first == last else f"{first}-{last}"
-        found[name] = int(((sizes >= first) & (sizes <= last)).sum())
-        last *= 2
+    powers = np.ceil(np.log2(sizes)).astype(int)
+    for power, count in enumerate(np.bincount(powers).tolist()):
+        first, last = 2**power // 2 + 1, 2**power
+        found[str(last) if first == last else f"{first}-{last}"] = count
     return found
-
-
-def _most_frequent(groups, counts):
-    """Sums the largest count of each group."""
-    largest = np.zeros(int(groups.max()) + 1, np.int64)
-    np.maximum.at(largest, groups, counts)
-    return int(largest.sum())
