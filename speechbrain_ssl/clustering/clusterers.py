@@ -62,9 +62,7 @@ class TwoStage(ClusterMixin, BaseEstimator):
         distances.
     n_neighbors : int
         Neighbors of each cluster in the graph.
-    random_state, spherical, n_iter, n_init, max_points_per_centroid
-        See ``KMeans``.
-    distributed, device
+    random_state, n_iter, n_init, distributed, device
         See ``KMeans``.
 
     Example
@@ -92,10 +90,8 @@ class TwoStage(ClusterMixin, BaseEstimator):
         linkage: str = "ward",
         n_neighbors: int = 20,
         random_state: int = 0,
-        spherical: bool = True,
         n_iter: int = 20,
         n_init: int = 1,
-        max_points_per_centroid: int = 256,
         distributed: bool = False,
         device: str = "auto",
     ):
@@ -109,10 +105,8 @@ class TwoStage(ClusterMixin, BaseEstimator):
         self.linkage = linkage
         self.n_neighbors = n_neighbors
         self.random_state = random_state
-        self.spherical = spherical
         self.n_iter = n_iter
         self.n_init = n_init
-        self.max_points_per_centroid = max_points_per_centroid
         self.distributed = distributed
         self.device = device
 
@@ -150,13 +144,11 @@ class TwoStage(ClusterMixin, BaseEstimator):
             return read_points(X, slice(None), True), self.fine_labels_
         kmeans = KMeans(
             self.fine_clusters,
-            self.spherical,
-            self.n_iter,
-            self.n_init,
-            self.random_state,
-            self.max_points_per_centroid,
-            self.distributed,
-            self.device,
+            n_iter=self.n_iter,
+            n_init=self.n_init,
+            random_state=self.random_state,
+            distributed=self.distributed,
+            device=self.device,
         )
         self.fine_labels_ = kmeans.fit_predict(X)
         self.n_empty_ = kmeans.n_empty_

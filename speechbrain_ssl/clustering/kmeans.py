@@ -43,10 +43,8 @@ ROUNDING = 1e-9
 
 # Arguments of k-means, and of clusterers that begin with it.
 RULES = {
-    "spherical": one_of(True, False),
     "n_iter": whole(1),
     "n_init": whole(1),
-    "max_points_per_centroid": whole(1),
     "distributed": one_of(True, False),
     "device": one_of("auto", "cpu", "cuda"),
 }
@@ -92,6 +90,8 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     @checked(
         n_clusters=number(above=0),
+        spherical=one_of(True, False),
+        max_points_per_centroid=whole(1),
         **RULES,
     )
     def __init__(

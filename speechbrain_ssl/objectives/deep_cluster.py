@@ -23,6 +23,9 @@ from speechbrain_ssl.nnet.assignment import prototypes_used
 from speechbrain_ssl.nnet.branch import BranchOutput
 from speechbrain_ssl.nnet.precision import full_precision
 
+# keeps the concentration of small clusters finite (alpha in PCL)
+SMOOTHING = 10.0
+
 
 class DeepCluster(torch.nn.Module):
     """Cross-entropy from embeddings to the centroids of their clusters.
@@ -40,8 +43,6 @@ class DeepCluster(torch.nn.Module):
         Temperature of the softmax over centroids.
     concentrations : bool
         Whether dispersed clusters have a higher temperature than dense ones.
-    smoothing : float
-        Keeps the concentration of small clusters finite (alpha in PCL).
 
     Example
     -------
@@ -68,17 +69,12 @@ class DeepCluster(torch.nn.Module):
         ),
     }
 
-    @checked(
-        temperature=number(above=0),
-        concentrations=one_of(True, False),
-        smoothing=number(0),
-    )
+    @checked(temperature=number(above=0), concentrations=one_of(True, False))
     def __init__(
         self,
         tables: Sequence[Any],
         temperature: float = 0.1,
         concentrations: bool = False,
-        smoothing: float = 10.0,
     ):
         super().__init__()
         if not tables:
@@ -86,7 +82,6 @@ class DeepCluster(torch.nn.Module):
         self.tables = list(tables)
         self.temperature = temperature
         self.concentrations = concentrations
-        self.smoothing = smoothing
         # of each table: its centroids, and the temperatures made for them
         self._made = {}
 
@@ -141,7 +136,7 @@ class DeepCluster(torch.nn.Module):
     def _concentrated(self, table):
         """The temperature of each cluster [clusters]."""
         sizes = table.labels[table.labels >= 0].bincount()
-        spread = table.spread / (sizes + self.smoothing).log()
+        spread = table.spread / (sizes + SMOOTHING).log()
         # a cluster of one point has no spread; PCL gives it the largest one
         spread = torch.where(sizes > 1, spread, spread.max())
         spread = spread.clamp(*spread.quantile(torch.tensor([0.1, 0.9])))

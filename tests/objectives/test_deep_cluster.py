@@ -78,7 +78,7 @@ def test_several_tables_are_averaged():
 def test_concentrations_are_those_of_pcl_around_the_temperature():
     labels = [0] * 5 + [1] * 3 + [2] * 4
     points = torch.randn(12, 5)
-    made = DeepCluster([table(labels, points)], 0.2, True, smoothing=10.0)
+    made = DeepCluster([table(labels, points)], 0.2, True)
     rest = torch.nn.functional.normalize(points.double(), dim=-1)
     wanted = []
     for name in range(3):
