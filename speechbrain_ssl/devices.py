@@ -23,11 +23,6 @@ class Later:
     The copy is queued when the object is made. ``read`` waits for what the
     device was asked for before that, and not for what was asked for since: a
     device with enough work in its queue does not stand still.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        On any device.
     """
 
     def __init__(self, x: torch.Tensor):

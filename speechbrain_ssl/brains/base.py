@@ -797,11 +797,7 @@ class EpochLog:
 
     A record that cannot be written, because the disk is full, is kept and
     written with the next one. Epochs that are done again replace their lines.
-
-    Arguments
-    ---------
-    path : str
-        The log; made if it is not there.
+    The file ``path`` is made if it is not there.
     """
 
     def __init__(self, path: str | os.PathLike):

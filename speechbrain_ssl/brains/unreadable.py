@@ -12,13 +12,9 @@ logger = logging.getLogger(__name__)
 class UnreadableUtterances:
     """Utterances that were replaced by others because they cannot be read.
 
-    Arguments
-    ---------
-    path : str
-        CSV with the columns ``ID,reason``, to which the main process adds
-        each utterance once, also in a run that is resumed.
-    most : float
-        Share of the utterances of an epoch that may be replaced.
+    ``path`` is a CSV with the columns ``ID,reason``, to which the main process
+    adds each utterance once, also in a run that is resumed; ``most`` is the
+    share of the utterances of an epoch that may be replaced.
     """
 
     stats_help = {

@@ -52,15 +52,7 @@ def full_precision() -> Iterator[None]:
 
 
 class DevicePoints(Points):
-    """Points on a GPU; see ``Points``.
-
-    Arguments
-    ---------
-    X, spherical, shared
-        See ``Points``.
-    device : torch.device
-        The GPU, or the CPU for tests.
-    """
+    """Points on a GPU (for tests on the CPU); see ``Points``."""
 
     def __init__(
         self,

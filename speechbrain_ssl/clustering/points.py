@@ -41,14 +41,9 @@ class Clusters(NamedTuple):
 class Points:
     """Reads points in blocks, with threads and processes.
 
-    Arguments
-    ---------
-    X : np.ndarray
-        All points, in each process; may be memory-mapped [n, dim].
-    spherical : bool
-        Whether to scale points to unit length and compare them by cosine.
-    shared : bool
-        Whether all processes take part, or only this one.
+    Each process has all points, which may be memory-mapped [n, dim].
+    ``spherical`` scales them to unit length and compares them by cosine. All
+    processes take part if they are ``shared``, else only this one.
     """
 
     def __init__(self, X: np.ndarray, spherical: bool, shared: bool):

@@ -6,13 +6,9 @@ import torch
 class RunningStatistics:
     """The buffers that forward passes change, and a copy of them.
 
-    These are the buffers of all modules, such as BatchNorm, except of those
-    with ``commit``: objectives change their queues and centers there only.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        With all networks of a training.
+    These are the buffers of all networks of a training, such as those of
+    BatchNorm, except of modules with ``commit``: objectives change their queues
+    and centers there only.
     """
 
     def __init__(self, module: torch.nn.Module):

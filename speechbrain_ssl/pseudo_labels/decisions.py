@@ -26,10 +26,7 @@ BINS = 60
 class Decisions:
     """The last decision about each utterance, the same in all processes.
 
-    Arguments
-    ---------
-    labels : torch.Tensor
-        int64 pseudo-label of each utterance [utterances].
+    ``labels`` are the int64 pseudo-labels [utterances].
     """
 
     def __init__(self, labels: torch.Tensor):

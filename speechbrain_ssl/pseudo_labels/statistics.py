@@ -38,11 +38,6 @@ class MFCCStatistics(torch.nn.Module):
     Frames whose energy is more than ``FLOOR`` dB below that of the loudest
     ones count as silence and are left out.
 
-    Arguments
-    ---------
-    sample_rate : int
-        In Hz.
-
     Example
     -------
     >>> MFCCStatistics()(torch.randn(2, 16000), torch.ones(2)).shape
