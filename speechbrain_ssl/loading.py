@@ -35,23 +35,13 @@ def load_encoder(
     """Loads an exported folder, or a SpeechBrain folder of a speaker encoder.
 
     The result is that of ``EncoderClassifier.from_hparams``, which would run
-    whatever code the folder's YAML names and fetch files from other places.
+    whatever code the folder's YAML names and fetch files from other places, in
+    evaluation mode. It is an ``OnnxEncoder`` for an ONNX file.
 
-    Arguments
-    ---------
-    folder : str
-        The folder, from which all files are taken; its name on the Hugging
-        Face hub, ``user/name`` or ``user/name@revision``; or an ONNX file.
-    device : str
-        Where to put the encoder.
-    trust : list of str
-        Modules or classes that its YAML may name beside those of
-        ``safe_yaml``.
-
-    Returns
-    -------
-    EncoderClassifier
-        In evaluation mode. An ``OnnxEncoder`` for an ONNX file.
+    ``folder`` is the folder, from which all files are taken; its name on the
+    Hugging Face hub, ``user/name`` or ``user/name@revision``; or an ONNX file.
+    ``trust`` has modules or classes that its YAML may name beside those of
+    ``safe_yaml``.
     """
     if is_onnx(folder):
         return OnnxEncoder(folder, device)

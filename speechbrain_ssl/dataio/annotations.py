@@ -390,16 +390,7 @@ class UtteranceDataset(DynamicItemDataset):
     random one with the ``key`` (epoch, row, random row). The replacement
     depends only on the seed and the first key, not on the number of
     processes or workers. Each sample then has the item ``unreadable``, a dict
-    of ID -> reason.
-
-    Arguments
-    ---------
-    utterances : Utterances
-        The rows.
-    dynamic_items, output_keys
-        As for DynamicItemDataset.
-    seed : int
-        Seed of the replacements. None: unreadable audio is an error.
+    of ID -> reason. Without a seed, unreadable audio is an error.
     in_thread : bool
         Whether a thread may read during a training step, because no item draws
         from global random generators.
@@ -472,34 +463,18 @@ class EpochSampler(torch.utils.data.Sampler):
     does not change the result of training. Rows that do not fill a batch of
     all processes are left out of the epoch.
 
-    Arguments
-    ---------
-    count : int
-        Number of rows.
-    seed : int
-        Seed of the order, at least 0.
-    rank : int
-        Number of this process, from 0.
-    world_size : int
-        Number of processes.
-    batch_size : int
-        Rows per batch of one process.
-    sequential_rows : int
-        Rows that are read one after another, for shards on disks that are
-        slow to seek: the rows in blocks of this size, ``STREAMS`` blocks at a
-        time in a random order of blocks, and each block from its first row to
-        its last. Neighbors should not be of one speaker (``speechbrain-ssl
-        pack --shuffle``). None: any order.
-    groups : np.ndarray
-        int64 group of each row, at least 0 [count]. The rows of a batch of all
-        processes are of one group, but for the batches in which one group
-        ends and the next one begins. None: no groups.
+    There are ``count`` rows; ``batch_size`` is that of one process, and
+    ``rank`` the number of this process, from 0. Fewer rows than one batch of all
+    processes are a ValueError.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer rows than one batch of all processes, or both
-        ``sequential_rows`` and ``groups``.
+    ``sequential_rows`` are read one after another, for shards on disks that are
+    slow to seek: the rows in blocks of this size, ``STREAMS`` blocks at a time
+    in a random order of blocks, and each block from its first row to its last.
+    Neighbors should not be of one speaker (``speechbrain-ssl pack --shuffle``).
+
+    With ``groups``, the int64 group of each row, at least 0 [count], the rows of
+    a batch of all processes are of one group, but for the batches in which one
+    group ends and the next one begins. Only one of the two can be given.
 
     Example
     -------
