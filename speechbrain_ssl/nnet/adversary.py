@@ -7,7 +7,7 @@ from speechbrain_ssl.checks import checked, number, whole
 from speechbrain_ssl.nnet.heads import mlp
 
 
-class Reversal(torch.autograd.Function):
+class _Reversal(torch.autograd.Function):
     """The identity, whose gradient is reversed and scaled by a weight.
 
     Y. Ganin and V. Lempitsky, ICML 2015 (https://arxiv.org/abs/1409.7495).
@@ -67,7 +67,7 @@ class AugmentationAdversary(torch.nn.Module):
         are recognized; 0.5 by chance.
         """
         pairs = [torch.cat([anchor, x], dim=1) for x in (same, other)]
-        pairs = Reversal.apply(torch.cat(pairs), self.weight)
+        pairs = _Reversal.apply(torch.cat(pairs), self.weight)
         label = torch.ones(len(pairs), dtype=torch.long, device=pairs.device)
         label[len(anchor) :] = 0
         logits = self.discriminator(pairs)

@@ -5,7 +5,7 @@ import torch
 
 from speechbrain_ssl.nnet.adversary import (
     AugmentationAdversary,
-    Reversal,
+    _Reversal,
 )
 
 
@@ -21,7 +21,7 @@ def gradients(weight, reverse=True):
 
 def test_the_reversed_gradient_has_the_other_sign_and_the_weight():
     x = torch.randn(3, requires_grad=True)
-    (Reversal.apply(x, 2.0) ** 2).sum().backward()
+    (_Reversal.apply(x, 2.0) ** 2).sum().backward()
     assert torch.allclose(x.grad, -4 * x.detach())
 
 
