@@ -6,7 +6,8 @@
 ``.jsonl.gz``); Lhotse need not be installed. Cuts of one recording (``MonoCut``,
 ``MultiCut``) whose source is a file or a URL become rows; paths below
 ``--data_root`` begin with ``$data_root``. Supervisions, and so speakers, are
-not read. Then train with ``--train_annotation OUT.csv --skip_prep True``.
+not read. A cut that Lhotse would resample or change otherwise, or one of some
+channels of a file, is an error. Then train with ``--train_annotation OUT.csv --skip_prep True``.
 """
 
 import gzip
@@ -74,6 +75,15 @@ def _row(cut: dict, root: str | None) -> tuple:
         raise ValueError(
             f"the cut {cut['id']} has {1 + len(others)} sources of type "
             f"{source['type']}; expected one of type {' or '.join(SOURCES)}"
+        )
+    channels = cut.get("channel", 0)
+    channels = channels if isinstance(channels, list) else [channels]
+    if recording.get("transforms") or {*channels} != {*source["channels"]}:
+        raise ValueError(
+            f"the cut {cut['id']} is not the audio of its source, all channels "
+            "as they are: Lhotse would choose among the channels "
+            f"{source['channels']}, or transform them. Save such cuts as audio "
+            "first (CutSet.save_audios)."
         )
     rate = recording["sampling_rate"]
     start = round(cut["start"] * rate)

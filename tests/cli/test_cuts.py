@@ -73,6 +73,17 @@ def test_a_cut_that_cannot_be_a_row_is_named(tmp_path, wrong, said):
     assert not (tmp_path / "train.csv").exists()
 
 
+@pytest.mark.parametrize("key", ["transforms", "channels"])
+def test_a_cut_that_is_not_the_audio_of_its_file_is_refused(tmp_path, key):
+    other = cut("x", 0, 1)
+    if key == "transforms":  # frames are those of 8 kHz, the file has 16 kHz
+        other["recording"][key] = [{"name": "Resample", "kwargs": {}}]
+    else:  # one side of a call; the mean of both would be read
+        other["recording"]["sources"][0][key] = [0, 1]
+    with pytest.raises(ValueError, match="line 1: the cut x is not the audio"):
+        write_cuts(written(tmp_path, other), f"{tmp_path}/train.csv")
+
+
 def test_a_source_in_memory_is_refused(tmp_path):
     other = cut("x", 0, 1)
     other["recording"]["sources"][0]["type"] = "memory"
