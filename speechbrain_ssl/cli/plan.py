@@ -15,8 +15,10 @@ import pathlib
 import re
 from typing import Any
 
+from speechbrain_ssl.checks import check_keys, number, whole
 from speechbrain_ssl.cli import recipes
 from speechbrain_ssl.files import read_json
+from speechbrain_ssl.help import one_line
 from speechbrain_ssl.nnet.schedules import lr_factor
 from speechbrain_ssl.options import overrides_of, settings_of
 
@@ -131,6 +133,8 @@ def plan(
     YAML.
     """
     settings = settings_of(str(hparams), changes)
+    if unknown := settings.keys() - settings_of(str(hparams)).keys():
+        raise ValueError(f"{hparams} has no key {min(unknown)!r}")
     if "rounds" not in settings:
         rate = rates.get(hparams.stem)
         return [plan_training(hparams.stem, settings, corpus, rate)]
@@ -147,13 +151,13 @@ def plan(
         encoder, values = trainings["ssl"]
         name = f"start: {encoder}"
         rows.append(plan_training(name, values, corpus, rates.get(encoder)))
-    for number in range(1, settings["rounds"] + 1):
+    for count in range(1, settings["rounds"] + 1):
         name, values = stage("labels")
-        name = f"round {number}: {name}"
+        name = f"round {count}: {name}"
         rate = rates.get(encoder)
         rows.append(plan_labels(name, values, corpus, rate))
         encoder, values = trainings["train"]
-        name = f"round {number}: {encoder}"
+        name = f"round {count}: {encoder}"
         rows.append(plan_training(name, values, corpus, rates.get(encoder)))
     return rows
 
@@ -217,12 +221,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", help="whose rates to take")
     parser.add_argument("--json", action="store_true")
     args, further = parser.parse_known_args(argv)
+    with one_line("plan"):
+        _print_plan(args, further)
+
+
+def _print_plan(args, further):
+    """The table, or JSON, of a command line."""
     corpus = {
         "hours": args.hours,
-        "utterances": args.utterances or round(args.hours * 3600 / SECONDS),
+        "utterances": args.utterances,
         "gpus": args.gpus,
         "accumulation": args.grad_accumulation_factor,
     }
+    counts = dict.fromkeys(("gpus", "accumulation"), whole(1))
+    check_keys(corpus, hours=number(above=0), **counts)
+    if args.utterances is None:
+        corpus["utterances"] = round(args.hours * 3600 / SECONDS)
     path = pathlib.Path(args.hparams)
     if not path.is_file():
         known = recipes.names()

@@ -101,13 +101,21 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
     plan.main([yaml, "--hours", "100", "--json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert row["hours"] is None
-    with pytest.raises(ValueError, match="does not understand"):
-        plan.main([yaml, "--hours=1", "batch"])
 
 
-def test_a_yaml_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
-        plan.main(["nowhere.yaml", "--hours=1"])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["moco", "batch"], "does not understand"),
+        (["moco", "--batchsize=3"], "no key 'batchsize'"),
+        (["moco", "--gpus=0"], "gpus must be"),
+        (["moco", "--rates=nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(arguments, message):
+    with pytest.raises(SystemExit, match=f"plan: .*{message}"):
+        plan.main([*arguments, "--hours=1"])
 
 
 def test_rates_of_two_devices_need_a_name(tmp_path):
