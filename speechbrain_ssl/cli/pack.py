@@ -71,6 +71,12 @@ def pack(
         root = data_root and os.path.abspath(data_root)
     else:
         root = os.path.abspath(source)
+        target = os.path.abspath(output_folder)
+        if os.path.commonpath([root, target]) == root:
+            raise ValueError(
+                f"{output_folder} is in {source}, whose audio would be found "
+                "twice then. Name a folder elsewhere."
+            )
         rows = _rows_in(root, output_folder)
     # several rows may be segments of one file
     paths = list(dict.fromkeys(row[2] for row in rows))
@@ -157,10 +163,19 @@ def _header(path):
 
 def _member_names(paths: Sequence[str], root: str | None) -> dict[str, str]:
     """Names in the tar files: paths below the folder, or whole ones."""
-    names = {path: path.lstrip(os.sep) for path in paths}
+    names = dict(zip(paths, audio.names(list(paths), os.sep)))
     if root:
         inside = [path for path in paths if path.startswith(root + os.sep)]
         names.update(zip(inside, audio.names(inside, root)))
+    places: dict[str, str] = {}
+    for path, name in names.items():
+        # a path must not seem to have a shard inside of a shard
+        names[path] = name = name.replace(audio.SHARD, ".tar/")
+        if places.setdefault(name, path) != path:
+            raise ValueError(
+                f"{places[name]} and {path} would both be called {name} in the "
+                "shards. Rename one of them."
+            )
     return names
 
 

@@ -106,6 +106,36 @@ def test_packing_goes_on_where_it_was_killed(folder, monkeypatch):
         pack(*arguments, progress=False)
 
 
+def test_members_of_shards_are_packed_again(tmp_path):
+    for seed, name in enumerate(("x", "y")):  # one name in both
+        write_noise(tmp_path / name / "a.wav", 0.4, seed=seed)
+        pack(f"{tmp_path}/{name}", f"{tmp_path}/shards/{name}", progress=False)
+    paths, _ = audio.find(f"{tmp_path}/shards")
+    rows = [(f"{n}", 0.4, path, 0, 6400) for n, path in enumerate(paths)]
+    write_annotation(tmp_path / "rows.csv", rows)
+    expected = views_of(read_annotation(tmp_path / "rows.csv"))
+    for source in ("shards", "rows.csv"):
+        target = tmp_path / f"of {source}"
+        pack(f"{tmp_path}/{source}", str(target), progress=False)
+        found = views_of(read_annotation(target / "train.csv", target))
+        assert_same([(str(n), x) for n, (_, x) in enumerate(found)], expected)
+
+
+def test_shards_lie_elsewhere_and_their_members_have_one_name(folder):
+    with pytest.raises(ValueError, match="would be found twice"):
+        pack(f"{folder}/audio", f"{folder}/audio/shards", progress=False)
+    rows = [("a", 1.0, f"{folder}/audio{folder}/x.wav", 0, 9)]
+    rows += [("b", 1.0, f"{folder}/x.wav", 0, 9)]
+    write_annotation(folder / "rows.csv", rows)
+    with pytest.raises(ValueError, match="would both be called .*x.wav"):
+        pack(
+            f"{folder}/rows.csv",
+            f"{folder}/shards",
+            data_root=f"{folder}/audio",
+            progress=False,
+        )
+
+
 def test_segments_of_a_file_stay_segments_and_labels_stay_behind(folder):
     path = folder / "segments.csv"
     rows = [
