@@ -36,6 +36,7 @@ OPTIONAL = {
     "igraph": ("igraph", "graph", "Leiden clusters"),
     "gradio": ("gradio", "page", "demo-page"),
     "torchcodec": ("torchcodec", "m4a", "m4a files"),
+    "torchvision": ("torchvision", "av", "faces"),
     "silero-vad": ("silero_vad", "vad", "speech in long recordings"),
     "s3fs": ("s3fs", "remote", "audio in S3"),
     "aiohttp": ("aiohttp", "remote", "audio on web servers"),

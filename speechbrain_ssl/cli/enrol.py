@@ -20,6 +20,7 @@ import torch
 
 from speechbrain_ssl import hub
 from speechbrain_ssl.cli.score import embed_paths
+from speechbrain_ssl.dataio.audio import absolute
 from speechbrain_ssl.dataio.embedding import EncoderError
 from speechbrain_ssl.files import read_json, write_json, write_whole
 from speechbrain_ssl.help import command_parser, one_line
@@ -51,7 +52,7 @@ def enrol(
     embeddings, known = np.zeros((0, 0), np.float32), []
     if os.path.exists(path) and not replace:
         embeddings, known = _read_speaker(path)
-    own = [os.path.abspath(file) for file in files]
+    own = [absolute(file) for file in files]
     twice = [file for n, file in enumerate(own) if file in known + own[:n]]
     if twice or not own:
         found = f"{twice[0]} again" if twice else "none"

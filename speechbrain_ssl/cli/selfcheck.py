@@ -20,12 +20,14 @@ from typing import Any
 
 from speechbrain.utils.distributed import infer_device
 
+from speechbrain_ssl import hub
 from speechbrain_ssl.card import set_label_free_threshold
 from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.evaluation.selfcheck import SelfCheck
 from speechbrain_ssl.files import write_json
 from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
+from speechbrain_ssl.nnet.onnx_encoder import is_onnx
 
 COLUMNS = {
     "cross_entropy": "{:.4f}",
@@ -120,6 +122,12 @@ def main(argv: list[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
     output, is_set = args.pop("output"), args.pop("set_threshold")
     with one_line("selfcheck"):
+        for path in args["model_folders"] if is_set else ():
+            if hub.is_name(path) or is_onnx(path):
+                raise ValueError(
+                    f"--set_threshold writes into the folder of the model, but "
+                    f"{path} is no local folder. Leave --set_threshold out."
+                )
         found = selfcheck(**args)
         if output:
             write_json(output, found)

@@ -25,6 +25,14 @@ def test_all_packages_that_are_always_needed_are_looked_at():
     assert set(doctor.REQUIRED) == set(needed)
 
 
+def test_a_package_of_each_extra_is_looked_at():
+    path = pathlib.Path(__file__).parents[2] / "pyproject.toml"
+    text = path.read_text().partition("[project.optional-dependencies]\n")[2]
+    extras = re.findall(r"^(\w+) = \[", text.partition("\n\n[")[0], re.M)
+    found = {extra for _, extra, _ in doctor.OPTIONAL.values()}
+    assert found == {*extras} - {"dev", "docs"}
+
+
 def test_a_missing_package_is_named_and_the_status_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setitem(sys.modules, "igraph", None)

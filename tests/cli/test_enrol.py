@@ -48,6 +48,7 @@ def test_bad_input_is_named_without_a_traceback(corpus, database, tmp_path):
         ([new, "a", wav], "name the model"),
         ([new, ".a", wav, model], "begin with a dot"),
         ([new, "a", f"{tmp_path}/no.wav", model], "no file .*no.wav"),
+        ([new, "a", "memory://no.wav", model], "no file memory://no.wav"),
         ([new, "a", wav, wav, model], "4.wav again"),
         ([new, "a", wav, f"--model={tmp_path}"], "not an exported model"),
     ):

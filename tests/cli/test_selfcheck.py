@@ -69,6 +69,13 @@ def test_threshold_of_a_labelled_list_is_kept_and_replaces_the_other(
     assert "without labels" not in text.partition("## Threshold")[2]
 
 
+@pytest.mark.parametrize("model", ["user/name", "model.onnx"])
+def test_a_threshold_needs_a_folder_to_write_it_to(model):
+    # before anything is loaded or downloaded
+    with pytest.raises(SystemExit, match=f"{model} is no local folder"):
+        main([model, "audio", "--set_threshold"])
+
+
 def test_what_is_missing_is_said(corpus, capsys):
     with pytest.raises(SystemExit, match="selfcheck: No such model folder"):
         main([f"{corpus}/none", f"{corpus}/audio", *SMALL])
