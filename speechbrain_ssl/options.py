@@ -10,7 +10,8 @@ to SpeechBrain's parser, which it replaces:
 * A key or an inner key that the YAML does not have is an error.
 * A value arrives as it was typed, ``=`` and ``#`` and ``: `` included. It is
   YAML if it begins with ``[ { ( ! " '`` or is a number, a truth value or null;
-  else it is text.
+  else it is text. A number is text as well for a key that ends with
+  ``_folder``: a folder may be called 2024.
 * ``None`` means null, as in Python. (``"'None'"`` is the text.)
 * A flag without a value is true for run options and keys that are True or
   False in the YAML, and may be given the value: ``--debug False``.
@@ -461,7 +462,10 @@ def _parse(file, tree, arguments):
             run_options[name] = _convert(name, text, types[name])
         if name not in types or name in tree:
             given[name] = text if isinstance(text, str) else json.dumps(text)
-            given[name] = _as_yaml(name, given[name])
+            is_path = name.endswith("_folder")
+            if is_path and not given[name]:  # an unset variable of the shell
+                raise OptionsError(f"--{name} is empty; expected a path.")
+            given[name] = _as_yaml(name, given[name], is_path)
     return given, run_options
 
 
@@ -558,15 +562,19 @@ def _convert(name, text, kind):
     return value
 
 
-def _as_yaml(name, text):
-    """The typed text as a value that fits after 'key: ' in a YAML file."""
+def _as_yaml(name, text, is_path=False):
+    """The typed text as a value that fits after 'key: ' in a YAML file.
+
+    Of a path, a number is text.
+    """
     if text == "None":
         return "null"
     if text.startswith(YAML_BEGINS):
         text = " ".join(text.splitlines())
         _load_text(name, text)
         return text
-    if text in ("null", "~") or _is_number_or_truth(text):
+    is_text = is_path or not _is_number_or_truth(text)
+    if text in ("null", "~") or not is_text:
         return text
     # JSON is YAML, and shields what would end or change a plain YAML text.
     return json.dumps(text, ensure_ascii=False)

@@ -543,3 +543,15 @@ def test_long_yaml_is_read_in_well_under_a_second(load):
     start = time.process_time()
     load(*argv, text="\n".join(lines))
     assert time.process_time() - start < 1
+
+
+def test_a_folder_may_be_called_by_a_number(load):
+    _, _, hparams, _ = load(
+        *("--data_folder=2024", "--output_folder=007", "--seed=3"),
+        text="data_folder: !PLACEHOLDER\nseed: 1\n"
+        "output_folder: !ref results/<seed>\nsave: !ref <output_folder>/save\n",
+    )
+    assert hparams["data_folder"] == "2024" and hparams["seed"] == 3
+    assert hparams["save"] == "007/save"
+    with pytest.raises(OptionsError, match="--data_folder is empty"):
+        load("--data_folder=", text="data_folder: !PLACEHOLDER\n")
