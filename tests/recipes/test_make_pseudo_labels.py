@@ -265,6 +265,10 @@ def test_faces_join_the_voices(run, sandbox, tmp_path, capsys):
     (out / "edits.csv").write_text("action,cluster,value\ndrop,,s0/0.flac\n")
     edits = f"--edits={out}/edits.csv"
     run(tmp_path / "edited", edits, model=None, **av)
+    # the same command with two more options
+    report = run(tmp_path / "again", edits, *faces, **av)
+    place = tmp_path / "again" / report["embeddings_folder"]
+    assert place.samefile(out / "joint_embeddings")
     header = (tmp_path / "edited/pseudo_labels.csv").read_text().split()[0]
     assert header.endswith("face,spk_id")
     report = run(tmp_path / "agreed", *faces, "--agreement=True", **av)

@@ -447,6 +447,15 @@ def test_a_share_that_does_not_grow_ends_the_rounds(run, place):
     assert run(*flags, "--stop_growth=null")[-1]["round"] == 3
 
 
+def test_another_trial_list_of_the_same_name_is_noticed(run, place):
+    (place / "easy.txt").write_text("1 a b\n")
+    flags = ["--rounds=1", "--trials=[PLACE/easy.txt]"]
+    run(*flags)
+    (place / "easy.txt").write_text("0 a b\n")
+    with pytest.raises(ValueError, match="--trials: was"):
+        run(*flags)
+
+
 def test_labels_reach_the_report_alone(run, place):
     plain = run("--rounds=2", "--train={changes: {growth: 0.1}}")
     truth = place / "truth.csv"

@@ -108,6 +108,17 @@ def run(corpus, tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_curves_are_those_of_this_run(corpus, run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "speechbrain_ssl.report.plots.det_plot",
+        lambda curves, path: drawn.append(list(curves)),
+    )
+    run(f"--cohort={corpus}/train", "--top_n=10")
+    run()  # in the same folder, without a cohort
+    assert drawn == [["raw", "as_norm"], ["raw"]]
+
+
 def test_back_ends_learn_from_clusters_and_say_so(corpus, run):
     found, out = run(
         *run.labels,

@@ -504,7 +504,8 @@ def write(hparams, utterances, embeddings, labels, report, count=None):
     with contextlib.suppress(FileNotFoundError):
         os.remove(page)  # it would speak of other labels
     place = find_embeddings_folder(hparams)
-    if hparams["face_model_folder"] is not None:
+    # labels that are corrected have their own faces and embeddings
+    if hparams["face_model_folder"] is not None and hparams["edits"] is None:
         place = os.path.join(folder, JOINT)
         utterances = with_faces(hparams)
     place = os.path.relpath(place, folder)

@@ -329,6 +329,8 @@ def inputs_of(stage, processes):
     for key, value in stage.flags.items():
         if key in FILES:
             value = f"SHA-256 {hash_of(value)}"
+        elif key == "trials":
+            value = [f"SHA-256 {hash_of(path)}" for path in value]
         elif key in MODELS:
             value = f"SHA-256 {encoder_hash(value)}"
         elif key == "embeddings_folder":

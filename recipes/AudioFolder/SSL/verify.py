@@ -669,8 +669,11 @@ def store_threshold(folder, summary, list_path):
     )
 
 
-def plot(folder):
-    """Draws the DET curves of one list, if matplotlib is installed."""
+def plot(folder, summary):
+    """Draws the DET curves of one list, if matplotlib is installed.
+
+    Scores of earlier runs that ``summary`` does not have stay in the folder.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         logger.info("matplotlib is not installed: no DET curve is drawn.")
         return
@@ -680,7 +683,7 @@ def plot(folder):
     for name in SCORES:
         file = "scores.txt" if name == "raw" else f"scores_{name}.txt"
         path = os.path.join(folder, file)
-        if os.path.isfile(path):
+        if summary.get(name) is not None:
             trials, scores = read_scored(path)
             if trials.targets.min() == trials.targets.max():
                 continue  # faces of one kind of trials only
@@ -757,7 +760,7 @@ def main(argv):
         )
         folder = results_folder(hparams["output_folder"], list_path)
         if summary["raw"]["EER"] is not None:
-            plot(folder)
+            plot(folder, summary)
             if stores:
                 print(
                     store_threshold(hparams["model_folder"], summary, list_path)
