@@ -233,7 +233,7 @@ def split_rows(
 
     ``held_out`` says whether a row is kept out.
     """
-    with open(csv_path, newline="", encoding="utf-8") as file:
+    with open(csv_path, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, skipinitialspace=True))
     train = [row for row, out in zip(rows, held_out) if not out]
     return train, [row for row, out in zip(rows, held_out) if out]

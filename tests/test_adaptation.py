@@ -9,6 +9,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ssl import adaptation
 from speechbrain_ssl.card import read_card
+from speechbrain_ssl.dataio.annotations import write_annotation
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import load_encoder, start_from
 from tests import hub_layouts
@@ -219,3 +220,12 @@ def test_the_result_has_the_embeddings_and_the_facts(tmp_path):
         assert torch.equal(found, wanted)
     text = read_card(target).text
     assert "Adapted." in text and "| source | x/y |" in text
+
+
+def test_rows_of_a_csv_with_a_byte_order_mark_are_split(tmp_path):
+    rows = [(name, 1.0, "a.wav", 0, 16000) for name in "ab"]
+    path = tmp_path / "all.csv"
+    write_annotation(path, rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    train, held_out = adaptation.split_rows(str(path), [False, True])
+    assert [train[0]["ID"], held_out[0]["ID"]] == ["a", "b"]

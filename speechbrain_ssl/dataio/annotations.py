@@ -332,7 +332,9 @@ def write_annotation(
 
 def size_of(csv_path: str | os.PathLike) -> tuple[int, float]:
     """Number of utterances and hours of an annotation, from its durations."""
-    with open(csv_path, newline="", encoding="utf-8", errors="replace") as file:
+    with open(
+        csv_path, newline="", encoding="utf-8-sig", errors="replace"
+    ) as file:
         rows = csv.DictReader(file, skipinitialspace=True)
         try:
             seconds = [float(row["duration"]) for row in rows]

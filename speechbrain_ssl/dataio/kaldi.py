@@ -20,7 +20,7 @@ def read_map(path: str, values: int = 1) -> dict[str, tuple[str, ...]]:
     name file and line.
     """
     found: dict[str, tuple[str, ...]] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             line = line.strip()
             if not line:

@@ -375,6 +375,9 @@ def test_script_is_a_command(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert len(read_annotation(tmp_path / "train.csv", folder)) == 1
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "nowhere", "train.csv"])
+    with pytest.raises(SystemExit, match="prepare.py: The folder .*nowhere"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 def test_faces_beside_audio_become_a_column(folder, tmp_path):

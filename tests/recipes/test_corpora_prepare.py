@@ -355,7 +355,8 @@ def test_librispeech_takes_subsets_and_counts_them(tmp_path):
 def kaldi(tmp_path):
     """Two recordings at 8 kHz, with paths relative to a root."""
     place(tmp_path / "root", "x/1.wav", "y/2.wav", seconds=3, rate=8000)
-    write(tmp_path, "data/wav.scp", "rec1 x/1.wav\nrec2 y/2.wav\n")
+    # an editor's byte order mark belongs to no name
+    write(tmp_path, "data/wav.scp", "\ufeffrec1 x/1.wav\nrec2 y/2.wav\n")
     return tmp_path
 
 
@@ -385,6 +386,9 @@ def test_kaldi_segments_become_rows(kaldi):
     assert speakers(out) == {"a": "s1", "b": "s2"}
     write(kaldi, "data/segments", "a rec1 0.5 9\n")
     with pytest.raises(SystemExit, match="rec1 has 3.00 s"):
+        prepare.main(arguments)
+    write(kaldi, "data/segments", "c rec2 0 0.5\nd rec3 0 2\n")
+    with pytest.raises(SystemExit, match="None of 2 segments can be used"):
         prepare.main(arguments)
 
 

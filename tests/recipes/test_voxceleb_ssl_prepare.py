@@ -348,6 +348,9 @@ def test_script_is_two_commands(vox2, official, tmp_path, monkeypatch):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert len(read_annotation(tmp_path / "train.csv", vox2)) == 6
     assert (tmp_path / "vox1_H.txt").is_file()
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "train", "nowhere", "x.csv"])
+    with pytest.raises(SystemExit, match="prepare.py: .*nowhere"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 def test_shared_scripts_are_links_that_stay_within_the_recipes():

@@ -17,6 +17,7 @@ from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.dataio.annotations import portable, write_annotation
 from speechbrain_ssl.dataio.parallel import map_chunks
 from speechbrain_ssl.files import read_jsonl, write_whole
+from speechbrain_ssl.help import one_line
 from tqdm import tqdm
 
 from speechbrain.utils.logger import get_logger
@@ -321,4 +322,6 @@ def _parse_arguments():
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    prepare_audio_folder(**vars(_parse_arguments()))
+    arguments = vars(_parse_arguments())
+    with one_line("audio_folder_prepare.py"):
+        prepare_audio_folder(**arguments)

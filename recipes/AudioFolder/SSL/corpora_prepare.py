@@ -414,6 +414,11 @@ def write_segments(data_folder, out, options, segments, speakers):
             continue
         wav = f"$data_root/{os.path.relpath(row['wav'], data_folder)}"
         found.append((key, (stop - start) / rate, wav, start, stop))
+    if not found:
+        raise ValueError(
+            f"None of {len(segments)} segments can be used: {lost} are of "
+            f"recordings that cannot be used, {short} too short."
+        )
     write_annotation(f"{out}/train.csv", found)
     logger.info(
         f"{out}/train.csv: {len(found)} segments. Left out: {lost} of "
@@ -534,7 +539,7 @@ def check_count(name, trials, count, options):
 def read_rows(path, count):
     """Reads the first fields of each line, separated by spaces."""
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             fields = line.split()
             if fields and len(fields) < count:

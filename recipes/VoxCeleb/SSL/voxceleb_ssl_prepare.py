@@ -32,6 +32,7 @@ from audio_folder_prepare import annotation_row, prepare_audio_folder
 from speechbrain_ssl.dataio import audio, faces
 from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.help import one_line
 
 from speechbrain.utils.logger import get_logger
 
@@ -527,4 +528,5 @@ if __name__ == "__main__":
         "faces": list_faces,
     }
     arguments = _parse_arguments()
-    jobs[arguments.pop("job")](**arguments)
+    with one_line("voxceleb_ssl_prepare.py"):
+        jobs[arguments.pop("job")](**arguments)
