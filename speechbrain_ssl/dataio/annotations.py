@@ -346,7 +346,9 @@ def size_of(csv_path: str | os.PathLike) -> tuple[int, float]:
     return len(seconds), math.fsum(seconds) / 3600
 
 
-def read_by_id(csv_path: str, column: str) -> Iterator[tuple[str, str, int]]:
+def read_by_id(
+    csv_path: str | os.PathLike, column: str
+) -> Iterator[tuple[str, str, int]]:
     """Yields ID, a column and the line of each row of a CSV file."""
     rows = numbered_rows(csv_path)
     names = next(rows, ([], 0))[0]
@@ -359,7 +361,8 @@ def read_by_id(csv_path: str, column: str) -> Iterator[tuple[str, str, int]]:
         if len(row) != len(names):
             raise ValueError(
                 f"{csv_path}, line {line}: expected {len(names)} values "
-                f"({','.join(names)}), found {len(row)}."
+                f"({','.join(names)}), found {len(row)}. Quote values that "
+                "contain commas."
             )
         yield row[names.index("ID")], row[names.index(column)], line
 

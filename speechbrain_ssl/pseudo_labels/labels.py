@@ -20,6 +20,7 @@ from speechbrain_ssl.dataio.annotations import (
     numbered_rows,
     portable,
     read_annotation,
+    read_by_id,
     write_annotation,
 )
 from speechbrain_ssl.files import hash_of, read_json, write_json, write_whole
@@ -249,8 +250,7 @@ def read_truth(csv_path: str, ids: list[str]) -> np.ndarray:
 def _read_speakers(csv_path):
     """Returns speaker and line of each ID, and the rows without a speaker."""
     speakers, lines, nameless = {}, {}, 0
-    rows = numbered_rows(csv_path)
-    columns, _ = next(rows, ([], 0))
+    columns, _ = next(numbered_rows(csv_path), ([], 0))
     if not columns:
         raise ValueError(
             f"{csv_path} is empty. Expected a line ID,spk_id, and a line for "
@@ -274,15 +274,8 @@ def _read_speakers(csv_path):
             named[0],
             ", ".join(named[1:]),
         )
-    for values, line in rows:
-        if len(values) != len(columns):
-            raise ValueError(
-                f"{csv_path}, line {line}: expected {len(columns)} values "
-                f"({','.join(columns)}), found {len(values)}. Quote values "
-                "that contain commas."
-            )
-        row = dict(zip(columns, values))
-        name, speaker = row["ID"].strip(), row[named[0]].strip()
+    for name, speaker, line in read_by_id(csv_path, named[0]):
+        name, speaker = name.strip(), speaker.strip()
         if not speaker:
             nameless += 1
             continue
