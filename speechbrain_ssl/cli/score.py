@@ -144,32 +144,25 @@ def score_pairs(
     )
     parts = parts_of(trials, models)
     rows = {f: n for n, f in enumerate(sorted({f for p in parts for f in p}))}
-    embeddings, reasons = [], []
-    for own in parts:
+    # ones stand for what cannot be embedded, and has no score
+    embeddings = torch.ones(len(parts), max(found.rows.shape[1], 1))
+    reasons = [""] * len(parts)
+    for place, own in enumerate(parts):
         numbers = [rows[file] for file in own]
         failed = [found.failed[n] for n in numbers if n in found.failed]
-        reasons.append(str(failed[0]) if failed else "")
-        embeddings.append(
-            torch.zeros(found.rows.shape[1])
-            if failed
-            else model_of(found.rows[numbers])
-        )
-    return [
-        _pair(trials.files, reasons, embeddings, sides, threshold)
-        for sides in zip(trials.enrol.tolist(), trials.test.tolist())
-    ]
-
-
-def _pair(names, reasons, embeddings, sides, threshold):
-    """Score and decision of one pair."""
-    reason = next(filter(None, (reasons[side] for side in sides)), "")
-    score = same = None
-    if not reason:
-        both = torch.stack([embeddings[side] for side in sides])
-        score = float(cosine_scores(both, [0], [1])[0])
-        same = None if threshold is None else score >= threshold
-    enrol, test = (names[side] for side in sides)
-    return Pair(enrol, test, score, same, reason)
+        if failed:
+            reasons[place] = str(failed[0])
+        else:
+            embeddings[place] = model_of(found.rows[numbers])
+    scores = cosine_scores(embeddings, trials.enrol, trials.test).tolist()
+    scored = []
+    for a, b, score in zip(trials.enrol, trials.test, scores):
+        reason, same = reasons[a] or reasons[b], None
+        if threshold is not None and not reason:
+            same = score >= threshold
+        names = trials.files[a], trials.files[b]
+        scored.append(Pair(*names, None if reason else score, same, reason))
+    return scored
 
 
 def threshold_of(
