@@ -16,15 +16,27 @@ local folder need no CSV: ``--data_folder SHARDS`` prepares them like a folder
 of files. The views of an utterance are the same as from files, bit by bit.
 
 After a kill the same command goes on with the shard that is not complete.
+
+With ``--hf``, ``AUDIO`` is a dataset of Hugging Face: its name on the hub, or a
+folder that ``datasets.load_dataset`` reads. Its audio is streamed into the
+shards as it is, without decoding; other columns, and so speakers, are not used.
+There is no ``train.csv``, and an interrupted packing starts again::
+
+    > speechbrain-ssl pack USER/NAME SHARDS --hf --column audio --split train
+    > speechbrain-ssl train moco --data_folder SHARDS
 """
 
+import contextlib
+import glob
+import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
+import soundfile
 from tqdm import tqdm
 
 from speechbrain_ssl.checks import checked, number, optional, whole
@@ -219,6 +231,56 @@ def _write_shard(path, files, names):
                 shard.addfile(member, data)
 
 
+def pack_dataset(
+    source: str, folder: str, column: str, split: str, shard_mb: float = 1000
+) -> int:
+    """Packs a dataset of Hugging Face, see above; gives the number of files."""
+    if glob.glob(os.path.join(folder, "*.tar")):
+        raise ValueError(f"{folder} has tar files. Name another folder.")
+    left = enumerate(_encoded(source, column, split))
+    file, shard, count = next(left, None), 0, 0
+    while file is not None:
+        with (
+            write_whole(f"{folder}/{shard:06d}.tar", "wb") as out,
+            tarfile.open(fileobj=out, mode="w") as tar,
+        ):
+            while file is not None and out.tell() < shard_mb * 1e6:
+                count, (name, data) = file
+                member = tarfile.TarInfo(f"{count:09d}_{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                file = next(left, None)
+        shard += 1
+    return count + 1
+
+
+def _encoded(source, column, split) -> Iterator[tuple[str, bytes]]:
+    """Yields name and bytes of the audio of each row."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise OSError(
+            "datasets is not installed: pip install speechbrain_ssl[hf]"
+        ) from error
+    rows = datasets.load_dataset(source, split=split, streaming=True)
+    names = rows.column_names or [column]
+    if column not in names:
+        raise ValueError(f"{source} has no column {column!r}, only {names}.")
+    rows = rows.select_columns([column])
+    for row in rows.cast_column(column, datasets.Audio(decode=False)):
+        path, data = row[column]["path"] or "", row[column]["bytes"]
+        if data is None:
+            with audio.open_bytes(path) as file:
+                data = file.read()
+        name = os.path.basename(path)
+        if not name.lower().endswith(audio.EXTENSIONS):
+            # without a name of audio, preparation would leave it out
+            with contextlib.suppress(soundfile.LibsndfileError):
+                kind = soundfile.info(io.BytesIO(data)).format
+                name += f".{kind.lower()}"
+        yield name, data
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line of ``pack``."""
     parser = command_parser(__doc__)
@@ -227,8 +289,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shard_mb", type=float, default=1000)
     parser.add_argument("--shuffle", type=int, metavar="SEED")
     parser.add_argument("--data_root", help="for $data_root in a CSV")
+    parser.add_argument("--hf", action="store_true", help="AUDIO is a dataset")
+    parser.add_argument("--column", default="audio", help="for --hf")
+    parser.add_argument("--split", default="train", help="for --hf")
     args = parser.parse_args(argv)
+    of_hf = {name: vars(args).pop(name) for name in ("hf", "column", "split")}
     with one_line("pack"):
+        if of_hf.pop("hf"):
+            where = args.source, args.output_folder
+            count = pack_dataset(*where, **of_hf, shard_mb=args.shard_mb)
+            print(f"{count} files. Train with --data_folder {where[1]}")
+            return
         shards = pack(**vars(args))
     print(
         f"{len(shards)} shards and {CSV_NAME} in {args.output_folder}. Train "

@@ -1,6 +1,7 @@
 """Tar shards: the same audio, IDs and views as from files."""
 
 import os
+import sys
 
 import fsspec
 import pytest
@@ -193,3 +194,46 @@ def test_a_shard_that_was_written_again_is_noticed(folder):
     paths, left_out = [], {}
     with pytest.raises(FileNotFoundError, match="unreadable"):
         paths, left_out = audio.find(f"{folder}/shards")
+
+
+def test_a_dataset_of_hugging_face_is_packed_as_it_is(tmp_path, capsys):
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    files = []
+    for seed, kind in enumerate(("flac", "wav") * 2):
+        path = tmp_path / f"{seed}.{kind}"
+        write_noise(path, 0.5, seed=seed)
+        files.append(path.read_bytes())
+    paths = ["a/x.flac", None, "y.flac", None]
+    sound = [{"bytes": d, "path": p} for d, p in zip(files, paths)]
+    rows = pyarrow.table({"sound": sound, "speaker": ["anna"] * 4})
+    source = tmp_path / "data"
+    source.mkdir()
+    parquet.write_table(rows, source / "train.parquet")
+    given = [str(source), str(tmp_path / "shards"), "--hf", "--shard_mb=0.02"]
+    main([*given, "--column=sound"])
+    assert "4 files. Train with" in capsys.readouterr().out
+    assert len(list((tmp_path / "shards").glob("*.tar"))) > 1
+    found, _ = audio.find(tmp_path / "shards")
+    names = audio.names(found, str(tmp_path / "shards"))
+    assert [name[8:] for name in names] == [
+        "0_x.flac",
+        "1_.wav",
+        "2_y.flac",
+        "3_.wav",
+    ]
+    for path, data in zip(found, files):
+        with audio.open_bytes(path) as file:
+            assert file.read() == data
+    with pytest.raises(SystemExit, match="has tar files"):
+        main([*given, "--column=sound"])
+    with pytest.raises(SystemExit, match="column 'audio', only .'sound', 'sp"):
+        main([given[0], str(tmp_path / "other"), "--hf"])
+
+
+def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SystemExit, match=r"speechbrain_ssl\[hf\]"):
+        main(["some/name", str(tmp_path), "--hf"])
