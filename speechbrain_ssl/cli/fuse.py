@@ -80,7 +80,7 @@ def fuse(
         "label_use": label_use,
     }
     with write_whole(os.path.join(output_folder, "scores.txt")) as file:
-        file.write(score_lines(trials, fused))
+        file.writelines(score_lines(trials, fused))
     write_json(os.path.join(output_folder, "metrics.json"), found)
     return found
 

@@ -87,11 +87,14 @@ def pair_products(
     enrol = torch.as_tensor(enrol_index, device=rows.device)
     test = torch.as_tensor(test_index, device=rows.device)
     products = torch.empty(len(enrol), dtype=rows.dtype, device=rows.device)
+    # one buffer for each side: fresh ones cost as much as the products
+    sides = rows.new_empty(2, TRIALS_PER_CHUNK, rows.shape[1])
     for start in range(0, len(enrol), TRIALS_PER_CHUNK):
         part = slice(start, start + TRIALS_PER_CHUNK)
-        left = rows.index_select(0, enrol[part])
-        right = rows.index_select(0, test[part])
-        products[part] = left.mul_(right).sum(1)
+        left, right = sides[:, : len(enrol[part])]
+        torch.index_select(rows, 0, enrol[part], out=left)
+        torch.index_select(rows, 0, test[part], out=right)
+        torch.sum(left.mul_(right), 1, out=products[part])
     return products.cpu().numpy()
 
 

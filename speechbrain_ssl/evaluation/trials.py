@@ -104,7 +104,7 @@ def read_models(paths: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
     """
     models: dict[str, tuple[str, ...]] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        for number, line, separator in _lines(path):
+        for number, line, separator in _lines(read_text(path, "trial list")):
             name, *files = _split(line, separator)
             place = f"{path}, line {number}"
             if not files or not all(files):
@@ -212,9 +212,8 @@ def _stat(path):
         return None
 
 
-def _lines(path):
+def _lines(text):
     """Number, text and separator of the lines that are not blank."""
-    text = read_text(path, "trial list")
     first = next(filter(None, map(str.strip, text.split("\n"))), "")
     separator = "\t" if "\t" in first else " "
     if separator == " ":
@@ -234,7 +233,12 @@ def _read_fields(path):
 
     Lines are split all at once, as 580,000 small lists would take seconds.
     """
-    lines = _lines(path)
+    text = read_text(path, "trial list")
+    if width := _regular_width(text):
+        fields = text.split()
+        columns = [fields[place::width] for place in range(width)]
+        return range(1, len(columns[0]) + 1), columns
+    lines = _lines(text)
     if not lines:
         raise ValueError(
             f"{path} holds no trials. Expected lines `{LABEL_FIRST}`, "
@@ -267,12 +271,38 @@ def _read_fields(path):
     return line_numbers, [fields[place::width] for place in range(width)]
 
 
+def _regular_width(text):
+    """Number of fields of each line, or 0 if they need a closer look.
+
+    Nearly all lists are ASCII with 2 or 3 fields on each line, one space
+    between them and nothing else. Their bytes are checked all at once.
+    """
+    width = text.partition("\n")[0].count(" ") + 1
+    if not (
+        width in (2, 3)
+        and text.isascii()
+        and text.endswith("\n")
+        and not text.startswith("# ")
+        and "\n# " not in text
+    ):
+        return 0
+    data = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    ends = np.flatnonzero(data <= ord(" "))  # of fields
+    expected = np.frombuffer(b"  "[: width - 1] + b"\n", dtype=np.uint8)
+    if len(ends) % width or ends[0] == 0 or np.diff(ends).min() < 2:
+        return 0
+    found = data[ends].reshape(-1, width)
+    return width if (found == expected).all() else 0
+
+
 def _layout(path, line_numbers, columns):
     """The order of the fields, the same on all lines."""
     ends = columns[0], columns[-1]
     # few different labels, many lines
-    are_labels = [{x: x.casefold() in LABELS for x in set(c)} for c in ends]
-    first, last = (all(found.values()) for found in are_labels)
+    first, last = (
+        all(field.casefold() in LABELS for field in set(column))
+        for column in ends
+    )
     if len(columns) == 2:
         if first or last:
             raise ValueError(
@@ -288,7 +318,10 @@ def _layout(path, line_numbers, columns):
         )
     if first != last:
         return LABEL_FIRST if first else LABEL_LAST
-    rows = [(are_labels[0][a], are_labels[1][b]) for a, b in zip(*ends)]
+    rows = [
+        tuple(field.casefold() in LABELS for field in pair)
+        for pair in zip(*ends)
+    ]
     # the first line with one label says where the others should have theirs
     model = next((row for row in rows if row[0] != row[1]), None)
     wrong, at, place = 0, 0, "the first or the last field"

@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,8 @@ from speechbrain_ssl.files import write_whole
 logger = logging.getLogger(__name__)
 
 P_TARGETS = (0.01, 0.05)
+# lines of scores that are written at once
+LINES_PER_PIECE = 8192
 # kinds of scores, in the order of reports
 KINDS = ("raw", "as_norm", "plda", "calibrated")
 LABEL_USE = (
@@ -146,12 +148,13 @@ def summarize(
     targets, files = trials.targets, len(trials.files)
     if targets is None or targets.min() == targets.max():
         return {"EER": None, "trials": len(trials.enrol), "files": files}
-    rate, threshold = metrics.eer(scores, targets)
+    points = metrics.error_rates(scores, targets)
+    rate, threshold = metrics.eer_at(points)
     low, high = metrics.bootstrap(
         scores, targets, group[trials.enrol], group[trials.test]
     )
     found = {
-        f"minDCF_{p_target}": metrics.min_dcf(scores, targets, p_target, *costs)
+        f"minDCF_{p_target}": metrics.min_dcf_at(points, p_target, *costs)
         for p_target in P_TARGETS
     }
     if tuple(costs) != (1.0, 1.0):
@@ -317,8 +320,9 @@ def verify(
     settings = sample_rate, batch_seconds, device, progress
     failed = _fill(cache, embed, paths, settings, face_size, strict)
     parts = parts_of(trials, models)
-    by_file = dict(zip(sorted({f for own in parts for f in own}), paths))
-    parts = [tuple(by_file[file] for file in own) for own in parts]
+    files = sorted(set(itertools.chain.from_iterable(parts)))
+    by_file = dict(zip(files, paths))
+    parts = [tuple(map(by_file.__getitem__, own)) for own in parts]
     trials, parts, left_out = _leave_out(trials, parts, failed, list_path)
     embeddings = torch.stack(
         [scoring.model_of([cache[p].row for p in own]) for own in parts]
@@ -388,24 +392,27 @@ def _audio(cache, paths, list_path):
     }
 
 
-def score_lines(trials: Trials, scores: np.ndarray | torch.Tensor) -> str:
-    """Text of a file of scores, separated by tabs for names with spaces.
+def score_lines(
+    trials: Trials, scores: np.ndarray | torch.Tensor
+) -> Iterator[str]:
+    """Text of a file of scores in pieces of many lines.
 
-    Lines are ``label enrol test score``; without labels the first field is
-    missing.
+    Fields are separated by tabs, for names with spaces. Lines are ``label
+    enrol test score``; without labels the first field is missing.
     """
-    files, labels = trials.files, itertools.repeat("")
-    if trials.targets is not None:
-        labels = (f"{label}\t" for label in trials.targets.tolist())
-    return "".join(
-        f"{label}{files[enrol]}\t{files[test]}\t{score:.9g}\n"
-        for label, enrol, test, score in zip(
-            labels,
-            trials.enrol.tolist(),
-            trials.test.tolist(),
-            scores.tolist(),
-        )
-    )
+    names = np.array([f"{file}\t" for file in trials.files], dtype=object)
+    words = np.array(["0\t", "1\t"], dtype=object)
+    scores = np.asarray(scores)
+    for start in range(0, len(scores), LINES_PER_PIECE):
+        part = slice(start, start + LINES_PER_PIECE)
+        columns = [
+            names[trials.enrol[part]].tolist(),
+            names[trials.test[part]].tolist(),
+            [f"{score:.9g}\n" for score in scores[part].tolist()],
+        ]
+        if trials.targets is not None:
+            columns.insert(0, words.take(trials.targets[part]).tolist())
+        yield "".join(itertools.chain.from_iterable(zip(*columns)))
 
 
 def results_folder(output_folder: str, list_path: str) -> str:
@@ -477,11 +484,11 @@ def _leave_out(trials, parts, failed, list_path):
 
 def _groups(files):
     """What the bootstrap draws, and the number of each file's group."""
-    folders, index = np.unique(
-        [os.path.dirname(file) for file in files], return_inverse=True
-    )
+    found = [os.path.dirname(file) for file in files]
+    folders = sorted(set(found))
+    place = dict(zip(folders, range(len(folders))))
     if len(folders) >= 2 and len(files) >= 2 * len(folders):
-        return "folders", index
+        return "folders", np.array([place[folder] for folder in found])
     return "files", np.arange(len(files))
 
 
@@ -515,6 +522,6 @@ def _write_results(folder, summary, scored, trials, embeddings):
     for name, (part, values) in scored.items():
         stem = "scores" if name == "raw" else f"scores_{name}"
         with write_whole(os.path.join(folder, f"{stem}.txt")) as file:
-            file.write(score_lines(part, values))
+            file.writelines(score_lines(part, values))
     with write_whole(os.path.join(folder, "metrics.json")) as file:
         json.dump(summary, file, indent=2, allow_nan=False)

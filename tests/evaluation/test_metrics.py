@@ -55,7 +55,7 @@ def test_eer_equals_sklearns_roc_curve(decimals):
     alarm, hit, thresholds = roc_curve(targets, scores, drop_intermediate=False)
     best = np.argmin(np.abs(1 - hit - alarm))
     rate, threshold = metrics.eer(scores, targets)
-    assert rate == pytest.approx((1 - hit[best] + alarm[best]) / 2, abs=1e-12)
+    assert rate == (1 - hit[best] + alarm[best]) / 2
     assert threshold == thresholds[best]
 
 
@@ -141,9 +141,10 @@ def slow_bootstrap(scores, targets, enrol, test, draws, seed):
 @pytest.mark.parametrize("decimals", [None, 1, 0])
 @pytest.mark.parametrize("groups", [2, 12, 200])
 def test_bootstrap_equals_repeating_trials(decimals, groups):
-    scores, targets = trials(300, decimals=decimals)
+    count = 3 * metrics.TRIALS_PER_BLOCK
+    scores, targets = trials(count, decimals=decimals)
     rng = np.random.default_rng(3)
-    sides = rng.integers(0, groups, (2, 300))
+    sides = rng.integers(0, groups, (2, count))
     names = np.array([f"speaker {n}" for n in range(groups)])[sides]
     expected = slow_bootstrap(scores, targets, *names, draws=40, seed=5)
     found = metrics.bootstrap(scores, targets, *names, draws=40, seed=5)

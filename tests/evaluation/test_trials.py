@@ -188,6 +188,28 @@ def test_line_ends_marks_and_wide_gaps_do_not_matter(tmp_path):
     assert trials.targets.tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 b a\n0 a c\n1 b d\n",
+        "b a target\na c nontarget\nb d target\n",
+        "b a\na c\nb d\n",
+    ],
+)
+def test_regular_lists_are_read_as_those_with_wide_gaps(tmp_path, text):
+    regular = read_trials(write_list(tmp_path, text))
+    wide = read_trials(write_list(tmp_path, text.replace(" ", "  "), "wide"))
+    assert regular.files == wide.files == ["a", "b", "c", "d"]
+    assert regular.layout == wide.layout
+    for own, other in zip(regular[1:4], wide[1:4]):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_a_regular_list_without_a_last_line_end_is_read_whole(tmp_path):
+    trials = read_trials(write_list(tmp_path, "1 a b\n0 a \x0bc"))
+    assert trials.files == ["\x0bc", "a", "b"]
+
+
 def test_paths_with_spaces_are_read_from_tabs(tmp_path):
     path = write_list(tmp_path, "1\tmy a.wav\tmy b.wav\n0\tmy a.wav\tc\n")
     assert read_trials(path).files == ["c", "my a.wav", "my b.wav"]
