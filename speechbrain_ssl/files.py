@@ -46,6 +46,9 @@ def write_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        # root would replace /dev/null by a file
+        raise OSError(f"{path} is no regular file. Name another one.")
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.part")

@@ -39,12 +39,18 @@ def command_parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def one_line(command: str, *errors: type[Exception]) -> Iterator[None]:
-    """Ends a command with one line after an expected error, or one of more."""
+    """Ends a command with one line after an expected error, or one of more.
+
+    So does Ctrl-C, with the exit code 130.
+    """
     expected: tuple[type[Exception], ...] = (ImportError, OSError, ValueError)
     try:
         yield
     except (*expected, *errors) as error:
         sys.exit(f"{command}: {error}")
+    except KeyboardInterrupt:
+        print(f"{command}: SIGINT: ended.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def answer_help(description: str, reads_yaml: bool = True) -> None:

@@ -36,6 +36,7 @@ from speechbrain_ssl.objectives.deep_cluster import DeepCluster
 from speechbrain_ssl.objectives.moco import MoCo
 from speechbrain_ssl.objectives.ssps import SSPS
 from speechbrain_ssl.objectives.weighted import Weighted
+from speechbrain_ssl.pseudo_labels.channels import channel_groups
 from speechbrain_ssl.pseudo_labels.gating import MixtureGate
 from speechbrain_ssl.pseudo_labels.loss import AAMSoftmax, GatedLoss
 from tests import models
@@ -415,6 +416,26 @@ def test_stage_two(corpus, tmp_path, cuda):
     # of clean views, in the epoch that may correct labels
     assert tiny.records(tmp_path)[-1]["train"]["confidence"] > 0
     assert not tiny.unexplained(tmp_path)
+
+
+def test_channel_groups_in_stage_two(corpus, tmp_path, cuda):
+    class Within(PseudoLabelBrain):
+        def on_fit_start(self):
+            path, rows = f"{tmp_path}/groups.npz", self.labels.utterances
+            groups = channel_groups(rows, path, 16000, 2, 0, self.device)
+            self.compare_within(groups, 0.1)
+            super().on_fit_start()
+
+    brain = stage_two.run(
+        corpus,
+        tmp_path,
+        device="cuda:0",
+        batch_size=6,
+        brain_class=Within,
+        **stage_two_settings(ecapa()),
+    )
+    assert brain.optimizer_step == 4
+    assert brain.in_channel.device == brain.channels.device == CUDA
 
 
 def test_large_margins_on_a_transformer(corpus, tmp_path, cuda):

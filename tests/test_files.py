@@ -37,6 +37,15 @@ def test_bytes_are_written_as_they_are(tmp_path):
     assert (tmp_path / "array").read_bytes() == b"\x00\xff"
 
 
+def test_a_pipe_or_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is no regular file"):
+        with write_whole(tmp_path / "pipe"):
+            pass
+    assert os.listdir(tmp_path) == ["pipe"]
+    assert not (tmp_path / "pipe").is_file()
+
+
 def test_failed_write_keeps_the_earlier_file(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("before")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from speechbrain.utils.run_opts import HELP_TEXTS
 
-from speechbrain_ssl.help import REFUSED, help_text
+from speechbrain_ssl.help import REFUSED, help_text, one_line
 
 RECIPE = pathlib.Path(__file__).parents[1] / "recipes/AudioFolder/SSL"
 YAML = RECIPE / "hparams/train_dlg_lc.yaml"
@@ -100,3 +100,10 @@ def test_script_answers_before_torch_is_imported(script, file):
     assert done.returncode == 0, done.stderr
     assert f"python {script}.py" in done.stdout
     assert "--output_folder" in done.stdout
+
+
+def test_ctrl_c_ends_a_command_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end, one_line("embed"):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "embed: SIGINT: ended.\n"

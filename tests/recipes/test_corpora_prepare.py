@@ -216,6 +216,9 @@ def test_voxsrc_finds_files_by_the_ends_of_their_paths(tmp_path):
     )
     lists = [str(folder / "2020.txt"), str(folder / "2022_test.txt")]
     prepare.main(["voxsrc", str(folder), str(out), "--list", *lists])
+    with pytest.raises(SystemExit, match="different file names"):
+        twice = [lists[0], f"{folder}/2022/2020.txt"]
+        prepare.main(["voxsrc", str(folder), str(out), "--list", *twice])
     found = check_list(out / "2020.txt", folder)
     one = "vox1/wav/id10000/vid/00001.wav"
     assert found == [

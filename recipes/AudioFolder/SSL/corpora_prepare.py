@@ -171,10 +171,15 @@ def voxsrc(data_folder, out, options):
     wav/id10955/VIDEO/00003.wav. Lists without labels give scores only. Number
     of trials: not checked.
     """
+    stems = [os.path.splitext(os.path.basename(p))[0] for p in options.list]
+    if len(set(stems)) < len(stems):
+        raise ValueError(
+            "--list: expected lists with different file names, found "
+            f"{', '.join(stems)}. Rename one."
+        )
     places = index_audio(data_folder)
-    for path in options.list:
+    for path, name in zip(options.list, stems):
         trials = read_trials(path)
-        name = os.path.splitext(os.path.basename(path))[0]
         same = {file: file for file in trials.files}
         write_trials(out, name, trials, same, places)
 
