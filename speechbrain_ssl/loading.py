@@ -43,6 +43,12 @@ def load_encoder(
     ``trust`` has modules or classes that its YAML may name beside those of
     ``safe_yaml``.
     """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"The device {device} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
     if is_onnx(folder):
         return OnnxEncoder(folder, device)
     folder = hub.local_folder(folder)

@@ -28,6 +28,11 @@ def model(tmp_path):
     return pathlib.Path(export_model(tmp_path / "model"))
 
 
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="The device gpu cannot be used"):
+        load_encoder("model", "gpu")
+
+
 def test_a_training_folder_points_to_its_model(exported, tmp_path):
     branch, _ = exported
     export(branch, RUN, str(tmp_path / "run" / "model"))

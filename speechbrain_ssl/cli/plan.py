@@ -234,7 +234,7 @@ def _print_plan(args, further):
         "accumulation": args.grad_accumulation_factor,
     }
     counts = dict.fromkeys(("gpus", "accumulation"), whole(1))
-    check_keys(corpus, hours=number(above=0), **counts)
+    check_keys(corpus, hours=number(above=0, below=1e9), **counts)
     if args.utterances is None:
         corpus["utterances"] = round(args.hours * 3600 / SECONDS)
     path = pathlib.Path(args.hparams)

@@ -18,6 +18,7 @@ import numpy as np
 from speechbrain_ssl.evaluation import metrics
 from speechbrain_ssl.evaluation.fusion import Scored, read_scored
 from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.help import one_line
 from speechbrain_ssl.report import plots
 from speechbrain_ssl.report.plots import is_number
 from speechbrain_ssl.report.render import (
@@ -153,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output", help="the page (default: RUN_FOLDER/report.html)"
     )
     arguments = parser.parse_args(argv)
-    print(write_report(arguments.run_folder, arguments.output))
+    with one_line("report"):
+        print(write_report(arguments.run_folder, arguments.output))
 
 
 def _title(run, settings):

@@ -375,3 +375,8 @@ def test_selfcheck_has_a_card_a_curve_and_a_row(tmp_path):
     assert "EER of the same 21.50 %" in outline.words
     assert 'aria-label="selfcheck EER' in text
     assert outline.words.count("selfcheck EER") >= 2
+
+
+def test_a_folder_that_is_not_there_is_named_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="report: .*found no folder"):
+        page.main([f"{tmp_path}/none"])
