@@ -396,9 +396,9 @@ class UtteranceDataset(DynamicItemDataset):
     depends only on the seed and the first key, not on the number of
     processes or workers. Each sample then has the item ``unreadable``, a dict
     of ID -> reason. Without a seed, unreadable audio is an error.
-    in_thread : bool
-        Whether a thread may read during a training step, because no item draws
-        from global random generators.
+
+    ``in_thread`` says whether a thread may read during a training step, because
+    no item draws from global random generators.
 
     Example
     -------
