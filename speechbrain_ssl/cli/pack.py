@@ -20,7 +20,7 @@ After a kill the same command goes on with the shard that is not complete.
 With ``--hf``, ``AUDIO`` is a dataset of Hugging Face: its name on the hub, or a
 folder that ``datasets.load_dataset`` reads. Its audio is streamed into the
 shards as it is, without decoding; other columns, and so speakers, are not used.
-There is no ``train.csv``, and an interrupted packing starts again::
+There is no ``train.csv``, and an interrupted packing starts again elsewhere::
 
     > speechbrain-ssl pack USER/NAME SHARDS --hf --column audio --split train
     > speechbrain-ssl train moco --data_folder SHARDS
@@ -231,6 +231,7 @@ def _write_shard(path, files, names):
                 shard.addfile(member, data)
 
 
+@checked(shard_mb=number(above=0))
 def pack_dataset(
     source: str, folder: str, column: str, split: str, shard_mb: float = 1000
 ) -> int:
@@ -238,7 +239,7 @@ def pack_dataset(
     if glob.glob(os.path.join(folder, "*.tar")):
         raise ValueError(f"{folder} has tar files. Name another folder.")
     left = enumerate(_encoded(source, column, split))
-    file, shard, count = next(left, None), 0, 0
+    file, shard, count = next(left, None), 0, -1
     while file is not None:
         with (
             write_whole(f"{folder}/{shard:06d}.tar", "wb") as out,

@@ -196,6 +196,12 @@ def test_a_shard_that_was_written_again_is_noticed(folder):
         paths, left_out = audio.find(f"{folder}/shards")
 
 
+def test_shards_of_no_size_are_refused(tmp_path):
+    # they would be made without end
+    with pytest.raises(SystemExit, match="pack: shard_mb must be"):
+        main(["user/name", f"{tmp_path}/shards", "--hf", "--shard_mb=0"])
+
+
 def test_a_dataset_of_hugging_face_is_packed_as_it_is(tmp_path, capsys):
     pytest.importorskip("datasets")
     import pyarrow
