@@ -38,6 +38,7 @@ OPTIONAL = {
     "torchcodec": ("torchcodec", "m4a", "m4a files"),
     "torchvision": ("torchvision", "av", "faces"),
     "silero-vad": ("silero_vad", "vad", "speech in long recordings"),
+    "datasets": ("datasets", "hf", "pack --hf"),
     "s3fs": ("s3fs", "remote", "audio in S3"),
     "aiohttp": ("aiohttp", "remote", "audio on web servers"),
     "espeakng-loader": ("espeakng_loader", "demo", "voices of make demo"),
