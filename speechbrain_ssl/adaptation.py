@@ -291,6 +291,27 @@ def choose(checks: Sequence[Mapping[str, Any]], min_gain: float) -> Choice:
     return Choice(best, best < last, f"{verdict}: {figures}.")
 
 
+def write_mean(
+    model_folder: str, start_folder: str, share: float, folder: str
+) -> None:
+    """Exports the mean of the weights of a model and of its start.
+
+    ``share`` is that of the start, from 0 to 1 (WiSE-FT: M. Wortsman et al.,
+    "Robust fine-tuning of zero-shot models", CVPR 2022,
+    https://arxiv.org/abs/2109.01903). Integers are those of the model.
+    """
+    text = read_text(os.path.join(model_folder, HPARAMS_NAME))
+    branch, start = (
+        branch_of(load_encoder(path)) for path in (model_folder, start_folder)
+    )
+    with torch.no_grad():
+        before = start.state_dict()
+        for name, weight in branch.state_dict().items():
+            if weight.is_floating_point():
+                weight.lerp_(before[name], share)
+    export(branch, text, folder)
+
+
 def write_result(
     model_folder: str, folder: str, notes: str, facts: Mapping[str, Any]
 ) -> None:

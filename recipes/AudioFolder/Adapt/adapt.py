@@ -30,6 +30,7 @@ import json
 import logging
 import os
 import sys
+from statistics import fmean
 
 from speechbrain_ssl.help import answer_help
 
@@ -72,6 +73,10 @@ LABEL_USE = (
 )
 # seconds of an utterance that the teacher embeds, as in pseudo_labels.yaml
 TEACHER_SECONDS = 20.0
+# most draws of the self-check, and the figures that are means over them
+DRAWS = 4
+AVERAGED = ["cross_entropy", "EER", "EER_low", "EER_high", "effective_rank"]
+AVERAGED += ["agreement", "threshold", "threshold_augmented"]
 
 
 def check_settings(hparams):
@@ -83,6 +88,7 @@ def check_settings(hparams):
         min_seconds=number(0),
         selfcheck_share=number(above=0, below=1),
         rounds=whole(1),
+        source_share=number(0, below=1),
         min_gain=number(0),
         stop_agreement=optional(number()),
         processes=whole(1),
@@ -324,9 +330,15 @@ def name_of(number):
 
 
 def check_model(job, number, model):
-    """Self-check of a model on the audio that was kept out."""
+    """Self-check of a model on the audio that was kept out.
+
+    Few utterances are checked with up to ``DRAWS`` draws of parts and
+    augmentation; the figures are means over the draws.
+    """
     hparams, folder = job.hparams, job.place("checks", name_of(number))
     path = os.path.join(folder, "check.json")
+    held = read_annotation(job.held, job.data_folder)
+    draws = min(max(hparams["selfcheck_count"] // len(held), 1), DRAWS)
     settings = {
         "count": hparams["selfcheck_count"],
         "seconds": hparams["selfcheck_seconds"],
@@ -339,19 +351,22 @@ def check_model(job, number, model):
     }
     inputs = {
         **settings,
+        "draws": draws,
         "model": f"SHA-256 {encoder_hash(model)}",
         "held_out": f"SHA-256 {hash_of(job.held)}",
     }
 
     def work():
         encoder = load_encoder(model, job.device)
-        check = SelfCheck(
-            read_annotation(job.held, job.data_folder),
-            encoder.audio_normalizer.sample_rate,
-            **settings,
-        )
-        torch.manual_seed(hparams["seed"])  # x-vectors add noise
-        write_json(path, check(encoder.encode_batch, job.device))
+        rate = encoder.audio_normalizer.sample_rate
+        found = []
+        for draw in range(draws):
+            seed = hparams["seed"] + draw
+            check = SelfCheck(held, rate, **{**settings, "seed": seed})
+            torch.manual_seed(seed)  # x-vectors add noise
+            found.append(check(encoder.encode_batch, job.device))
+        means = {key: fmean(x[key] for x in found) for key in AVERAGED}
+        write_json(path, {**found[0], **means, "draws": draws})
 
     run_stage(folder, inputs, work)
     return read_json(path)
@@ -397,6 +412,23 @@ def run_round(job, number, embeddings):
     return read_json(os.path.join(folder, "summary.json"))
 
 
+def mix_with_source(job, number, model):
+    """The model of a round, with a share of the weights of the source."""
+    share = job.hparams["source_share"]
+    if not share:
+        return model
+    folder = job.place("mixed", f"round{number}")
+    inputs = {
+        "share": share,
+        "model": f"SHA-256 {encoder_hash(model)}",
+        "source": f"SHA-256 {encoder_hash(job.encoder)}",
+    }
+    mixed = os.path.join(folder, "model")
+    mix = (model, job.encoder, share, mixed)
+    run_stage(folder, inputs, lambda: adaptation.write_mean(*mix))
+    return mixed
+
+
 def run_rounds(job):
     """Runs rounds as long as they improve.
 
@@ -413,7 +445,8 @@ def run_rounds(job):
         done = [s["round"] for s in report["stages"] if s["stage"] == "train"]
         if count not in done:  # the labels are those of the round before
             break
-        models.append(job.place("rounds", f"round{count}", "train", "model"))
+        model = job.place("rounds", f"round{count}", "train", "model")
+        models.append(mix_with_source(job, count, model))
         checks.append(check_model(job, count, models[-1]))
         choice = adaptation.choose(checks, job.hparams["min_gain"])
         print(choice.reason, flush=True)
@@ -457,6 +490,9 @@ def write_result(job, source, models, checks, choice, report):
         f"{len(held)} more for the self-check",
         "teacher of round 1": hparams["teacher"] or "the source",
         "pseudo-labels": f"{clusters[0]} clusters" if clusters else "none",
+        "share of the source in the weights": f"{hparams['source_share']:g}"
+        if best
+        else "1",
         "adapters": f"LoRA of rank {lora['rank']}" if lora else "none",
         "choice": choice.reason,
         "seed": hparams["seed"],
@@ -566,6 +602,8 @@ def main(argv):
                 "labels. Give a teacher, or train it first: speechbrain-ssl "
                 "train moco --data_folder AUDIO"
             )
+        if source.kind == adaptation.RANDOM:
+            hparams["source_share"] = 0  # there is nothing to keep
         list_audio(job)
         if source.kind == adaptation.TRANSFORMER:
             start = train_head(job, source)
