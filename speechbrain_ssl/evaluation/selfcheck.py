@@ -81,16 +81,33 @@ BATCH = 64
 class SelfCheck:
     """Trials without labels, ready to measure encoders.
 
-    ``utterances`` are unlabelled audio that the encoders were not trained on;
-    ``count`` of them are used, from as many folders as possible. The length of
-    a part, ``seconds``, is lowered until three quarters of the utterances have
-    two parts. Each part has ``copies`` with an augmentation from recordings in
-    ``noise_folder`` and ``rir_folder`` (None: generated noise and RIRs).
+    Arguments
+    ---------
+    utterances : Utterances
+        Unlabelled audio that the encoders were not trained on.
+    sample_rate : int
+        Sample rate of the encoders in Hz.
+    count : int
+        Number of utterances to use, from as many folders as possible.
+    seconds : float
+        Length of a part. It is lowered until three quarters of the utterances
+        have two parts.
+    copies : int
+        Number of augmented copies of each part.
+    noise_folder, rir_folder : str
+        Recordings for the augmentation; None: generated noise and RIRs.
+    false_acceptance : float
+        Promised rate of the thresholds.
+    same_speaker : float
+        Largest share of the non-target pairs that may be of one speaker, for
+        the lower limit of that rate.
+    seed : int
+        Seed of the choice of utterances and parts and of the augmentation.
 
-    ``false_acceptance`` is the promised rate of the thresholds, and
-    ``same_speaker`` the largest share of the non-target pairs that may be of
-    one speaker, for the lower limit of that rate. The seed is that of the
-    choice of utterances and parts and of the augmentation.
+    Raises
+    ------
+    ValueError
+        If fewer than 20 utterances can be used.
     """
 
     stats_help = {

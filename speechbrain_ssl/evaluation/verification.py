@@ -91,17 +91,24 @@ def summarize_conditions(
         [conditions[file] for file in trials.files], return_inverse=True
     )
     pair = np.sort([number[trials.enrol], number[trials.test]], axis=0)
+    codes, place = np.unique(
+        pair[0] * len(names) + pair[1], return_inverse=True
+    )
+    order = np.argsort(place, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(place))[:-1])
     labels: Any = trials.targets
     found = {}
-    for one, other in np.unique(pair, axis=1).T.tolist():
-        chosen = (pair[0] == one) & (pair[1] == other)
-        targets, rate = labels[chosen], None
-        if targets.min() < targets.max():
-            rate = 100 * metrics.eer(scores[chosen], targets)[0]
-        found[" / ".join(dict.fromkeys((names[one], names[other])))] = {
+    for code, rows in zip(codes.tolist(), parts):
+        two = dict.fromkeys(names[list(divmod(code, len(names)))].tolist())
+        targets = labels[rows]
+        hits = int(targets.sum())
+        rate = None
+        if 0 < hits < len(rows):
+            rate = 100 * metrics.eer(scores[rows], targets)[0]
+        found[" / ".join(two)] = {
             "EER": rate,
-            "trials": len(targets),
-            "targets": int(targets.sum()),
+            "trials": len(rows),
+            "targets": hits,
         }
     return found
 

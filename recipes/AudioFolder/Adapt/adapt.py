@@ -161,6 +161,7 @@ class Job:
         self.train = self.place("data", "train.csv")
         self.held = self.place("data", "held_out.csv")
         self.encoder = self.place("start", "encoder", "model")
+        self.source_share = 0.0  # of random weights there is nothing to keep
 
     def place(self, *names):
         """A path in the output folder."""
@@ -414,7 +415,7 @@ def run_round(job, number, embeddings):
 
 def mix_with_source(job, number, model):
     """The model of a round, with a share of the weights of the source."""
-    share = job.hparams["source_share"]
+    share = job.source_share
     if not share:
         return model
     folder = job.place("mixed", f"round{number}")
@@ -490,7 +491,7 @@ def write_result(job, source, models, checks, choice, report):
         f"{len(held)} more for the self-check",
         "teacher of round 1": hparams["teacher"] or "the source",
         "pseudo-labels": f"{clusters[0]} clusters" if clusters else "none",
-        "share of the source in the weights": f"{hparams['source_share']:g}"
+        "share of the source in the weights": f"{job.source_share:g}"
         if best
         else "1",
         "adapters": f"LoRA of rank {lora['rank']}" if lora else "none",
@@ -602,8 +603,8 @@ def main(argv):
                 "labels. Give a teacher, or train it first: speechbrain-ssl "
                 "train moco --data_folder AUDIO"
             )
-        if source.kind == adaptation.RANDOM:
-            hparams["source_share"] = 0  # there is nothing to keep
+        if source.kind != adaptation.RANDOM:
+            job.source_share = hparams["source_share"]
         list_audio(job)
         if source.kind == adaptation.TRANSFORMER:
             start = train_head(job, source)
