@@ -275,7 +275,7 @@ def read_threshold(folder: str) -> dict[str, Any] | None:
     if not os.path.isfile(path):
         return None
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             found = json.load(file)
         threshold = float(found["threshold"])
         if not -1 <= threshold <= 1:

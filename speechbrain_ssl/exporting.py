@@ -151,7 +151,7 @@ def export(
     rows of it (data, seed, label use), and ``prefix`` is as for
     ``encoder_hparams``.
     """
-    folder = os.path.abspath(folder)
+    folder = os.path.realpath(folder)  # of a link, what it leads to
     if os.path.isdir(folder) and not is_export(folder):
         raise ValueError(
             f"{folder} exists and is no exported model; name another folder"

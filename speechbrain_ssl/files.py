@@ -46,10 +46,11 @@ def write_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}.")
-    if os.path.exists(path) and not os.path.isfile(path):
-        # root would replace /dev/null by a file
-        raise OSError(f"{path} is no regular file. Name another one.")
     folder, name = os.path.split(os.path.abspath(path))
+    is_other = os.path.exists(path) and not os.path.isfile(path)
+    # root would replace /dev/null by a file, and the link /dev/stdout
+    if is_other or folder == "/dev":
+        raise OSError(f"{path} is no regular file. Name another one.")
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.part")
     text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
@@ -175,7 +176,7 @@ def read_json(
 
     ``advice`` is the last sentence of the error.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             return json.load(file)
         except ValueError as error:

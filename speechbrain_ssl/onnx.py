@@ -15,6 +15,7 @@ import copy
 import io
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from speechbrain.processing.features import STFT
 from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio.embedding import MIN_SECONDS
+from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.nnet.onnx_encoder import is_onnx
@@ -136,11 +138,15 @@ def export_onnx(
     threshold = (read_threshold(model_folder) or {}).get("threshold")
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as staging:
+    with (
+        write_whole(path, "wb") as file,
+        tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as staging,
+    ):
         draft = os.path.join(staging, name)
         _write(encoder, rate, threshold, draft)
         worst = _compare(model, rate, draft)
-        os.replace(draft, path)
+        with open(draft, "rb") as made:
+            shutil.copyfileobj(made, file)
     return worst
 
 

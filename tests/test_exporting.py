@@ -156,6 +156,17 @@ def test_an_export_is_replaced_but_nothing_else(exported, tmp_path):
         export(branch, RUN, str(tmp_path / "mine"))
 
 
+def test_an_export_to_a_link_replaces_what_the_link_leads_to(
+    exported, tmp_path
+):
+    branch, folder = exported
+    (tmp_path / "link").symlink_to(folder)
+    for _ in range(2):  # the second export met what the first had left
+        export(branch, RUN, str(tmp_path / "link"))
+    assert sorted(os.listdir(tmp_path)) == ["a model", "link"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="hyperparams.yaml"):
         export_run(str(tmp_path))

@@ -42,6 +42,9 @@ def test_a_pipe_or_device_is_not_replaced(tmp_path):
     with pytest.raises(OSError, match="pipe is no regular file"):
         with write_whole(tmp_path / "pipe"):
             pass
+    with pytest.raises(OSError, match="stdout is no regular file"):
+        with write_whole("/dev/stdout"):
+            raise AssertionError  # so that nothing is replaced
     assert os.listdir(tmp_path) == ["pipe"]
     assert not (tmp_path / "pipe").is_file()
 
@@ -131,6 +134,11 @@ def test_damaged_json_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"meta\.json is damaged.*delete it"):
         read_json(path)
+
+
+def test_json_may_have_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
 
 
 def test_equal_settings_are_accepted_and_not_written_again(tmp_path):

@@ -11,6 +11,7 @@ from speechbrain.processing.features import STFT
 
 from speechbrain_ssl import onnx as module
 from speechbrain_ssl.card import suggest_threshold
+from speechbrain_ssl.cli.score import threshold_of
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import ENCODER_KEYS, load_encoder
 from speechbrain_ssl.nnet.branch import Branch
@@ -79,6 +80,7 @@ def test_onnxruntime_gives_the_embeddings_for_any_length_and_batch(
         "emb_dim": "6",
         "threshold": "0.25",
     }
+    assert threshold_of(str(path)) == 0.25
     encoder = load_encoder(model)
     for batch, length in ((1, 800), (1, 8000), (4, 12345), (2, 48001)):
         # loudness that falls by 80 dB, as in recordings
@@ -193,3 +195,14 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(SystemExit, match="not an exported model"):
         main([str(tmp_path), str(tmp_path / "encoder.onnx")])
+
+
+def test_a_pipe_is_not_replaced_by_the_file(model, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(module, "_write", lambda *args: open(args[-1], "w"))
+    monkeypatch.setattr(module, "_compare", lambda *_: 0.0)
+    with pytest.raises(OSError, match="pipe is no regular file"):
+        export_onnx(model, str(tmp_path / "pipe"))
+    assert not (tmp_path / "pipe").is_file()

@@ -13,6 +13,7 @@ channels of a file, is an error. Then train with ``--train_annotation OUT.csv --
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from typing import IO, cast
 
@@ -32,7 +33,12 @@ def write_cuts(
     The module's docstring has the rules; with ``data_root`` None, paths are
     whole.
     """
-    rows = list(_rows(cuts_path, data_root and absolute(data_root)))
+    try:
+        rows = list(_rows(cuts_path, data_root and absolute(data_root)))
+    except (EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{cuts_path} is cut off or damaged: {error}"
+        ) from error
     if not rows:
         raise ValueError(f"{cuts_path} has no cuts.")
     write_annotation(csv_path, rows)
@@ -42,7 +48,7 @@ def write_cuts(
 def _rows(cuts_path: str, root: str | None) -> Iterator[tuple]:
     """Yields the row of each cut."""
     opener = gzip.open if cuts_path.endswith(".gz") else open
-    with opener(cuts_path, "rt", encoding="utf-8") as file:
+    with opener(cuts_path, "rt", encoding="utf-8-sig") as file:
         for number, line in enumerate(cast(IO[str], file), 1):
             if not line.strip():
                 continue

@@ -69,6 +69,8 @@ def plan_training(
     """
     batch, gpus = plain(settings, "batch_size"), corpus["gpus"]
     epochs = plain(settings, "number_of_epochs")
+    counts = {"batch_size": batch, "number_of_epochs": epochs}
+    check_keys(counts, **dict.fromkeys(counts, whole(1)))
     per_epoch = corpus["utterances"] // (batch * gpus)
     if per_epoch == 0:
         raise ValueError(
@@ -237,6 +239,8 @@ def _print_plan(args, further):
     check_keys(corpus, hours=number(above=0, below=1e9), **counts)
     if args.utterances is None:
         corpus["utterances"] = round(args.hours * 3600 / SECONDS)
+    else:
+        check_keys(corpus, utterances=whole(1))
     path = pathlib.Path(args.hparams)
     if not path.is_file():
         known = recipes.names()

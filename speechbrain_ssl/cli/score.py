@@ -41,6 +41,7 @@ from speechbrain_ssl.evaluation.trials import (
 from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
+from speechbrain_ssl.nnet.onnx_encoder import OnnxEncoder, is_onnx
 
 
 class Verdict(NamedTuple):
@@ -130,7 +131,7 @@ def score_pairs(
     model_folder = hub.local_folder(model_folder)
     threshold = threshold_of(model_folder, threshold)
     models = None if enrolment is None else read_models(enrolment)
-    trials = read_trials(pairs)
+    trials = read_trials(pairs, need_both=False)
     paths = trial_paths(trials, pairs, data_root, models)
     device = device or infer_device()
     model = load_encoder(model_folder, device, trust)
@@ -170,8 +171,11 @@ def threshold_of(
 ) -> float | None:
     """The threshold that decides: the given one, else that of the model.
 
-    None if none is given and the model has none.
+    It is in the folder, or in the metadata of an ONNX file. None if none is
+    given and the model has none.
     """
+    if threshold is None and is_onnx(model_folder):
+        return OnnxEncoder(model_folder).threshold
     if threshold is None:
         return (read_threshold(model_folder) or {}).get("threshold")
     if not -1 <= threshold <= 1:

@@ -346,12 +346,18 @@ class Reader:
             source = stack.enter_context(_source(path))
             if needs_torchcodec(path):
                 decoders = import_torchcodec()
+                if isinstance(source, str):  # a:b.m4a looks like a URL
+                    source = os.path.abspath(source)
                 self.decoder = decoders.AudioDecoder(source, num_channels=1)
                 meta = self.decoder.metadata
                 self.rate, self.channels = meta.sample_rate, meta.num_channels
                 # webm states the duration in the container only
                 seconds = getattr(meta, "duration_seconds", None)
                 seconds = seconds or meta.duration_seconds_from_header
+                # browsers write webm without it, and that of aac is a guess
+                if not seconds or path.lower().endswith(".aac"):
+                    version = () if is_url(path) else stamp(path)
+                    seconds = _decoded_seconds(path, *version)
                 self.frames = round(seconds * self.rate)
                 exact = False
             else:
@@ -444,6 +450,20 @@ class Reader:
         late = round(found.pts_seconds * self.rate) - start
         samples = found.data[0].numpy()
         return np.pad(samples, (max(late, 0), 0))[: stop - start]
+
+
+@functools.lru_cache(maxsize=4096)
+def _decoded_seconds(path, *version):
+    """Duration of a file that does not state it: all of it is decoded."""
+    with _source(path) as source:
+        if isinstance(source, str):
+            source = os.path.abspath(source)
+        # at a low rate, which takes little memory
+        decoder = import_torchcodec().AudioDecoder(
+            source, num_channels=1, sample_rate=RATES[0]
+        )
+        found = decoder.get_all_samples()
+    return found.pts_seconds + found.data.shape[1] / RATES[0]
 
 
 # only one thread at a time may redirect the stderr of the process
@@ -679,8 +699,12 @@ def _check_header(header, size, name):
     """Raises if a member is not where its path says."""
     try:
         found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        # long names are cut here, and complete in blocks before this one
-        if found.size == size and name.startswith(found.name[:90]):
+        # long names are cut here (maybe within a letter), those of pax may
+        # have ? for other letters than ASCII; blocks before this one have more
+        start = found.name.encode("utf-8", "surrogateescape")[:90]
+        plain = name.encode("ascii", "replace")
+        is_same = name.encode().startswith(start) or plain.startswith(start)
+        if found.size == size and is_same:
             return
         other = f"{found.name} with {found.size} bytes is there"
     except tarfile.HeaderError as error:

@@ -86,7 +86,7 @@ def read_scored(path: str, finite: bool = True) -> Scored:
     refuses scores that are NaN or infinite.
     """
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             line = line.rstrip("\n")
             if not line.strip():

@@ -66,12 +66,14 @@ class Trials(NamedTuple):
         )
 
 
-def read_trials(path: str, need_labels: bool = False) -> Trials:
+def read_trials(
+    path: str, need_labels: bool = False, need_both: bool = True
+) -> Trials:
     """Reads and checks a trial list, in the order of its lines.
 
-    Blank lines are skipped. ``need_labels`` refuses a list without labels. An
-    error names file and line: of different layouts, an unknown label, a trial
-    with both labels, or missing targets or non-targets.
+    Blank lines are skipped. ``need_labels`` refuses a list without labels,
+    ``need_both`` one whose labels are all the same. An error names file and
+    line: of different layouts, an unknown label or a trial with both labels.
     """
     line_numbers, columns = _read_fields(path)
     layout = _layout(path, line_numbers, columns)
@@ -85,7 +87,7 @@ def read_trials(path: str, need_labels: bool = False) -> Trials:
     files, (enrol, test) = _number([named["enrol"], named["test"]])
     targets = None
     if "label" in named:
-        targets = _targets(path, named["label"])
+        targets = _targets(path, named["label"], need_both)
     pairs = enrol * len(files) + test
     _check_duplicates(path, pairs, targets, line_numbers)
     if targets is not None:
@@ -352,11 +354,11 @@ def _number(columns):
     return names, [rank[column] for column in columns]
 
 
-def _targets(path, labels):
-    """Labels as 0 and 1, both present."""
+def _targets(path, labels, need_both):
+    """Labels as 0 and 1."""
     values = {label: LABELS[label.casefold()] for label in set(labels)}
     targets = np.fromiter(map(values.get, labels), np.uint8, len(labels))
-    if targets.min() == targets.max():
+    if need_both and targets.min() == targets.max():
         raise ValueError(
             f"{path} holds {int(targets.sum())} target and "
             f"{int((1 - targets).sum())} non-target trials. Error rates need "

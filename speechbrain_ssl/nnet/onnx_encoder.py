@@ -22,8 +22,8 @@ DEFAULT_RATE = 16000
 class OnnxEncoder:
     """An ONNX file with the interface of an EncoderClassifier.
 
-    Its metadata may hold ``sample_rate`` (default 16000) and ``framework``
-    (wespeaker or 3d-speaker). ``device`` is ``cpu``, or a GPU where onnxruntime
+    Its metadata may hold ``sample_rate`` (default 16000), ``framework``
+    (wespeaker or 3d-speaker) and ``threshold`` (on the cosine). ``device`` is ``cpu``, or a GPU where onnxruntime
     has its provider. It is a ValueError if it is no ONNX file, or its inputs
     are others than those above.
     """
@@ -67,6 +67,8 @@ class OnnxEncoder:
         about = self.session.get_modelmeta().custom_metadata_map
         rate = int(about.get("sample_rate", DEFAULT_RATE))
         self.audio_normalizer = AudioNormalizer(sample_rate=rate)
+        threshold = about.get("threshold")
+        self.threshold = None if threshold is None else float(threshold)
         self.window = None
         if rank == 3:
             framework = about.get("framework", "").lower()

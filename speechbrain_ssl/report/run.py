@@ -187,7 +187,8 @@ def read_embeddings(folder: str) -> tuple[np.ndarray, list[str]]:
         raise ValueError(f"{path}: the file is empty") from error
     names = os.path.join(folder, "embeddings_ids.txt")
     with open(names, encoding="utf-8") as file:
-        return matrix, file.read().splitlines()
+        # not splitlines(), which also splits at rarer characters
+        return matrix, file.read().removesuffix("\n").split("\n")
 
 
 def attempt(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -89,3 +90,11 @@ def test_a_source_in_memory_is_refused(tmp_path):
     other["recording"]["sources"][0]["type"] = "memory"
     with pytest.raises(ValueError, match="expected one of type file or url"):
         write_cuts(written(tmp_path, other), f"{tmp_path}/train.csv")
+
+
+def test_a_manifest_that_is_cut_off_is_named(tmp_path):
+    path = written(tmp_path, cut("one", 0, 1), cut("two", 0, 1))
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) - 20)
+    with pytest.raises(SystemExit, match="cuts.jsonl.gz is cut off or damaged"):
+        main([path, f"{tmp_path}/train.csv"])

@@ -68,6 +68,14 @@ def test_the_fused_list_is_better_than_each_model(lists, tmp_path, capsys):
     )
 
 
+def test_a_byte_order_mark_is_no_label(lists):
+    before = read_scored(lists["dev"][0])
+    text = open(lists["dev"][0]).read()
+    with open(lists["dev"][0], "w", encoding="utf-8-sig") as file:
+        file.write(text)
+    assert read_scored(lists["dev"][0]).trials.files == before.trials.files
+
+
 def test_a_list_without_labels_gets_scores(lists, tmp_path):
     for path in lists["test"]:
         lines = open(path).read().splitlines()

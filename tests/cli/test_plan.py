@@ -110,6 +110,8 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
         (["moco", "batch"], "does not understand"),
         (["moco", "--batchsize=3"], "no key 'batchsize'"),
         (["moco", "--gpus=0"], "gpus must be"),
+        (["moco", "--utterances=-600"], "utterances must be"),
+        (["moco", "--batch_size=0"], "batch_size must be"),
         (["moco", "--rates=nowhere.json"], "nowhere.json"),
     ],
 )

@@ -145,6 +145,13 @@ def test_pairs_get_the_scores_of_single_commands(listed):
     assert "broken.wav" in broken.reason
 
 
+def test_pairs_may_be_targets_only(listed):
+    model, _, folder = listed
+    (folder / "pairs.txt").write_text("1\ta.wav\tb c.wav\n1\ta.wav\td.wav\n")
+    found = score_pairs(model, f"{folder}/pairs.txt", progress=False)
+    assert [pair.reason for pair in found] == ["", ""]
+
+
 def test_pairs_are_written_or_printed_as_csv(listed, capsys):
     model, _, folder = listed
     flags = [model, f"--pairs={folder}/pairs.txt", "--enrolment"]

@@ -298,6 +298,30 @@ def test_containers_give_their_length_and_their_samples(
 
 
 @pytest.mark.parametrize(
+    "name, options", [("10:30.webm", "-c:a libopus -f webm"), ("a.aac", "")]
+)
+def test_a_length_that_no_header_states_is_that_of_the_samples(
+    tmp_path, monkeypatch, encoder, name, options
+):
+    """Webm of a browser has no duration; that of aac is guessed from the bits,
+    and the tone has many. A relative path with a colon is no URL.
+    """
+    samples = np.r_[sine(1.0, 16000), np.zeros(159_000, np.float32)]
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    monkeypatch.chdir(tmp_path)
+    with open(name, "wb") as file:  # a pipe, in which ffmpeg cannot go back
+        command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", "a.wav"]
+        pipe = [*(options or "-f adts").split(), "pipe:1"]
+        done = subprocess.run([*command, *pipe], stdout=subprocess.PIPE)
+        file.write(done.stdout)
+    if done.returncode:
+        pytest.skip("ffmpeg has no such encoder")
+    found = audio.info(name)
+    assert found.frames / found.sample_rate == pytest.approx(10.94, abs=0.1)
+    assert len(audio.load(name, 16000)) == pytest.approx(175_000, abs=1600)
+
+
+@pytest.mark.parametrize(
     "name", ["a.aiff", "a.aif", "a.au", "a.caf", "a.w64", "a.sph"]
 )
 def test_further_formats_of_soundfile_are_found_and_read(tmp_path, name):
@@ -331,6 +355,19 @@ def test_a_member_of_a_tar_file_equals_the_file(tmp_path, name, encoder):
         audio.open(f"{shard}::y.wav")
     with pytest.raises(audio.AudioError, match="gone.tar"):
         audio.open(str(tmp_path / "gone.tar::y.wav"))
+
+
+@pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_may_have_long_names_in_any_script(tmp_path, layout):
+    soundfile.write(tmp_path / "a.wav", sine(0.5, 16000), 16000)
+    names = ["é.wav", f"xy{'録音' * 30}.wav"]  # the header cuts a letter
+    with tarfile.open(tmp_path / "0.tar", "w", format=layout) as shard:
+        for name in names:
+            shard.add(tmp_path / "a.wav", name)
+    (tmp_path / "a.wav").unlink()
+    paths, _ = audio.find(str(tmp_path))
+    assert audio.names(paths, str(tmp_path)) == sorted(names)
+    assert [audio.info(path).frames for path in paths] == [8000, 8000]
 
 
 def test_only_regular_files_are_opened(tmp_path):
