@@ -1,8 +1,18 @@
-"""Transfers to and from an accelerator for which the host does not wait."""
+"""Devices, and transfers to and from them for which the host does not wait."""
 
 from typing import Any
 
 import torch
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raises a ValueError that names a device that torch cannot use."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"The device {device} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def send(x: Any, device: torch.device | str) -> torch.Tensor:

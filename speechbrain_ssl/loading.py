@@ -20,6 +20,7 @@ from speechbrain_ssl import hub, safe_yaml
 from speechbrain_ssl.checkpoints import AtomicCheckpointer, average_of_last
 from speechbrain_ssl.dataio.audio import RATES
 from speechbrain_ssl.dataio.faces import try_faces
+from speechbrain_ssl.devices import check_device
 from speechbrain_ssl.files import read_text
 from speechbrain_ssl.nnet.branch import Branch
 from speechbrain_ssl.nnet.face import Pixels
@@ -43,12 +44,7 @@ def load_encoder(
     ``trust`` has modules or classes that its YAML may name beside those of
     ``safe_yaml``.
     """
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"The device {device} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
+    check_device(device)
     if is_onnx(folder):
         return OnnxEncoder(folder, device)
     folder = hub.local_folder(folder)

@@ -314,9 +314,8 @@ def _update(node, changes):
     """Changes keys of a mapping; a value with another tag replaces a mapping."""
     for key, value in changes.items():
         old = node.get(key)
-        if not isinstance(value, Mapping) or _replaces(value, old):
-            node[key] = value
-        elif key in node:
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        if both and not _replaces(value, old):
             _update(old, value)
         else:
             node[key] = value

@@ -201,6 +201,7 @@ def comes_from_users_code(error: BaseException) -> bool:
         )
         return (
             file.startswith("<")
+            or file.endswith(".pyx")  # compiled: of numpy, scikit-learn
             or is_recipe
             or bool(LIBRARIES & set(path.parts))
             or any(folder in path.parents for folder in known)

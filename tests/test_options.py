@@ -177,6 +177,13 @@ def test_another_tag_replaces_an_object(load):
     assert hparams["net"].p == 0.2
 
 
+@pytest.mark.parametrize("old", ["[4, 3]", "null", "3"])
+def test_a_mapping_inside_an_object_replaces_what_is_none(load, old):
+    text = f"net: !new:builtins.dict {{sizes: {old}}}"
+    _, _, hparams, _ = load("--net={sizes: {a: 5}}", text=text)
+    assert hparams["net"] == {"sizes": {"a": 5}}
+
+
 def test_the_same_tag_changes_arguments(load):
     _, _, hparams, _ = load("--net", "!new:torch.nn.Linear {out_features: 5}")
     assert hparams["net"].weight.shape == (5, 1)

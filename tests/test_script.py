@@ -53,12 +53,14 @@ def test_library_and_package_are_not_users_code(monkeypatch):
             # without the frame of this file
             return error.with_traceback(error.__traceback__.tb_next)
 
+    import numpy as np
     import torch
 
     for error in (
         frames_of(check, "momentum", 2, number(0, 1)),
         frames_of(torch.nn.Linear, "four", 2),
         frames_of(os.listdir, "/no/such/folder"),
+        frames_of(np.random.seed, 1.5),
     ):
         assert not script.comes_from_users_code(error)
 

@@ -50,6 +50,7 @@ from speechbrain_ssl.dataio.clips import ClipSampler
 from speechbrain_ssl.dataio.faces import FaceSampler
 from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.dataio.views import ViewSampler
+from speechbrain_ssl.devices import check_device
 from speechbrain_ssl.evaluation.selfcheck import SelfCheck, held_out
 from speechbrain_ssl.evaluation.trials import read_trials, trial_paths
 from speechbrain_ssl.evaluation.verification import verify
@@ -94,7 +95,8 @@ Sampler = ViewSampler | FaceSampler | ClipSampler
 RECORD = "settings.json"
 # Keys with which a run may go on although they have changed: how long, how
 # fast and where it trains, what is logged, verified and kept, and the learning
-# rate. Another value of any other key would make another experiment.
+# rate. Another value of any other key would make another experiment, as would
+# another optimizer than that of ``opt_class``.
 MAY_CHANGE = (
     "number_of_epochs",
     "opt_class",
@@ -341,6 +343,8 @@ def open_run(
     returns them. It is an error if another process trains in the folder, or its
     run was started with settings that differ beyond ``MAY_CHANGE``.
     """
+    if run_opts["device"]:
+        check_device(run_opts["device"])
     distributed.start(run_opts)
     settings = settings_of(hparams_file, overrides)
     for key, value in settings.items():
@@ -362,14 +366,24 @@ def _compare(run):
     if not os.path.isfile(path):
         return
     may_change = {*MAY_CHANGE, *run_option_types()} - {*FIXED_OPTIONS}
+    before = read_json(path)
+    # the state of one optimizer is of no use to another
+    if _optimizer_of(before) != _optimizer_of(run.settings):
+        may_change.remove("opt_class")
     refuse_changes(
-        read_json(path),
+        before,
         run.settings,
         may_change,
         what=f"The run in {run.folder}",
         advice="Use the settings of before to go on with it, or name another "
         "output_folder.",
     )
+
+
+def _optimizer_of(settings):
+    """The tag of ``opt_class``, without its arguments."""
+    found = settings.get("opt_class")
+    return found[0] if isinstance(found, list) else found
 
 
 def _record(run):

@@ -60,6 +60,11 @@ def test_a_run_is_recorded_with_its_yaml(open_run, tmp_path):
     assert "batch_size: 8" in text and "# yamllint disable" in text
 
 
+def test_a_device_that_cannot_be_used_is_named(open_run):
+    with pytest.raises(ValueError, match="The device gpu cannot be used"):
+        open_run(device="gpu")
+
+
 def test_settings_that_make_another_experiment_are_refused(open_run):
     open_run()
     with pytest.raises(ValueError, match="batch_size: was 4, is 8"):
@@ -68,6 +73,13 @@ def test_settings_that_make_another_experiment_are_refused(open_run):
         open_run("net: !new:torch.nn.Linear {in_features: 2, out_features: 3}")
     with pytest.raises(ValueError, match="max_grad_norm: was 5.0, is 1.0"):
         open_run(max_grad_norm=1.0)
+
+
+def test_another_optimizer_is_refused_but_not_its_arguments(open_run):
+    open_run("opt_class: !name:torch.optim.SGD {lr: 0.1}")
+    open_run("opt_class: !name:torch.optim.SGD {lr: 0.2}")
+    with pytest.raises(ValueError, match="opt_class: was .*SGD.* is .*AdamW"):
+        open_run("opt_class: !name:torch.optim.AdamW {lr: 0.2}")
 
 
 def test_settings_that_may_change_are_logged(open_run, caplog):
