@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from speechbrain_ssl.dataio.parallel import processors
 from speechbrain_ssl.files import read_json, refuse_changes, write_json
 
 MARK, LOG, LOCK = "stage.json", "stage.log", ".lock"
@@ -93,6 +94,20 @@ def run_stage(
     if mark["exit_code"]:
         raise ChildProcessError(_failure(folder, mark["exit_code"]))
     return True
+
+
+def torchrun(processes: int) -> list[str]:
+    """The first words of a command that runs a script in several processes.
+
+    On this machine; each process has its share of the cores, unless
+    OMP_NUM_THREADS says how many.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command.append(f"--nproc_per_node={processes}")
+    if "OMP_NUM_THREADS" in os.environ:
+        return command
+    share = max(1, processors() // processes)
+    return ["env", f"OMP_NUM_THREADS={share}", *command]
 
 
 def run_command(command: list[str], folder: str, lock: IO) -> int:

@@ -635,7 +635,13 @@ def time_steps(
         hparams={**hparams, "epoch_counter": counter, "train_loggers": []},
         run_opts=run_opts,
     )
-    sampler = EpochSampler(len(utterances), hparams["seed"], batch_size=size)
+    sampler = EpochSampler(
+        len(utterances),
+        hparams["seed"],
+        distributed.rank(),
+        distributed.world_size(),
+        size,
+    )
     brain.fit(
         counter,
         views_of(utterances, hparams["view_sampler"]),

@@ -132,3 +132,48 @@ def test_missing_folders_and_lists_are_named(demo, tmp_path):
     ):
         with pytest.raises(FileNotFoundError, match="none"):
             demo.main(["--output_folder", str(tmp_path / "out"), *flags])
+
+
+def test_cores_of_a_cpu_share_the_batch(demo, monkeypatch):
+    def processes(batch_size, *flags, device="cpu"):
+        args, _ = demo.parse_arguments([*flags])
+        return demo.processes_for(args, batch_size, device)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for cores, batch_size, expected in (
+        *((1, 64, 1), (2, 64, 2), (3, 64, 2), (16, 64, 4)),
+        *((16, 32, 2), (16, 31, 1), (16, 66, 2)),
+    ):
+        monkeypatch.setattr(demo, "processors", lambda cores=cores: cores)
+        assert processes(batch_size) == expected
+    assert processes(64, device="cuda:0") == 1
+    assert processes(64, "--processes", "8") == 8
+    with pytest.raises(ValueError, match="batch of 64 .* among 3 processes"):
+        processes(64, "--processes", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert processes(64) == 1
+
+
+def test_processes_train_with_their_part_of_the_batch(
+    demo, speech, tmp_path, monkeypatch
+):
+    commands = []
+    monkeypatch.setattr(
+        demo, "run_command", lambda *given: commands.append(given[0]) or 3
+    )
+    arguments = ["--data_folder", str(speech), "--output_folder", str(tmp_path)]
+    arguments += ["--number_of_epochs", "2", "--processes", "2"]
+    with pytest.raises(ChildProcessError, match=r"train_ssl.py .* code 3"):
+        demo.main(arguments + SMALL)
+    assert "--nproc_per_node=2" in commands[0]
+    assert commands[0][commands[0].index("--batch_size") + 1] == "2"
+
+
+@pytest.mark.slow
+def test_two_processes_time_steps_and_train(demo, speech, tmp_path):
+    arguments = ["--data_folder", str(speech), "--output_folder", str(tmp_path)]
+    arguments += ["--minutes", "0.01", "--processes", "2", "--rounds", "0"]
+    demo.main(arguments + SMALL)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["processes"] == 2
+    assert summary["steps"] == 3 * summary["epochs"]

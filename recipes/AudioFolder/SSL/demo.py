@@ -19,9 +19,14 @@ Arguments::
     --minutes 5             of the first training
     --rounds 1              of pseudo-labels
     --seed 1
+    --batch_size N          of all processes; else that of the hparams file
+    --processes N           that train together; else on a CPU one for each
+                            core, up to four, and one on a GPU
+    --times FILE            only times steps of training, and writes FILE
 """
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -37,16 +42,24 @@ if __name__ == "__main__":
 
 import torch
 from audio_folder_prepare import prepare_audio_folder
+from speechbrain_ssl import distributed
 from speechbrain_ssl.brains import experiment
 from speechbrain_ssl.card import suggest_threshold
+from speechbrain_ssl.dataio.parallel import processors
 from speechbrain_ssl.evaluation.trials import read_trials
 from speechbrain_ssl.evaluation.verification import verify
-from speechbrain_ssl.files import read_jsonl, same_or_refuse, write_json
+from speechbrain_ssl.files import (
+    read_json,
+    read_jsonl,
+    same_or_refuse,
+    write_json,
+)
 from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.options import ENCODER, ENCODER_FILE, load_experiment
 from speechbrain_ssl.report.page import write_report
 from speechbrain_ssl.runtime import keep_memory
 from speechbrain_ssl.script import run_script
+from speechbrain_ssl.stages import LOG, only_job, run_command, torchrun
 from synthesize_voices import synthesize_voices
 
 import speechbrain as sb
@@ -56,6 +69,8 @@ logger = logging.getLogger(__name__)
 RECORD = "demo.json"
 HERE = os.path.dirname(os.path.abspath(__file__))
 TIMED_STEPS = 10
+# of one process, for the statistics of BatchNorm
+SMALLEST_BATCH = 16
 # of the settings of the first stage, those that the second one needs as well
 SHARED = ["batch_size", "num_workers", "sample_rate", "augmentation"]
 SHARED += ["noise_folder", "music_folder", "rir_folder", "n_mels", "emb_dim"]
@@ -76,6 +91,9 @@ def parse_arguments(argv):
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--times")
     return parser.parse_known_args(argv)
 
 
@@ -109,12 +127,55 @@ def settings_of_run(args, further):
             "another --output_folder, or remove that one."
         )
     settings = {**vars(args), "further": further}
-    return same_or_refuse(path, settings, may_change=["epochs"])
+    del settings["times"]
+    return same_or_refuse(path, settings, may_change=["epochs", "layout"])
+
+
+def processes_for(args, batch_size, device):
+    """Number of processes that train, each with a part of the batch.
+
+    On a CPU, processes of one thread compute more steps than one process of as
+    many threads. One process if OMP_NUM_THREADS gives the number of threads.
+    """
+    if args.processes is not None:
+        if args.processes < 1 or batch_size % args.processes:
+            raise ValueError(
+                f"The batch of {batch_size} utterances cannot be divided among "
+                f"{args.processes} processes. Change --processes or "
+                "--batch_size."
+            )
+        return args.processes
+    if device != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return 1
+    return max(
+        count
+        for count in (1, 2, 4)
+        if count == 1
+        or count <= processors()
+        and batch_size >= count * SMALLEST_BATCH
+        and batch_size % count == 0
+    )
 
 
 def run_here(script, arguments):
     """Runs another script of the recipe in this process."""
     runpy.run_path(os.path.join(HERE, script))["main"](arguments)
+
+
+def launch(args, script, arguments):
+    """Runs a script of the recipe in this process, or in ``args.processes``."""
+    if args.processes == 1:
+        return run_here(script, arguments)
+    command = torchrun(args.processes)
+    command += [os.path.join(HERE, script), *arguments]
+    with only_job(args.output_folder) as lock:
+        code = run_command(command, args.output_folder, lock)
+    if code:
+        raise ChildProcessError(
+            f"{script} ended with exit code {code}. Its output is above and in "
+            f"{os.path.join(args.output_folder, LOG)}; the same command goes "
+            "on from here."
+        )
 
 
 def training_arguments(args, further, folder):
@@ -125,7 +186,34 @@ def training_arguments(args, further, folder):
         *("--output_folder", folder),
         *("--seed", str(args.seed)),
     ]
+    if args.batch_size is not None:
+        given += ["--batch_size", str(args.batch_size)]
     return given + further
+
+
+def time_steps(args, further):
+    """Writes the seconds of an epoch of training to the file ``args.times``.
+
+    ``further`` are overrides of the hparams file.
+    """
+    few = [f"--optimizer_step_limit={TIMED_STEPS}"]
+    if not any(x.startswith("--noprogressbar") for x in further):
+        few.append("--noprogressbar=True")
+    _, run_opts, hparams, _ = load_experiment(
+        training_arguments(args, further + few, os.path.dirname(args.times))
+    )
+    distributed.start(run_opts)
+    distributed.on_first(
+        functools.partial(
+            prepare_audio_folder, min_seconds=hparams["min_seconds"]
+        ),
+        hparams["data_folder"],
+        hparams["train_annotation"],
+    )
+    brain, step = experiment.time_steps(hparams, run_opts, TIMED_STEPS)
+    if distributed.rank() == 0:
+        times = {"step": step, "epoch": step * brain.steps_per_epoch}
+        write_json(args.times, times)
 
 
 def epochs_for(args, further):
@@ -134,21 +222,18 @@ def epochs_for(args, further):
     ``further`` are overrides of the hparams file.
     """
     with tempfile.TemporaryDirectory() as folder:
-        few = [f"--optimizer_step_limit={TIMED_STEPS}"]
-        if not any(x.startswith("--noprogressbar") for x in further):
-            few.append("--noprogressbar=True")
-        _, run_opts, hparams, _ = load_experiment(
-            training_arguments(args, further + few, folder)
-        )
-        prepare_audio_folder(
-            hparams["data_folder"],
-            hparams["train_annotation"],
-            min_seconds=hparams["min_seconds"],
-        )
-        brain, step = experiment.time_steps(hparams, run_opts, TIMED_STEPS)
-    epochs = round(60 * args.minutes / (step * brain.steps_per_epoch))
-    print(f"A step takes {step:.2f} s here: {max(epochs, 1)} epochs.")
-    return max(epochs, 1)
+        path = os.path.join(folder, "times.json")
+        given = [
+            *("--data_folder", args.data_folder, "--method", args.method),
+            *("--seed", str(args.seed), "--times", path),
+        ]
+        if args.batch_size is not None:
+            given += ["--batch_size", str(args.batch_size)]
+        launch(args, "demo.py", given + further)
+        times = read_json(path)
+    epochs = max(round(60 * args.minutes / times["epoch"]), 1)
+    print(f"A step takes {times['step']:.2f} s here: {epochs} epochs.")
+    return epochs
 
 
 def verify_all(embed, args, tag, sample_rate, device="cpu"):
@@ -173,16 +258,13 @@ def verify_all(embed, args, tag, sample_rate, device="cpu"):
     return summaries
 
 
-def verify_untrained(args, further):
-    """Error rates of the encoder before training, and the device it is on."""
+def load_settings(args, further):
+    """Objects and overrides of the hparams file, run options and device."""
     with tempfile.TemporaryDirectory() as folder:
-        _, run_opts, hparams, _ = load_experiment(
+        _, run_opts, hparams, overrides = load_experiment(
             training_arguments(args, further, folder)
         )
-    device = run_opts["device"] or infer_device()
-    student = hparams["student"].to(device).eval()
-    rate = hparams["sample_rate"]
-    return verify_all(student.embed, args, "before", rate, device), device
+    return hparams, overrides, run_opts, run_opts["device"] or infer_device()
 
 
 def describe_machine():
@@ -207,6 +289,7 @@ def summarize_run(args, argv, before, after):
         "command": shlex.join(["python", "demo.py", *argv]),
         "machine": describe_machine(),
         "seed": args.seed,
+        "processes": args.processes,
         "training_seconds": last["seconds"],
         "epochs": last["epoch"],
         "steps": last["step"],
@@ -245,10 +328,7 @@ def encoder_file_of(further):
 
 def rounds_arguments(args, further, model, epochs):
     """The command line of run_rounds.py."""
-    with tempfile.TemporaryDirectory() as folder:
-        _, run_opts, _, overrides = load_experiment(
-            training_arguments(args, further, folder)
-        )
+    _, overrides, run_opts, _ = load_settings(args, further)
     given = dict(line.split(": ", 1) for line in overrides.split("\n"))
     shared = {key: given[key] for key in SHARED if key in given}
     changes = {"number_of_epochs": epochs}
@@ -262,6 +342,7 @@ def rounds_arguments(args, further, model, epochs):
         "model_folder": model,
         "seed": args.seed,
         "rounds": args.rounds,
+        "processes": args.processes,
         "trials": args.trials,
         "shared": shared,
         "train": {"changes": changes},
@@ -279,18 +360,29 @@ def main(argv):
     """Runs the demo."""
     keep_memory()
     args, further = parse_arguments(argv)
+    if args.times:
+        return time_steps(args, further)
     args.output_folder = os.path.abspath(args.output_folder)
     os.makedirs(args.output_folder, exist_ok=True)
     prepare_corpus(args)
     settings = settings_of_run(args, further)
-    before, device = verify_untrained(args, further)
+    hparams, _, _, device = load_settings(args, further)
+    student = hparams["student"].to(device).eval()
+    rate = hparams["sample_rate"]
+    before = verify_all(student.embed, args, "before", rate, device)
+    # another machine goes on with as many
+    size = hparams["batch_size"]
+    count = settings.get("layout") or processes_for(args, size, device)
+    settings["layout"] = args.processes = count
+    if count > 1:
+        args.batch_size = size // count  # of one process
     if not any(x.split("=")[0] == "--number_of_epochs" for x in further):
         if "epochs" not in settings:
             settings["epochs"] = epochs_for(args, further)
-            write_json(os.path.join(args.output_folder, RECORD), settings)
         further = [*further, "--number_of_epochs", str(settings["epochs"])]
+    write_json(os.path.join(args.output_folder, RECORD), settings)
     arguments = training_arguments(args, further, args.output_folder)
-    run_here("train_ssl.py", arguments)
+    launch(args, "train_ssl.py", arguments)
     model = os.path.join(args.output_folder, "model")
     encoder = load_encoder(model, device)
     rate = encoder.audio_normalizer.sample_rate

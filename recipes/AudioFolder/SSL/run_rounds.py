@@ -56,7 +56,7 @@ from speechbrain_ssl.pseudo_labels import labels, statistics
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash, load
 from speechbrain_ssl.report import rounds
 from speechbrain_ssl.script import run_script
-from speechbrain_ssl.stages import only_job, run_command, run_stage
+from speechbrain_ssl.stages import only_job, run_command, run_stage, torchrun
 
 logger = logging.getLogger(__name__)
 
@@ -348,8 +348,7 @@ def command_of(stage, processes, options, launcher=None):
     elif given:
         launcher = shlex.split(given)
     elif processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone"]
-        launcher += [f"--nproc_per_node={processes}"]
+        launcher = torchrun(processes)
     flags = {**options, **stage.flags, **stage.spec["changes"]}
     return [*launcher, script_of(stage), stage.hparams_file, *flags_of(flags)]
 
