@@ -55,18 +55,22 @@ def write_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     temporary = os.path.join(folder, f".{name}.part")
     text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     options: dict[str, Any] = {} if mode == "wb" else text
-    with open(_open_locked(temporary), mode, **options) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = os.fspath(path)  # a full disk names no file
-            raise
+    try:
+        with open(_open_locked(temporary), mode, **options) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.remove(temporary)
+                raise
+    except OSError as error:
+        # a full disk names no file, once more when the file is closed
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _open_locked(path):

@@ -287,8 +287,6 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     """Reads a file of weights to the CPU, and nothing that could run."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except pickle.UnpicklingError as error:
         # torch's own message advises to run the code of such a file
         raise ValueError(
@@ -296,6 +294,9 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
             "which could run code when they are read, or is damaged."
         ) from error
     except Exception as error:  # of zip files and torch
+        # of a file that is cut off, torch says "Invalid argument"
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise ValueError(
             f"{path} holds no weights, or is damaged: "
             f"{type(error).__name__}: {error}".split("\n")[0]

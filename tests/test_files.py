@@ -4,6 +4,7 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import threading
@@ -73,6 +74,18 @@ def test_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
         file.write("after")
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_full_disk_is_named_also_by_the_last_bytes(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="small.txt"):
+            with write_whole(tmp_path / "small.txt") as file:
+                file.write("less than a buffer")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
 
 
 def test_data_are_on_the_disk_before_the_file_gets_its_name(

@@ -249,6 +249,15 @@ def test_weights_of_another_network_are_named(model):
         load_encoder(str(model))
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 0.98])
+def test_weights_that_are_cut_off_are_named(model, share):
+    path = model / "embedding_model.ckpt"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match="embedding_model.ckpt .*damaged"):
+        load_encoder(str(model))
+
+
 def test_options_of_a_run_in_a_foreign_yaml_are_ignored(model):
     add(model, "\njit: True\ndevice: nowhere\n")
     assert load_encoder(str(model)).device == "cpu"

@@ -24,6 +24,7 @@ averaged. Digital silence (below -80 dBFS for 0.2 s or longer) is left out.
 """
 
 import concurrent.futures
+import math
 import os
 from collections.abc import Sequence
 
@@ -160,7 +161,7 @@ def cut_windows(
 
 def _check_windows(length, hop):
     """Refuses windows that are too short or leave gaps."""
-    if not (length >= MIN_SECONDS and 0.01 <= hop <= length):
+    if not (MIN_SECONDS <= length < math.inf and 0.01 <= hop <= length):
         raise ValueError(
             f"Windows need a length of {MIN_SECONDS} s or more and a hop from "
             f"0.01 s to the length, found {length} and {hop}."

@@ -172,7 +172,10 @@ def read_rates(path: str | None, device: str | None) -> dict:
     if path is None:
         return {}
     records = read_json(path)
-    devices = sorted({record["device"] for record in records})
+    try:
+        devices = sorted({record["device"] for record in records})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of benchmarks/rates.py") from error
     chosen = [d for d in devices if device in (None, d)]
     if len(chosen) != 1:
         raise ValueError(

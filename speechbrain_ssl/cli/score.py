@@ -16,6 +16,7 @@ labelled trial list.
 
 import contextlib
 import csv
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -231,7 +232,7 @@ def _print_verdict(found, model_folder):
         print(
             "no decision: this model has no threshold.json. To measure one on "
             "a labelled trial list, run `python -m speechbrain_ssl verify "
-            f"--model_folder {model_folder} --trials LIST`; or give a "
+            f"--model_folder {shlex.quote(model_folder)} --trials LIST`; or give a "
             "--threshold."
         )
     else:

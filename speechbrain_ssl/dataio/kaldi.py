@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from speechbrain_ssl.files import write_whole
+from speechbrain_ssl.files import read_text, write_whole
 
 
 def read_map(path: str, values: int = 1) -> dict[str, tuple[str, ...]]:
@@ -20,19 +20,17 @@ def read_map(path: str, values: int = 1) -> dict[str, tuple[str, ...]]:
     name file and line.
     """
     found: dict[str, tuple[str, ...]] = {}
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            line = line.strip()
-            if not line:
-                continue
-            place = f"{path}, line {number}"
-            key, *rest = line.split(None, 1 if values == 1 else -1)
-            if len(rest) != values:
-                raise ValueError(
-                    f"{place}: expected a key and {values} values, found "
-                    f"{line!r}."
-                )
-            add_line(found, key, rest, place)
+    lines = read_text(path, "file of Kaldi").split("\n")
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line:
+            continue
+        place = f"{path}, line {number}"
+        key, *rest = line.split(None, 1 if values == 1 else -1)
+        if len(rest) != values:
+            raise ValueError(
+                f"{place}: expected a key and {values} values, found {line!r}."
+            )
+        add_line(found, key, rest, place)
     if not found:
         raise ValueError(f"{path} has no lines.")
     return found

@@ -53,9 +53,10 @@ def find_utterances(
 
 
 def _read_list(path):
-    """The lines of a list that are not blank."""
+    """The different lines of a list that are not blank."""
     lines = read_text(path, "list of paths").split("\n")
-    names = [line.strip() for line in lines if line.strip()]
+    # a file that the list names twice is one utterance
+    names = [*dict.fromkeys(line.strip() for line in lines if line.strip())]
     if not names:
         raise ValueError(f"{path} names no audio. Write one path per line.")
     return names

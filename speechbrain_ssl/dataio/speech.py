@@ -43,7 +43,8 @@ def energy(wav: np.ndarray, rate: int = RATE) -> list[tuple[float, float]]:
     frames = wav[: len(wav) // size * size].reshape(-1, size)
     if not len(frames):
         return []
-    power = np.square(frames, dtype=np.float64).mean(1)
+    # a constant offset is no sound
+    power = np.square(frames - frames.mean(dtype=np.float64)).mean(1)
     level = 10 * np.log10(power + 1e-12)
     noise, loud = np.percentile(level, [NOISE_PERCENTILE, SPEECH_PERCENTILE])
     least = max(SILENCE_DBFS, loud - BELOW_SPEECH)

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from speechbrain_ssl.evaluation.trials import LABEL_FIRST, NO_LABEL, Trials
+from speechbrain_ssl.files import read_text
 
 
 class Scored(NamedTuple):
@@ -86,28 +87,27 @@ def read_scored(path: str, finite: bool = True) -> Scored:
     refuses scores that are NaN or infinite.
     """
     rows = []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            line = line.rstrip("\n")
-            if not line.strip():
-                continue
-            fields = line.split("\t" if "\t" in line else None)
-            width = len(rows[0]) if rows else len(fields)
-            is_good = len(fields) == width and width in (3, 4)
-            try:
-                score = float(fields[-1])
-            except ValueError:
-                is_good = False
-            labels = fields[:1] if width == 4 else ["0"]
-            if is_good and finite:
-                is_good = bool(np.isfinite(score))
-            if not is_good or labels[0] not in ("0", "1"):
-                raise ValueError(
-                    f"{path}, line {number}: expected `label enrol test "
-                    "score` (label 0 or 1, a finite score) or `enrol test "
-                    f"score`, the same on all lines; found {line!r}."
-                )
-            rows.append(fields)
+    lines = read_text(path, "file of scores").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields = line.split("\t" if "\t" in line else None)
+        width = len(rows[0]) if rows else len(fields)
+        is_good = len(fields) == width and width in (3, 4)
+        try:
+            score = float(fields[-1])
+        except ValueError:
+            is_good = False
+        labels = fields[:1] if width == 4 else ["0"]
+        if is_good and finite:
+            is_good = bool(np.isfinite(score))
+        if not is_good or labels[0] not in ("0", "1"):
+            raise ValueError(
+                f"{path}, line {number}: expected `label enrol test "
+                "score` (label 0 or 1, a finite score) or `enrol test "
+                f"score`, the same on all lines; found {line!r}."
+            )
+        rows.append(fields)
     if not rows:
         raise ValueError(f"{path} has no scores. Run verify.py again.")
     *labels, enrol, test, scores = zip(*rows)

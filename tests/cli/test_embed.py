@@ -217,7 +217,9 @@ def test_silent_windows_have_no_row_however_many_they_are(
     )
 
 
-@pytest.mark.parametrize("windows", [(0.05, 0.05), (1.0, 1.1), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    "windows", [(0.05, 0.05), (1.0, 1.1), (1.0, 0.0), (float("inf"), 1.0)]
+)
 def test_windows_that_are_too_short_or_leave_gaps_are_refused(corpus, windows):
     with pytest.raises(ValueError, match="Windows need a length"):
         embed(f"{corpus}/model", f"{corpus}/audio", windows=windows)

@@ -112,11 +112,13 @@ def test_files_that_do_not_fit_are_named(lists, tmp_path):
     broken.write_text("1\ta\tb\t0.5\n1\ta\tc\tnan\n")
     flat = write_scores(tmp_path / "flat.txt", ["a", "b"], [0, 1], [2, 2])
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "wide.txt").write_text("1 a b 0.5\n", encoding="utf-16")
     for calibration, message in (
         ([a, str(swapped)], "first difference at trial 6"),
         ([a, str(short)], "600 and 9 trials, the first difference at trial 10"),
         ([a, str(broken)], "broken.txt, line 2: expected .* a finite score"),
         ([a, str(tmp_path / "empty.txt")], "empty.txt has no scores"),
+        ([a, str(tmp_path / "wide.txt")], "wide.txt is no file of scores"),
         ([flat, flat], r"model 1 are all equal \(2\)"),
         ([a], "two models or more"),
         ([a, f"{tmp_path}/no.txt"], "no.txt"),

@@ -125,4 +125,8 @@ def test_rates_of_two_devices_need_a_name(tmp_path):
     rates.write_text(json.dumps([RATE, {**RATE, "device": "CPU"}]))
     with pytest.raises(ValueError, match="CPU, GPU"):
         plan.read_rates(rates, None)
+    rates.write_text('["train_moco"]')
+    with pytest.raises(ValueError, match="rates.json is no file of"):
+        plan.read_rates(rates, None)
+    rates.write_text(json.dumps([{**RATE, "device": "CPU"}]))
     assert plan.read_rates(rates, "CPU")["train_moco"]["device"] == "CPU"

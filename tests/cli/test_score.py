@@ -1,6 +1,7 @@
 """Two files in, a score and a decision out."""
 
 import csv
+import shutil
 import tarfile
 
 import numpy as np
@@ -38,11 +39,14 @@ def test_the_score_is_the_cosine_of_the_embeddings(pair):
     assert same.score == pytest.approx(1.0) and same.same is True
 
 
-def test_without_a_threshold_there_is_a_score_only(pair, capsys):
+def test_without_a_threshold_there_is_a_score_only(pair, tmp_path, capsys):
     main(list(pair))
     out = capsys.readouterr().out
     assert "score" in out and "no decision" in out
     assert "speaker " not in out
+    model = shutil.copytree(pair[0], tmp_path / "a model")
+    main([str(model), *pair[1:]])
+    assert f"--model_folder '{model}' " in capsys.readouterr().out
 
 
 def test_the_models_own_threshold_decides_and_a_given_one_before_it(

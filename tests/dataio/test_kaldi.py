@@ -40,6 +40,9 @@ def test_an_empty_map_is_refused(tmp_path):
     (tmp_path / "map").write_text("\n")
     with pytest.raises(ValueError, match="has no lines"):
         read_map(tmp_path / "map")
+    (tmp_path / "map").write_text("a b\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="map is no file of Kaldi"):
+        read_map(tmp_path / "map")
 
 
 def test_the_scp_points_to_the_vectors_in_the_ark(tmp_path):

@@ -39,6 +39,8 @@ def test_the_lines_of_a_list_are_ids_and_start_from_its_folder(audio, tmp_path):
     found = rows_of(audio / "in/notes.txt", tmp_path / "out")
     assert [row[0] for row in found] == ["a.wav", "../in/broken.flac"]
     assert found[0][3] == 800
+    (audio / "twice.txt").write_text("in/a.wav\nin/a.wav \n")
+    assert len(rows_of(audio / "twice.txt", tmp_path / "out")) == 1
 
 
 def test_a_single_file_has_its_name(audio, tmp_path):

@@ -51,6 +51,8 @@ def test_short_pauses_belong_to_speech_and_clicks_do_not(tmp_path):
 def test_constant_sound_is_taken_whole_and_silence_not_at_all(tmp_path):
     assert found_in(tmp_path, recording((3, -30))) == [(0.0, 3.0)]
     assert found_in(tmp_path, recording((3, -90), noise=-90)) == []
+    # a recorder's constant offset is no sound
+    assert found_in(tmp_path, 0.1 + recording((3, -90), noise=-90)) == []
 
 
 def test_blocks_do_not_matter(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.dataio.kaldi import read_map
 from speechbrain_ssl.evaluation.trials import few, read_models, read_trials
-from speechbrain_ssl.files import write_csv, write_whole
+from speechbrain_ssl.files import read_text, write_csv, write_whole
 
 from speechbrain.utils.logger import get_logger
 
@@ -70,8 +70,7 @@ def cnceleb(data_folder, out, options):
     may say wav where the files are flac.
     """
     base = _base(data_folder, "eval/lists/trials.lst")
-    with open(os.path.join(data_folder, base, "dev/dev.lst")) as file:
-        dev = set(file.read().split())
+    dev = set(read_text(f"{data_folder}/{base}/dev/dev.lst").split())
     own = os.path.normpath(os.path.join(base, "data"))
 
     def problem(path):
@@ -544,16 +543,15 @@ def check_count(name, trials, count, options):
 def read_rows(path, count):
     """Reads the first fields of each line, separated by spaces."""
     rows = []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.split()
-            if fields and len(fields) < count:
-                raise ValueError(
-                    f"{path}, line {number}: expected {count} fields, found "
-                    f"{line.strip()!r}."
-                )
-            if fields:
-                rows.append(fields[:count])
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        fields = line.split()
+        if fields and len(fields) < count:
+            raise ValueError(
+                f"{path}, line {number}: expected {count} fields, found "
+                f"{line.strip()!r}."
+            )
+        if fields:
+            rows.append(fields[:count])
     return rows
 
 
