@@ -362,7 +362,7 @@ def _open_video(path, span):
     from torchcodec.decoders import VideoDecoder
 
     try:
-        decoder = VideoDecoder(path)
+        decoder = VideoDecoder(audio.absolute(path))  # a:b.mp4 is no URL
         count, rate = decoder.metadata.num_frames, decoder.metadata.average_fps
     except (OSError, RuntimeError, ValueError) as error:
         raise FaceError(f"Cannot read the video {path}: {error}") from error

@@ -74,6 +74,12 @@ def test_time_span_limits_the_frames_of_a_video(tmp_path):
             faces.open_face(path + span)
 
 
+def test_a_relative_path_with_a_colon_is_no_url(tmp_path, monkeypatch):
+    video(tmp_path / "10:30.mp4", [120] * 3)
+    monkeypatch.chdir(tmp_path)
+    assert faces.problem_of("10:30.mp4") == ""
+
+
 def test_damaged_images_give_way_to_others_of_the_folder(tmp_path):
     picture(tmp_path / "a" / "1.jpg", 100)
     (tmp_path / "a" / "2.jpg").write_bytes(b"no image")
