@@ -233,22 +233,17 @@ def add_floors(args, stages, listed, list_path, embeddings, scores, cache):
     def sort():
         np.argsort(scores.astype(np.float64))
 
-    def draw(columns, groups):
-        at_once = max(1, min(200, metrics.WEIGHTS_AT_ONCE // groups))
-        weights = np.ones((groups, at_once), dtype=np.int32)
-        buffer = np.empty((512, at_once), dtype=np.int32)
+    def draw(groups_of_columns, groups):
+        taken = [np.empty(len(column)) for column in groups_of_columns]
 
         def once():
             rng = np.random.default_rng(0)
-            for _ in range(at_once):
-                drawn = rng.integers(0, groups, groups)
-                np.bincount(drawn, minlength=groups)
-            for column in columns:
-                for start in range(0, len(column) - 511, 512):
-                    part = column[start : start + 512]
-                    weights.take(part, 0, out=buffer, mode="clip")
+            drawn = rng.integers(0, groups, groups)
+            weight = np.bincount(drawn, minlength=groups).astype(float)
+            for column, out in zip(groups_of_columns, taken):
+                weight.take(column, out=out, mode="clip")
 
-        return once, 200 / at_once
+        return once, 200
 
     def write():
         for score in scores.tolist():

@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.isotonic import isotonic_regression
+from sklearn.metrics import roc_curve
 
-# weights that the bootstrap draws at once (16 MB), and trials of a partial sum
-WEIGHTS_AT_ONCE, TRIALS_PER_BLOCK = 4_000_000, 512
+from speechbrain_ssl.checks import checked, number
+
+# of p_target, the prior probability of a target trial: typically 0.01 or 0.05
+PRIOR = number(above=0, below=1)
 
 
 class OperatingPoints(NamedTuple):
@@ -51,18 +54,12 @@ def error_rates(scores: ArrayLike, targets: ArrayLike) -> OperatingPoints:
     ([1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 1.0])
     """
     scores, targets = _checked(scores, targets)
-    order = np.argsort(-scores)
-    scores = scores[order]
-    ends = _last_of_each_score(scores)
-    hits = np.cumsum(targets[order])[ends]
-    alarms = 1 + ends - hits
-    # a number just above all scores, because infinity is no valid JSON
-    above = np.nextafter(scores[0], np.inf)
-    return OperatingPoints(
-        np.r_[above, scores[ends]],
-        1.0 - np.r_[0.0, hits / hits[-1]],
-        np.r_[0.0, alarms / alarms[-1]],
+    false_alarm, hit, thresholds = roc_curve(
+        targets, scores, drop_intermediate=False
     )
+    # a number just above all scores, because infinity is no valid JSON
+    thresholds[0] = np.nextafter(thresholds[1], np.inf)
+    return OperatingPoints(thresholds, 1.0 - hit, false_alarm)
 
 
 def eer(scores: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
@@ -108,6 +105,7 @@ def min_dcf(
     return min_dcf_at(error_rates(scores, targets), p_target, c_miss, c_fa)
 
 
+@checked(p_target=PRIOR, c_miss=number(above=0), c_fa=number(above=0))
 def min_dcf_at(
     points: OperatingPoints,
     p_target: float,
@@ -115,17 +113,12 @@ def min_dcf_at(
     c_fa: float = 1.0,
 ) -> float:
     """``min_dcf`` of operating points."""
-    _check_p_target(p_target)
-    if not (c_miss > 0 and c_fa > 0):
-        raise ValueError(
-            "c_miss and c_fa are costs of errors and must be above 0, but they "
-            f"are {c_miss} and {c_fa}."
-        )
     miss, false_alarm = p_target * c_miss, (1.0 - p_target) * c_fa
     cost = miss * points.miss + false_alarm * points.false_alarm
     return float(cost.min() / min(miss, false_alarm))
 
 
+@checked(p_target=PRIOR)
 def act_dcf(llrs: ArrayLike, targets: ArrayLike, p_target: float) -> float:
     """Detection cost at the threshold that log-likelihood ratios imply.
 
@@ -139,7 +132,6 @@ def act_dcf(llrs: ArrayLike, targets: ArrayLike, p_target: float) -> float:
     >>> act_dcf([2.0, -1.0, 1.0, -3.0], [1, 1, 0, 0], 0.5)
     1.0
     """
-    _check_p_target(p_target)
     llrs, targets = _checked(llrs, targets)
     accepted = llrs >= np.log((1.0 - p_target) / p_target)
     miss = 1.0 - accepted[targets == 1].mean()
@@ -265,19 +257,15 @@ def _resampled(models, targets, enrol_group, test_group, draws, seed):
                 binary[order],
                 index[:trials][order],
                 index[trials:][order],
+                groups,
             )
         )
     generator = np.random.default_rng(seed)
-    rates = []
-    at_once = max(1, WEIGHTS_AT_ONCE // groups)
-    for first in range(0, draws, at_once):
-        count = min(at_once, draws - first)
-        weights = np.empty((count, groups), dtype=np.int32)
-        for weight in weights:
-            drawn = generator.integers(0, groups, groups)
-            weight[:] = np.bincount(drawn, minlength=groups)
-        rates.append(np.array([eers(weights) for eers in weighted]).T)
-    rates = np.concatenate(rates)
+    rates = np.empty((draws, len(models)))
+    for draw in range(draws):
+        drawn = generator.integers(0, groups, groups)
+        weight = np.bincount(drawn, minlength=groups).astype(float)
+        rates[draw] = [weighted_eer(weight) for weighted_eer in weighted]
     rates = rates[~np.isnan(rates).any(1)]
     if not len(rates):
         raise ValueError(
@@ -315,99 +303,72 @@ def effective_rank(covariance: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def _weighted_eers(scores, targets, enrol, test):
+def _weighted_eers(scores, targets, enrol, test, groups):
     """Prepares the EER of sorted trials for many weightings of the groups.
 
-    Miss minus false alarm never grows along the operating points, so that
-    the EER needs a bisection, and sums of weights at its points only.
+    Gives a function of one weighting [groups]; its EER is NaN if a class has
+    no weight. Miss minus false alarm never grows along the operating points,
+    so that a bisection finds the EER. It starts at the EER without weights and
+    sums only what lies between the points that it compares. Weights are whole,
+    so that sums are exact.
     """
     ends = _last_of_each_score(scores)
     is_target = targets == 1
     target_enrol = enrol[is_target]
-    other_enrol, other_test = enrol[~is_target], test[~is_target]
+    sides = enrol[~is_target], test[~is_target]
+    target_count = np.bincount(target_enrol, minlength=groups)
     # accepted trials of each class at each operating point
     targets_in = np.r_[0, np.cumsum(is_target)[ends]]
     others_in = np.r_[0, ends + 1] - targets_in
-    points = range(len(targets_in))
+    start = bisect.bisect_left(
+        range(len(ends)),
+        1.0,
+        key=lambda n: targets_in[n] / targets_in[-1]
+        + others_in[n] / others_in[-1],
+    )
+    # the same memory for all weightings: new memory costs more than the sums
+    factors = [np.empty(len(side)) for side in sides]
 
-    def weighted_eers(weights):
-        """EER with the weights of each draw [draws, groups]; NaN if a class
-        has no weight.
-        """
-        hits = _RunningSum(weights, target_enrol)
-        alarms = _RunningSum(weights, other_enrol, other_test)
-        return [
-            weighted_eer(hits, alarms, draw) for draw in range(len(weights))
-        ]
+    def weighted_eer(weight):
+        for side, factor in zip(sides, factors):
+            # indices are right: "clip" only saves a copy
+            weight.take(side, out=factor, mode="clip")
 
-    def weighted_eer(hits, alarms, draw):
-        all_hits = hits.first(len(target_enrol), draw)
-        all_alarms = alarms.first(len(other_test), draw)
+        def between(first, last):
+            """Weights of targets and of others between two points."""
+            some = slice(targets_in[first], targets_in[last])
+            hits = weight.take(target_enrol[some]).sum()
+            some = slice(others_in[first], others_in[last])
+            return hits, factors[0][some] @ factors[1][some]
+
+        all_hits, all_alarms = target_count @ weight, factors[0] @ factors[1]
         if all_hits == 0 or all_alarms == 0:
             return np.nan
-
-        def rates(point):
-            miss = 1.0 - hits.first(targets_in[point], draw) / all_hits
-            return miss, alarms.first(others_in[point], draw) / all_alarms
-
-        def past_crossing(point):
-            miss, false_alarm = rates(point)
-            return miss <= false_alarm
-
-        crossing = bisect.bisect_left(points, True, key=past_crossing)
-        beside = [rates(point) for point in (crossing - 1, crossing)]
-        miss, false_alarm = min(beside, key=lambda pair: abs(pair[0] - pair[1]))
+        before, after, point = 0, len(ends), start
+        rates_before, step = (1.0, 0.0), 1 + len(ends) // 512
+        missed, not_alarmed = between(point, after)
+        hits, alarms = all_hits - missed, all_alarms - not_alarmed
+        while True:
+            rates = 1.0 - hits / all_hits, alarms / all_alarms
+            if rates[0] <= rates[1]:
+                after, rates_after = point, rates
+            else:
+                before, rates_before = point, rates
+            if after - before == 1:
+                break
+            middle = (before + after) // 2
+            # no step is longer than twice the one before
+            following = min(max(middle, point - step), point + step)
+            sign = 1 if following > point else -1
+            more_hits, more_alarms = between(*sorted((point, following)))
+            hits, alarms = hits + sign * more_hits, alarms + sign * more_alarms
+            point, step = following, 2 * step
+        miss, false_alarm = min(
+            (rates_before, rates_after), key=lambda pair: abs(pair[0] - pair[1])
+        )
         return (miss + false_alarm) / 2
 
-    return weighted_eers
-
-
-class _RunningSum:
-    """Sums of the weights of the first trials, in each draw.
-
-    The weight of a trial is the product of the weights of its ``sides``, each
-    the groups of all trials. Sums of whole blocks are made for all draws
-    together; within a block only what is asked for is summed.
-    """
-
-    def __init__(self, weights, *sides):
-        self.weights, self.sides = weights, sides
-        by_group = np.ascontiguousarray(weights.T)
-        blocks = len(sides[0]) // TRIALS_PER_BLOCK
-        self.before = np.zeros((blocks + 1, len(weights)), dtype=np.int64)
-        one, other = np.empty(
-            (2, TRIALS_PER_BLOCK, len(weights)), dtype=weights.dtype
-        )
-        for block in range(blocks):
-            first = block * TRIALS_PER_BLOCK
-            parts = [side[first : first + TRIALS_PER_BLOCK] for side in sides]
-            # indices are right: "clip" only saves a copy
-            by_group.take(parts[0], 0, out=one, mode="clip")
-            for part in parts[1:]:
-                np.multiply(
-                    one, by_group.take(part, 0, out=other, mode="clip"), out=one
-                )
-            self.before[block + 1] = one.sum(0, dtype=one.dtype)
-        self.before.cumsum(0, out=self.before)
-
-    def first(self, count, draw):
-        """Sum of the weights of the first ``count`` trials in a draw."""
-        block = count // TRIALS_PER_BLOCK
-        weight, total = self.weights[draw], self.before[block, draw]
-        rest = slice(block * TRIALS_PER_BLOCK, count)
-        return (
-            total
-            + np.prod([weight[side[rest]] for side in self.sides], axis=0).sum()
-        )
-
-
-def _check_p_target(p_target):
-    """Refuses what is no prior probability."""
-    if not 0.0 < p_target < 1.0:
-        raise ValueError(
-            "p_target is the prior probability of a target trial and lies "
-            f"between 0 and 1 (typically 0.01 or 0.05), but it is {p_target}."
-        )
+    return weighted_eer
 
 
 def _last_of_each_score(sorted_scores):
