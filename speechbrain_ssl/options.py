@@ -158,12 +158,9 @@ def settings_of(hparams_file: str, overrides: str = "") -> dict:
     >>> settings_of(file, "net: {dim: 9}")
     {'lr': 0.1, 'net': ['!new:my.Net', {'dim': 9}]}
     """
-    tree = _read(hparams_file)
-    if overrides:
-        _change(tree, overrides)
     return {
         key: _plain(value, pathlib.Path(hparams_file).parent)
-        for key, value in tree.items()
+        for key, value in _changed(hparams_file, overrides).items()
     }
 
 
@@ -194,7 +191,7 @@ def resolved(hparams_file: str, overrides: str = "") -> str:
     >>> print(resolved(file, "net: !new:your.Net {width: 9}"), end="")
     net: !new:your.Net {width: 9}
     """
-    return resolve_references(_changed(hparams_file, overrides)).getvalue()
+    return resolve_references(_stream(hparams_file, overrides)).getvalue()
 
 
 def _take_encoder(file, tree, arguments):
@@ -286,20 +283,20 @@ def _text_of(key, node):
     return stream.getvalue().partition(":")[2].strip()
 
 
-def _changed(file, overrides):
+def _stream(file, overrides):
     """A stream of a YAML file in which the changes are made."""
-    tree = _read(file)
-    if overrides:
-        _change(tree, overrides)
     stream: Any = io.StringIO()
-    ruamel.yaml.YAML().dump(tree, stream)
+    ruamel.yaml.YAML().dump(_changed(file, overrides), stream)
     stream.seek(0)
     stream.name = str(file)  # for hyperpyyaml: inclusions are relative to it
     return stream
 
 
-def _change(tree, overrides):
-    """Makes changes, which are YAML, in the tree of a file."""
+def _changed(file, overrides):
+    """The tree of a YAML file in which changes, which are YAML, are made."""
+    tree = _read(file)
+    if not overrides:
+        return tree
     changes = ruamel.yaml.YAML().load(overrides)
     replaced = changes.pop(REPLACED, ())
     # first, as hyperpyyaml resolves a reference to a reference only above
@@ -308,6 +305,7 @@ def _change(tree, overrides):
     for key in replaced:
         tree[key] = changes.pop(key)
     _update(tree, changes)
+    return tree
 
 
 def _update(node, changes):
@@ -710,7 +708,7 @@ def _option_for(path):
 
 def _build(file, overrides):
     try:
-        return load_hyperpyyaml(_changed(file, overrides))
+        return load_hyperpyyaml(_stream(file, overrides))
     # torch and SpeechBrain refuse arguments by any kind of exception; the
     # traceback of a fault in a user's own code is printed by run_script
     except Exception as error:

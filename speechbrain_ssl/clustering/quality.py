@@ -28,32 +28,20 @@ CHUNK, SILHOUETTE_CHUNK = 65536, 4096
 def describe(matrix: np.ndarray, labels: np.ndarray) -> dict:
     """Measures the quality of a clustering without labels.
 
-    Arguments
-    ---------
-    matrix : np.ndarray
-        Embeddings of any norm; may be memory-mapped [n, emb_dim].
-    labels : np.ndarray
-        Cluster of each embedding, from 0 without gaps, -1 for none [n].
+    Embeddings have any norm and may be memory-mapped [n, emb_dim]; labels are
+    from 0 without gaps, -1 for none [n]. There must be a label of 0 or more.
+    Undefined values, e.g. the margin of a single cluster, are None. Gives
 
-    Returns
-    -------
-    dict
-        ``utterances``, ``labelled``, ``clusters``: numbers.
-        ``size``: min, median, mean and max of the cluster sizes.
-        ``size_histogram``: number of clusters by size (1, 2, 3-4, 5-8, ...).
-        ``largest``, ``singletons``: share of the labelled utterances in the
-        largest cluster, and in clusters of one utterance.
-        ``intra_cluster_cosine``: cosine to the centroid of the cluster, without
-        singletons, mean and 10th percentile.
-        ``margin``: this cosine minus that to the nearest other centroid.
-        ``misplaced``: share of utterances with a negative margin.
-        ``silhouette``: see ``silhouette``. ``warnings``: see ``degenerate``.
-        Undefined values, e.g. the margin of a single cluster, are None.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of rows differ, or no utterance has a label.
+    * ``utterances``, ``labelled``, ``clusters``: numbers;
+    * ``size``: min, median, mean and max of the cluster sizes;
+    * ``size_histogram``: number of clusters by size (1, 2, 3-4, 5-8, ...);
+    * ``largest``, ``singletons``: share of the labelled utterances in the
+      largest cluster, and in clusters of one utterance;
+    * ``intra_cluster_cosine``: cosine to the centroid of the cluster, without
+      singletons, mean and 10th percentile;
+    * ``margin``: this cosine minus that to the nearest other centroid;
+    * ``misplaced``: share of utterances with a negative margin;
+    * ``silhouette`` and ``warnings``: see ``silhouette`` and ``degenerate``.
     """
     labels = np.asarray(labels)
     if len(labels) != len(matrix):

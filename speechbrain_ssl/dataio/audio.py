@@ -325,14 +325,8 @@ def open(path: str) -> "Reader":
 class Reader:
     """An open audio file, made by ``open``.
 
-    Attributes
-    ----------
-    rate : int
-        Sample rate of the file in Hz. All frame numbers refer to it.
-    frames : int
-        Length in samples per channel.
-    channels : int
-        Number of channels.
+    ``rate`` is its sample rate in Hz, to which all frame numbers refer,
+    ``frames`` its length in samples of a channel, ``channels`` their number.
     """
 
     def __init__(self, path: str):

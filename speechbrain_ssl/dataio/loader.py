@@ -19,20 +19,11 @@ class EpochLoader(SaveableDataLoader):
     steps of this one, which is most of the time where an epoch has few steps.
     ``forget`` drops these batches, if what they are made of changes.
 
-    Arguments
-    ---------
-    dataset : Dataset
-        As for ``torch.utils.data.DataLoader``.
-    sampler : Sampler
-        It has ``set_epoch``, and whole batches only.
-    last_epoch : int
-        Nothing is read after it.
-    ahead : bool
-        Whether a thread reads the next batch during a step, if there are no
-        workers. The dataset must not draw from global random generators, which
-        the step uses at the same time.
-    kwargs
-        Those of ``torch.utils.data.DataLoader``.
+    ``sampler`` has ``set_epoch``, and whole batches only; nothing is read after
+    ``last_epoch``. With ``ahead``, a thread reads the next batch during a step
+    if there are no workers; then the dataset must not draw from global random
+    generators, which the step uses at the same time. ``dataset`` and ``kwargs``
+    are those of ``torch.utils.data.DataLoader``.
     """
 
     def __init__(

@@ -29,14 +29,8 @@ class Fusion:
     """A logistic regression on the scores of several models.
 
     Both classes weigh the same, so that the result is a log-likelihood ratio
-    and does not depend on the share of target trials.
-
-    Attributes
-    ----------
-    weights : np.ndarray
-        Factor of each model's score [models].
-    offset : float
-        Added to the weighted sum.
+    and does not depend on the share of target trials. ``weights`` has the
+    factor of each model's score [models]; ``offset`` is added to their sum.
 
     Example
     -------

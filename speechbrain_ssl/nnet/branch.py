@@ -10,21 +10,15 @@ from speechbrain_ssl.nnet.precision import full_precision
 
 
 class BranchOutput(NamedTuple):
-    """Outputs of a branch for V views of the same B utterances.
+    """Outputs of a branch for views of the same utterances.
 
-    Arguments
-    ---------
-    embedding : torch.Tensor
-        Speaker embeddings, before the head [views, batch, emb_dim].
-    projection : torch.Tensor
-        Head outputs, the space of the loss [views, batch, proj_dim].
-    index : torch.Tensor
-        Rows of the utterances in the training CSV [batch], for objectives
-        that keep something per utterance; None where nobody asks. Where the
-        teacher's differ, the keys come from other utterances.
-    view_id : tuple of int
-        Number of each view: the same one in student and teacher is the same
-        augmented crop. None stands for 0, 1, 2 ...
+    ``embedding`` has speaker embeddings, before the head [views, batch,
+    emb_dim]; ``projection`` the head's outputs, the space of the loss [views,
+    batch, proj_dim]; ``index`` rows of the utterances in the training CSV
+    [batch], for objectives that keep something per utterance (where the
+    teacher's differ, the keys come from other utterances); ``view_id`` the
+    number of each view: the same one in student and teacher is the same
+    augmented crop. None stands for 0, 1, 2 ...
     """
 
     embedding: torch.Tensor

@@ -39,7 +39,6 @@ class AAT(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(3, 8, 16)
     >>> loss, stats = AAT(emb_dim=16)(BranchOutput(crops, crops), None, 0.0)
     >>> loss.shape, len(stats)

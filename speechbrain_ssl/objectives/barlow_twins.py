@@ -28,7 +28,6 @@ class BarlowTwins(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
     >>> crops = torch.randn(1, 64, 8).expand(2, 64, 8)
     >>> loss, stats = BarlowTwins()(BranchOutput(crops, crops), None, 0.0)
     >>> round(stats["diagonal"].item(), 3), sorted(stats)

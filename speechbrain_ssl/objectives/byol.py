@@ -37,7 +37,6 @@ class BYOL(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
     >>> views = BranchOutput(crops, crops)
     >>> loss, stats = BYOL(dim=16, hidden=32)(views, views, 0.0)

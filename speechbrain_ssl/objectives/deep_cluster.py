@@ -47,7 +47,6 @@ class DeepCluster(torch.nn.Module):
     Example
     -------
     >>> from speechbrain_ssl.clustering.table import ClusterTable
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.clustering.kmeans import KMeans
     >>> points = torch.eye(2).repeat(4, 1)
     >>> table = ClusterTable(KMeans(), clusters=2)

@@ -57,7 +57,6 @@ class DINO(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(6, 8, 32)  # 6 views of 8 utterances
     >>> student, teacher = BranchOutput(crops, crops), BranchOutput(crops[:2], crops[:2])
     >>> loss, stats = DINO(prototypes=32)(student, teacher, 0.0)

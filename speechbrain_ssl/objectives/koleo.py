@@ -20,7 +20,6 @@ class KoLeo(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.byol import BYOL
     >>> from speechbrain_ssl.objectives.weighted import Weighted
     >>> crops = torch.randn(2, 8, 16)

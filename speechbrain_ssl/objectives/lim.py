@@ -31,7 +31,6 @@ class LIM(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
     >>> loss, stats = LIM("bce")(BranchOutput(crops, crops), None, 0.0)
     >>> loss.shape, sorted(stats)

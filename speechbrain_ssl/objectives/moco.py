@@ -46,7 +46,6 @@ class MoCo(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> views = BranchOutput(*2 * [torch.randn(1, 8, 16).expand(2, 8, 16)])
     >>> loss, stats = MoCo(dim=16, queue_size=64)(views, views, 0.0)
     >>> bool(stats["positive_cosine"] > 0.99), sorted(stats)

@@ -46,7 +46,6 @@ class NNCLR(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
     >>> objective = NNCLR(dim=16, hidden=32, queue_size=64)
     >>> loss, stats = objective(BranchOutput(crops, crops), None, 0.0)

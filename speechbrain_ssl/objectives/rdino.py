@@ -45,7 +45,6 @@ class RDINO(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.dino import DINO
     >>> crops = torch.randn(3, 8, 16 + 32)
     >>> student = BranchOutput(crops, crops)

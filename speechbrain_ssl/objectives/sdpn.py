@@ -62,7 +62,6 @@ class SDPN(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(5, 8, 32)  # a global view and 4 local ones
     >>> student = BranchOutput(crops[1:], crops[1:], view_id=(1, 2, 3, 4))
     >>> teacher = BranchOutput(crops[:1], crops[:1], view_id=(0,))

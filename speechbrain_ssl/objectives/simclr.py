@@ -39,7 +39,6 @@ class SimCLR(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(1, 8, 16).expand(2, 8, 16)
     >>> loss, stats = SimCLR()(BranchOutput(crops, crops), None, 0.0)
     >>> loss.shape, sorted(stats)

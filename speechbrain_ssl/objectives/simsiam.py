@@ -40,7 +40,6 @@ class SimSiam(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(2, 8, 16)
     >>> loss, stats = SimSiam(16, hidden=8)(BranchOutput(crops, crops), None, 0.0)
     >>> -1 <= loss.item() <= 1, sorted(stats)

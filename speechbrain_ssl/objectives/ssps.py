@@ -47,7 +47,6 @@ class SSPS(torch.nn.Module):
     Example
     -------
     >>> from speechbrain_ssl.clustering.table import ClusterTable
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.simclr import SimCLR
     >>> from speechbrain_ssl.clustering.kmeans import KMeans
     >>> table = ClusterTable(KMeans(), clusters=2)

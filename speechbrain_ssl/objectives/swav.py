@@ -47,7 +47,6 @@ class SwAV(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(6, 8, 16)
     >>> loss, stats = SwAV(dim=16)(BranchOutput(crops, crops), None, 0.0)
     >>> sorted(stats)

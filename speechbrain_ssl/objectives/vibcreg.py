@@ -44,7 +44,6 @@ class VIbCReg(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput, gather_views
     >>> crops = torch.ones(2, 8, 16)
     >>> loss, stats = VIbCReg()(BranchOutput(crops, crops), None, 0.0)
     >>> {name: round(value.item(), 2) for name, value in stats.items()}

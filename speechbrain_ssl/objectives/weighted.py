@@ -27,7 +27,6 @@ class Weighted(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> from speechbrain_ssl.objectives.lim import LIM
     >>> both = Weighted([LIM("nce"), LIM("bce")], weights=[1.0, 0.5])
     >>> crops = torch.randn(2, 8, 16)

@@ -40,7 +40,6 @@ class WMSE(torch.nn.Module):
 
     Example
     -------
-    >>> from speechbrain_ssl.nnet.branch import BranchOutput
     >>> crops = torch.randn(1, 32, 8).expand(2, 32, 8)
     >>> loss, stats = WMSE(8, whitening_size=16)(BranchOutput(crops, crops), None, 0.0)
     >>> abs(loss.item()) < 1e-5, sorted(stats)

@@ -543,13 +543,9 @@ def _join_arrays(folder, count, chunks, failed):
                 continue
             if data is None:
                 shape = rows, part.shape[1]
+                header = np.lib.format.header_data_from_array_1_0(part)
                 np.lib.format.write_array_header_1_0(
-                    file,
-                    {
-                        "descr": np.lib.format.dtype_to_descr(part.dtype),
-                        "fortran_order": False,
-                        "shape": shape,
-                    },
+                    file, {**header, "shape": shape}
                 )
                 file.flush()
                 data = file.tell()

@@ -26,24 +26,12 @@ END = 1e-7
 
 
 class LabelDecisions(NamedTuple):
-    """What a step decided about the pseudo-label of each utterance.
+    """What a step decided about the pseudo-label of each utterance [batch]."""
 
-    Arguments
-    ---------
-    loss_log : torch.Tensor
-        Logarithm of the loss of the pseudo-label, for the gate [batch].
-    selected : torch.Tensor
-        bool, whether the pseudo-label was learned [batch].
-    corrected : torch.Tensor
-        bool, whether the class of the clean view was learned [batch].
-    label : torch.Tensor
-        int64 class that was learned; the pseudo-label if none was [batch].
-    """
-
-    loss_log: torch.Tensor
-    selected: torch.Tensor
-    corrected: torch.Tensor
-    label: torch.Tensor
+    loss_log: torch.Tensor  # logarithm of its loss, for the gate
+    selected: torch.Tensor  # bool, whether it was learned
+    corrected: torch.Tensor  # bool, whether the clean view's class was learned
+    label: torch.Tensor  # int64 class that was learned, or the pseudo-label
 
 
 def cross_entropy_per_utterance(
@@ -52,19 +40,8 @@ def cross_entropy_per_utterance(
     """Cross-entropies and their logarithms, exact in float32.
 
     Log-softmax rounds losses below 1e-7 to 0, as many well-learned utterances
-    have.
-
-    Arguments
-    ---------
-    logits : torch.Tensor
-        [batch, classes].
-    labels : torch.Tensor
-        int64 [batch].
-
-    Returns
-    -------
-    loss, loss_log : torch.Tensor
-        float32, in nats and its logarithm (-inf for a single class) [batch].
+    have. From logits [batch, classes] and int64 labels [batch] to float32
+    losses in nats and their logarithms (-inf for a single class) [batch].
 
     Example
     -------

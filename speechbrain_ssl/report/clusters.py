@@ -10,7 +10,6 @@ shown, not on their total. Corrections go into ``edits.csv`` (see
 import csv
 import io
 import os
-import pathlib
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -155,9 +154,9 @@ def listen_to(
 def audio_source(row: dict, folder: str) -> tuple[str | None, float | None]:
     """Address of an utterance's audio from a page in ``folder``, and seconds.
 
-    The address is relative, or ``file://`` where there is no relative one; a
-    segment of a file ends with ``#t=start,stop`` in seconds. It is None if the
-    audio cannot be read, or is a member of a tar file.
+    The address is relative; a segment of a file ends with ``#t=start,stop`` in
+    seconds. It is None if the audio cannot be read, or is a member of a tar
+    file.
     """
     start, stop = row["start"], row["stop"]
     try:
@@ -167,12 +166,7 @@ def audio_source(row: dict, folder: str) -> tuple[str | None, float | None]:
     seconds = (stop - start) / info.sample_rate
     if audio.SHARD in row["wav"]:  # no player opens it
         return None, seconds
-    path = os.path.abspath(row["wav"])
-    try:
-        address = pathlib.Path(os.path.relpath(path, folder)).as_posix()
-        address = urllib.parse.quote(address)
-    except ValueError:  # on another drive
-        address = pathlib.Path(path).as_uri()
+    address = urllib.parse.quote(os.path.relpath(row["wav"], folder))
     if start > 0 or stop < info.frames:
         times = (f"{x / info.sample_rate:.3f}" for x in (start, stop))
         address += f"#t={','.join(times)}"
