@@ -161,11 +161,7 @@ def write_card(
         license=UNKNOWN_LICENSE,
         library_name="speechbrain",
         pipeline_tag="feature-extraction",
-        tags=[
-            "speechbrain",
-            *(f"{kind}-{task}" for task in TASKS),
-            *tags,
-        ],
+        tags=["speechbrain", *(f"{kind}-{task}" for task in TASKS), *tags],
         base_model=base_model,
     )
     packages = [name for name in PACKAGES if name in needs or name == "torch"]

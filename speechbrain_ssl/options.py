@@ -58,7 +58,7 @@ RENAMED = {
 }
 RENAMED_CLASSES = {
     "speechbrain_ssl.dataio.corruption.Corruption": "a list of effects, "
-    "speechbrain_ssl.dataio.augmentation.Augmentation",
+    "speechbrain_ssl.dataio.augmentation.Augmentation"
 }
 METHODS = {
     "kmeans": "speechbrain_ssl.clustering.kmeans.KMeans",

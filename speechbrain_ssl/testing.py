@@ -399,10 +399,7 @@ def _compare(parts, whole):
     ):
         _require(
             torch.allclose(
-                torch.cat(share, dim=1) / count,
-                gradient,
-                rtol=1e-4,
-                atol=1e-6,
+                torch.cat(share, dim=1) / count, gradient, rtol=1e-4, atol=1e-6
             ),
             f"{count} processes give other gradients of the {name}. "
             "Gather with distributed.gather_with_gradient",

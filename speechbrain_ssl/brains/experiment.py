@@ -410,9 +410,7 @@ def is_resumed(training: Training, train_annotation: str) -> bool:
 
 
 def training_set(
-    csv_path: str,
-    data_folder: str | None,
-    view_sampler: Sampler,
+    csv_path: str, data_folder: str | None, view_sampler: Sampler
 ) -> Utterances:
     """Reads the training CSV; of faces, only the utterances that have one."""
     if faces.COLUMN not in view_sampler.columns:
@@ -426,9 +424,7 @@ def training_set(
 
 
 def make_selfcheck(
-    utterances: Utterances,
-    training: Training,
-    view_sampler: Sampler,
+    utterances: Utterances, training: Training, view_sampler: Sampler
 ) -> tuple[np.ndarray, SelfCheck | None]:
     """Prepares the self-check without labels, if there is one.
 

@@ -255,10 +255,7 @@ class PseudoLabelBrain(SpeakerBrain):
         return self.module(f"{prefix}classifier")(embedding)
 
     def compute_objectives(
-        self,
-        predictions: list[Prediction],
-        batch: PaddedBatch,
-        stage: sb.Stage,
+        self, predictions: list[Prediction], batch: PaddedBatch, stage: sb.Stage
     ) -> StepResult:
         """The gated loss, or the sum of those of voice and face.
 

@@ -21,7 +21,7 @@ class UnreadableUtterances:
         "unreadable": (
             "Utterances that cannot be read and were replaced by others; "
             "save/unreadable.csv lists them."
-        ),
+        )
     }
 
     def __init__(self, path: str | os.PathLike, most: float):

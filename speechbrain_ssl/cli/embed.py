@@ -37,11 +37,7 @@ from speechbrain_ssl.dataio.annotations import (
     read_annotation,
     write_annotation,
 )
-from speechbrain_ssl.dataio.embedding import (
-    MIN_SECONDS,
-    EncoderError,
-    describe,
-)
+from speechbrain_ssl.dataio.embedding import MIN_SECONDS, EncoderError, describe
 from speechbrain_ssl.dataio.listing import find_utterances
 from speechbrain_ssl.files import write_csv, write_whole
 from speechbrain_ssl.help import command_parser, one_line

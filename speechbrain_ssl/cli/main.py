@@ -33,11 +33,7 @@ SCRIPTS = {
         "pseudo_labels.yaml",
         "cluster embeddings into pseudo-labels",
     ),
-    "rounds": (
-        "run_rounds.py",
-        "rounds.yaml",
-        "rounds of labels and training",
-    ),
+    "rounds": ("run_rounds.py", "rounds.yaml", "rounds of labels and training"),
     "verify": ("verify.py", "verify.yaml", "error rates on trial lists"),
     "prepare": (
         "corpora_prepare.py",

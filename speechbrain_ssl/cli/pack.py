@@ -41,10 +41,7 @@ from tqdm import tqdm
 
 from speechbrain_ssl.checks import checked, number, optional, whole
 from speechbrain_ssl.dataio import audio
-from speechbrain_ssl.dataio.annotations import (
-    read_annotation,
-    write_annotation,
-)
+from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.files import hash_of, same_or_refuse, write_whole
 from speechbrain_ssl.help import command_parser, one_line
 
@@ -54,10 +51,7 @@ WRITERS = 4
 HEADER = 1024  # bytes of a member beside its data, about
 
 
-@checked(
-    shard_mb=number(above=0),
-    shuffle=optional(whole(0)),
-)
+@checked(shard_mb=number(above=0), shuffle=optional(whole(0)))
 def pack(
     source: str,
     output_folder: str,

@@ -129,10 +129,7 @@ class Levels(Wrapper):
     """
 
     @checked(
-        ratio=number(0),
-        max_levels=whole(1),
-        references=whole(1),
-        seed=whole(0),
+        ratio=number(0), max_levels=whole(1), references=whole(1), seed=whole(0)
     )
     def __init__(
         self,

@@ -55,11 +55,7 @@ class DevicePoints(Points):
     """Points on a GPU (for tests on the CPU); see ``Points``."""
 
     def __init__(
-        self,
-        X: np.ndarray,
-        spherical: bool,
-        shared: bool,
-        device: torch.device,
+        self, X: np.ndarray, spherical: bool, shared: bool, device: torch.device
     ):
         super().__init__(X, spherical, shared)
         self.device = device

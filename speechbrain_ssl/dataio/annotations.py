@@ -87,9 +87,7 @@ class Utterances:
 
     @classmethod
     def of_file(
-        cls,
-        mapped: columns.Mapped,
-        data_root: str | os.PathLike | None = None,
+        cls, mapped: columns.Mapped, data_root: str | os.PathLike | None = None
     ) -> "Utterances":
         """Utterances with mapped columns, once in memory for all processes."""
         self = cls.__new__(cls)
@@ -238,10 +236,7 @@ def _write_columns(path, key, csv_path, data_root, extra):
     """Reads an annotation into a file of columns, with little memory."""
     folder = os.path.dirname(path) or "."
     found, rooted = _read_columns(
-        csv_path,
-        data_root,
-        extra,
-        lambda: tempfile.TemporaryFile(dir=folder),
+        csv_path, data_root, extra, lambda: tempfile.TemporaryFile(dir=folder)
     )
     columns.write_columns(path, key, rooted, found)
     for file in found.values():

@@ -140,10 +140,7 @@ def colored_noise(
 
 
 def simulate_rirs(
-    count: int,
-    sample_rate: int,
-    rng: np.random.Generator,
-    seconds: float = 0.5,
+    count: int, sample_rate: int, rng: np.random.Generator, seconds: float = 0.5
 ) -> torch.Tensor:
     """Simulates room impulse responses.
 

@@ -84,10 +84,7 @@ class _Loaded(NamedTuple):
     silence: float
 
 
-@checked(
-    sample_rate=whole(1),
-    batch_seconds=number(above=0),
-)
+@checked(sample_rate=whole(1), batch_seconds=number(above=0))
 def try_files(
     embed: Callable,
     paths: Sequence[str],

@@ -62,10 +62,7 @@ def silero(wav: np.ndarray, rate: int = RATE) -> list[tuple[float, float]]:
     """Finds speech in a block [time] at 16 kHz by the network of silero-vad."""
     model, timestamps = _silero()
     found = timestamps(
-        torch.from_numpy(wav),
-        model,
-        sampling_rate=rate,
-        speech_pad_ms=0,
+        torch.from_numpy(wav), model, sampling_rate=rate, speech_pad_ms=0
     )
     return [(span["start"] / rate, span["end"] / rate) for span in found]
 

@@ -33,11 +33,7 @@ class AugmentationAdversary(torch.nn.Module):
     2020 (https://arxiv.org/abs/2007.12085).
     """
 
-    @checked(
-        emb_dim=whole(1),
-        weight=number(0),
-        hidden=whole(1),
-    )
+    @checked(emb_dim=whole(1), weight=number(0), hidden=whole(1))
     def __init__(
         self,
         emb_dim: int,

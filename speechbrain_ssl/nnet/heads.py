@@ -16,10 +16,7 @@ from speechbrain_ssl.checks import (
 from speechbrain_ssl.nnet.precision import full_precision
 
 
-@checked(
-    sizes=each(whole(1)),
-    init_std=optional(number(above=0)),
-)
+@checked(sizes=each(whole(1)), init_std=optional(number(above=0)))
 def mlp(
     sizes: Sequence[int],
     activation: type[torch.nn.Module] = torch.nn.GELU,
@@ -109,11 +106,7 @@ class Prototypes(torch.nn.Module):
         further. A linear layer of torch has (3 dim) ** -0.5.
     """
 
-    @checked(
-        dim=whole(1),
-        count=whole(1),
-        std=number(above=0),
-    )
+    @checked(dim=whole(1), count=whole(1), std=number(above=0))
     def __init__(self, dim: int, count: int, std: float = 0.02):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.empty(count, dim))

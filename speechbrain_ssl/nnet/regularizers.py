@@ -147,7 +147,7 @@ class DistanceToPretrained(_Distance):
     """
 
     stats_help = {
-        "distance": "Sum of the norms of the changes of all trained tensors.",
+        "distance": "Sum of the norms of the changes of all trained tensors."
     }
 
     @checked(weight=number(0), self_normalized=one_of(True, False))
@@ -210,7 +210,7 @@ class DistanceToStart(_Distance):
     """
 
     stats_help = {
-        "distance": "Euclidean distance of the trained weights to their start.",
+        "distance": "Euclidean distance of the trained weights to their start."
     }
 
     @checked(weight=number(0))

@@ -114,9 +114,7 @@ class PretrainedTransformer(torch.nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def choose(
-        self,
-        trained: Sequence[str],
-        lora: Mapping[str, float] | None = None,
+        self, trained: Sequence[str], lora: Mapping[str, float] | None = None
     ) -> None:
         """Chooses the parts that learn; adapters start without an effect.
 

@@ -12,11 +12,7 @@ from speechbrain_ssl.nnet.branch import (
     check_views,
     different_views,
 )
-from speechbrain_ssl.nnet.heads import (
-    PREDICTION_HELP,
-    mlp,
-    predicted_cosine,
-)
+from speechbrain_ssl.nnet.heads import PREDICTION_HELP, mlp, predicted_cosine
 
 
 class BYOL(torch.nn.Module):

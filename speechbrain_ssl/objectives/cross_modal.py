@@ -53,9 +53,7 @@ class CrossModal(torch.nn.Module):
     own: Any
 
     @checked(
-        voices=whole(1),
-        temperature=number(above=0),
-        weight=schedule(number(0)),
+        voices=whole(1), temperature=number(above=0), weight=schedule(number(0))
     )
     def __init__(
         self,

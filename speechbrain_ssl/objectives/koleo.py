@@ -34,7 +34,7 @@ class KoLeo(torch.nn.Module):
         "nearest_distance": (
             "Geometric mean of the distance of an embedding to the nearest "
             "other one; 0 on collapse."
-        ),
+        )
     }
 
     def forward(

@@ -77,9 +77,7 @@ class MFCCStatistics(torch.nn.Module):
 
 
 def extract_statistics(
-    utterances: Utterances,
-    folder: str | os.PathLike,
-    dim: int = 60,
+    utterances: Utterances, folder: str | os.PathLike, dim: int = 60
 ) -> Embeddings:
     """Writes statistics of MFCCs as a folder of embeddings.
 
