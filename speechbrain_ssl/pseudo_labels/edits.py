@@ -91,15 +91,9 @@ def apply_edits(
     array([0, 1, 1])
     """
     state = _State(labels, ids, matrix, seed)
-    follow = {
-        "merge": _merge,
-        "split": _split,
-        "drop": _drop,
-        "drop_utterance": _drop_utterance,
-    }
-    report = {**dict.fromkeys(follow, 0), "repeated": 0}
+    report = dict.fromkeys((*ACTIONS, "drop_utterance", "repeated"), 0)
     for edit in edits:
-        done = follow[edit.action](state, edit)
+        done = getattr(state, edit.action)(edit)
         report[edit.action if done else "repeated"] += 1
     found = state.labels()
     before = int((np.asarray(labels) >= 0).sum())
@@ -108,7 +102,10 @@ def apply_edits(
 
 
 class _State:
-    """Labels while edits are applied."""
+    """Labels while edits are applied; a method for each action.
+
+    It says whether the edit changed anything.
+    """
 
     def __init__(self, labels, ids, matrix, seed):
         labels = np.asarray(labels)
@@ -159,54 +156,51 @@ class _State:
             raise ValueError(f"{place}: the labels have no utterance {name!r}.")
         return row
 
+    def merge(self, edit):
+        """Merges a cluster into another one."""
+        into = self.find_existing(edit.cluster, edit.place)
+        joins = self.find_existing(edit.value, edit.place)
+        self.home[self.home == joins] = into
+        return into != joins
 
-def _merge(state, edit):
-    """Merges a cluster into another one."""
-    into = state.find_existing(edit.cluster, edit.place)
-    joins = state.find_existing(edit.value, edit.place)
-    state.home[state.home == joins] = into
-    return into != joins
+    def drop(self, edit):
+        """Drops a cluster."""
+        gone = self.find(edit.cluster, edit.place)
+        if gone == DROPPED:
+            return False
+        self.home[self.home == gone] = DROPPED
+        return True
 
+    def drop_utterance(self, edit):
+        """Drops an utterance."""
+        row = self.row_of(edit.value, edit.place)
+        there = self.place[row] >= 0 and self.home[self.place[row]] >= 0
+        self.place[row] = -1
+        return bool(there)
 
-def _drop(state, edit):
-    """Drops a cluster."""
-    gone = state.find(edit.cluster, edit.place)
-    if gone == DROPPED:
-        return False
-    state.home[state.home == gone] = DROPPED
-    return True
-
-
-def _drop_utterance(state, edit):
-    """Drops an utterance."""
-    row = state.row_of(edit.value, edit.place)
-    there = state.place[row] >= 0 and state.home[state.place[row]] >= 0
-    state.place[row] = -1
-    return bool(there)
-
-
-def _split(state, edit):
-    """Splits a cluster; its parts get new places."""
-    cluster = state.find_existing(edit.cluster, edit.place)
-    rows = np.flatnonzero(state.labels() == cluster)
-    if edit.value > len(rows):
-        raise ValueError(
-            f"{edit.place}: cluster {edit.cluster} has {len(rows)} utterances "
-            f"and cannot be split into {edit.value}."
-        )
-    clusterer = KMeans(edit.value, n_init=STARTS, random_state=state.seed)
-    parts = clusterer.fit_predict(state.matrix[rows])
-    names, parts = np.unique(parts, return_inverse=True)
-    if len(names) < edit.value:
-        raise ValueError(
-            f"{edit.place}: k-means found only {len(names)} of {edit.value} "
-            f"parts of cluster {edit.cluster}. Give a smaller number."
-        )
-    first = len(state.home)
-    state.home[state.home == cluster] = SPLIT
-    state.home = np.append(state.home, first + np.arange(edit.value))
-    state.place[rows] = first + parts
-    return True
+    def split(self, edit):
+        """Splits a cluster; its parts get new places."""
+        cluster = self.find_existing(edit.cluster, edit.place)
+        rows = np.flatnonzero(self.labels() == cluster)
+        if edit.value > len(rows):
+            raise ValueError(
+                f"{edit.place}: cluster {edit.cluster} has {len(rows)} "
+                f"utterances and cannot be split into {edit.value}."
+            )
+        clusterer = KMeans(edit.value, n_init=STARTS, random_state=self.seed)
+        parts = clusterer.fit_predict(self.matrix[rows])
+        names, parts = np.unique(parts, return_inverse=True)
+        if len(names) < edit.value:
+            raise ValueError(
+                f"{edit.place}: k-means found only {len(names)} of "
+                f"{edit.value} parts of cluster {edit.cluster}. Give a smaller "
+                "number."
+            )
+        first = len(self.home)
+        self.home[self.home == cluster] = SPLIT
+        self.home = np.append(self.home, first + np.arange(edit.value))
+        self.place[rows] = first + parts
+        return True
 
 
 def _parse(row, place):
