@@ -27,6 +27,7 @@ from speechbrain.processing.features import STFT
 from speechbrain_ssl import hub
 from speechbrain_ssl.card import read_threshold
 from speechbrain_ssl.dataio.embedding import MIN_SECONDS
+from speechbrain_ssl.extras import extra
 from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
@@ -121,14 +122,8 @@ def export_onnx(
     several lengths and batch sizes in onnxruntime. Gives the largest
     difference.
     """
-    try:
-        import onnxruntime  # noqa: F401 (before the work)
-        import onnxscript  # noqa: F401 (that torch's exporter needs)
-    except ImportError as error:
-        raise ImportError(
-            f"An ONNX export needs {error.name}: pip install "
-            "'speechbrain_ssl[onnx]'"
-        ) from error
+    for package in ("onnxruntime", "onnxscript"):  # before the work
+        extra(package)
     if is_onnx(model_folder):
         raise ValueError(f"{model_folder} is an ONNX file already.")
     model_folder = hub.local_folder(model_folder)

@@ -13,6 +13,8 @@ import platform
 import shutil
 import sys
 
+from speechbrain_ssl.extras import EXTRAS
+
 REQUIRED = {
     "torch": "torch",
     "torchaudio": "torchaudio",
@@ -27,21 +29,6 @@ REQUIRED = {
     "sentencepiece": "sentencepiece",
     "tqdm": "tqdm",
     "jinja2": "jinja2",
-}
-# package: (module, the extra that brings it, what needs it)
-OPTIONAL = {
-    "matplotlib": ("matplotlib", "report", "plots of the report"),
-    "transformers": ("transformers", "wavlm", "WavLM and its relatives"),
-    "onnxruntime": ("onnxruntime", "onnx", "ONNX export"),
-    "igraph": ("igraph", "graph", "Leiden clusters"),
-    "gradio": ("gradio", "page", "demo-page"),
-    "torchcodec": ("torchcodec", "m4a", "m4a files"),
-    "torchvision": ("torchvision", "av", "faces"),
-    "silero-vad": ("silero_vad", "vad", "speech in long recordings"),
-    "datasets": ("datasets", "hf", "pack --hf"),
-    "s3fs": ("s3fs", "remote", "audio in S3"),
-    "aiohttp": ("aiohttp", "remote", "audio on web servers"),
-    "espeakng-loader": ("espeakng_loader", "demo", "voices of make demo"),
 }
 
 
@@ -58,7 +45,7 @@ def describe() -> tuple[list[str], bool]:
         version, problem = _import(package, module)
         healthy &= problem is None
         lines.append(f"{package} {version}" if problem is None else problem)
-    for package, (module, extra, use) in OPTIONAL.items():
+    for package, (module, extra, use) in EXTRAS.items():
         version, problem = _import(package, module)
         lines.append(
             f"{package} {version}"

@@ -42,6 +42,7 @@ from tqdm import tqdm
 from speechbrain_ssl.checks import checked, number, optional, whole
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
+from speechbrain_ssl.extras import extra
 from speechbrain_ssl.files import hash_of, same_or_refuse, write_whole
 from speechbrain_ssl.help import command_parser, one_line
 
@@ -251,12 +252,7 @@ def pack_dataset(
 
 def _encoded(source, column, split) -> Iterator[tuple[str, bytes]]:
     """Yields name and bytes of the audio of each row."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise OSError(
-            "datasets is not installed: pip install speechbrain_ssl[hf]"
-        ) from error
+    datasets = extra("datasets")
     rows = datasets.load_dataset(source, split=split, streaming=True)
     names = rows.column_names or [column]
     if column not in names:

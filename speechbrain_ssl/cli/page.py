@@ -22,6 +22,7 @@ from speechbrain_ssl.cli.score import decision, threshold_of
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.embedding import EncoderError, try_files
 from speechbrain_ssl.evaluation.scoring import cosine_scores, unit
+from speechbrain_ssl.extras import extra
 from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.report.plots import score_plot
@@ -90,13 +91,7 @@ def make_page(
     """
     # before the import: nothing is sent to Gradio's makers
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio
-    except ImportError as error:
-        raise ImportError(
-            "The page needs gradio, which is not installed: "
-            "pip install 'speechbrain_ssl[page]'"
-        ) from error
+    gradio = extra("gradio")
     model_folder = hub.local_folder(model_folder)
     threshold = threshold_of(model_folder, threshold)
     device = device or infer_device()

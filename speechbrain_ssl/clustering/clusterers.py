@@ -26,6 +26,7 @@ from speechbrain_ssl.checks import checked, number, one_of, optional, whole
 from speechbrain_ssl.clustering.device import chosen, knn
 from speechbrain_ssl.clustering.kmeans import RULES, KMeans
 from speechbrain_ssl.clustering.points import read_points
+from speechbrain_ssl.extras import extra
 
 # With more points, neighbors are searched approximately (inverted file index).
 EXACT_NEIGHBORS = 200_000
@@ -221,7 +222,7 @@ class Graph(ClusterMixin, BaseEstimator):
         device: str = "auto",
     ):
         if method == "leiden":
-            _igraph()
+            extra("igraph")
         self.threshold = threshold
         self.n_neighbors = n_neighbors
         self.method = method
@@ -382,21 +383,9 @@ def _neighbor_search(X, seed, device):
     return index.search
 
 
-def _igraph():
-    """Imports igraph."""
-    try:
-        import igraph
-    except ImportError as error:
-        raise ImportError(
-            "Graph(method='leiden') needs the package igraph: "
-            "pip install speechbrain_ssl[graph], or use method='components'."
-        ) from error
-    return igraph
-
-
 def _leiden(edges, resolution, seed):
     """Returns the community of each point [n]."""
-    igraph = _igraph()
+    igraph = extra("igraph")
     count, pairs, cosines = edges
     graph = igraph.Graph(n=count, edges=pairs)
     igraph.set_random_number_generator(random.Random(seed))

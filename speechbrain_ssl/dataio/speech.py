@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from speechbrain_ssl.dataio import audio
+from speechbrain_ssl.extras import extra
 
 # Silero's sample rate; the energy does not need more either.
 RATE = 16000
@@ -70,13 +71,7 @@ def silero(wav: np.ndarray, rate: int = RATE) -> list[tuple[float, float]]:
 @functools.cache
 def _silero():
     """Network and function of silero-vad."""
-    try:
-        import silero_vad
-    except ImportError as error:
-        raise ImportError(
-            "silero-vad is not installed: pip install speechbrain_ssl[vad], "
-            "or use --vad energy."
-        ) from error
+    silero_vad = extra("silero-vad")
     # silero_vad sets the number of threads of the whole process to one
     threads = torch.get_num_threads()
     model = silero_vad.load_silero_vad()

@@ -12,6 +12,8 @@ import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
 from torchaudio.compliance import kaldi
 
+from speechbrain_ssl.extras import extra
+
 MELS = 80
 # The two projects compute features with different windows. WeSpeaker's files
 # name their input "feats", those of 3D-Speaker "feature" or "x".
@@ -31,13 +33,7 @@ class OnnxEncoder:
     def __init__(self, path: str, device: str = "cpu"):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"There is no ONNX file {path}.")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError(
-                f"{path} needs the package onnxruntime: pip install "
-                "'speechbrain_ssl[onnx]'"
-            ) from error
+        onnxruntime = extra("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         providers = ["CPUExecutionProvider"]

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from speechbrain.nnet.adapters import LoRA
 
+from speechbrain_ssl.extras import extra
+
 # model_type of Hugging Face: first part of its class names
 FAMILIES = {
     "wavlm": "WavLM",
@@ -263,7 +265,9 @@ class SeamlessFbank(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        audio_utils = _import_transformers().audio_utils
+        extra("transformers")
+        from transformers import audio_utils
+
         window = audio_utils.window_function(
             self.FRAME, "povey", periodic=False
         )
@@ -326,21 +330,9 @@ def _check_part(model, part):
         ) from None
 
 
-def _import_transformers():
-    """The package, which is an extra."""
-    try:
-        import transformers.audio_utils
-    except ImportError as error:
-        raise ImportError(
-            "WavLM and its relatives need the package transformers, which "
-            f"cannot be imported: {error}. Run pip install transformers."
-        ) from error
-    return transformers
-
-
 def _pretrained(source, cache):
     """A pretrained network, and whether it wants normalized waveforms."""
-    auto = _import_transformers()
+    auto = extra("transformers")
     config = auto.AutoConfig.from_pretrained(source, cache_dir=cache)
     _check_family(config.model_type)
     features = auto.AutoFeatureExtractor.from_pretrained(
@@ -356,7 +348,7 @@ def _new(settings):
     Only settings that the class has itself are taken: the configuration of a
     foreign model must not name code.
     """
-    transformers = _import_transformers()
+    transformers = extra("transformers")
     settings = dict(settings)
     family = _check_family(settings.pop("model_type", None))
     make = getattr(transformers, f"{family}Config")

@@ -20,6 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
+from speechbrain_ssl.extras import extra
 from speechbrain_ssl.files import write_whole
 
 if TYPE_CHECKING:
@@ -68,14 +69,9 @@ STYLE = {
 
 def _matplotlib():
     """matplotlib, or an error that says how to get it."""
-    try:
-        import matplotlib
-        import matplotlib.figure
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib, which is not installed: "
-            "pip install speechbrain_ssl[report]"
-        ) from error
+    extra("matplotlib")
+    import matplotlib.figure
+
     return matplotlib
 
 

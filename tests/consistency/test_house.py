@@ -17,6 +17,7 @@ FLOORS = [
     ("distributed", 0),
     ("checks", 0),
     ("devices", 0),
+    ("extras", 0),
     ("files", 0),
     ("help", 0),
     ("hub", 0),
