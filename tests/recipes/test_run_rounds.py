@@ -116,7 +116,7 @@ KEYS = {
 YAMLS = {
     "train_ssl": ("train_moco", "train_dino_face"),
     "make_pseudo_labels": ("pseudo_labels",),
-    "train_pseudo_labels": ("train_dlg_lc", "train_dlg_lc_av"),
+    "train_pseudo_labels": ("train_ungated", "train_dlg_lc_av"),
     "verify": ("verify",),
 }
 
@@ -266,7 +266,7 @@ def test_init_none_leaves_the_start_to_the_hparams_file(script, place, run):
 
 
 def test_round_index_goes_only_where_a_yaml_has_it(script, place, run):
-    yaml = place / "hparams/train_dlg_lc.yaml"
+    yaml = place / "hparams/train_ungated.yaml"
     yaml.write_text(yaml.read_text().replace("round_index: 0 # none\n", ""))
     with pytest.raises(ChildProcessError):  # the pretender wants it
         run()
@@ -337,7 +337,7 @@ def test_another_setting_is_refused(script, run, place, flag, said):
 
 def test_a_change_in_a_yaml_is_refused_a_comment_is_not(run, place):
     run("--rounds=1")
-    yaml = place / "hparams/train_dlg_lc.yaml"
+    yaml = place / "hparams/train_ungated.yaml"
     text = yaml.read_text()
     yaml.write_text(text.replace("# none", "# a better comment"))
     run("--rounds=1")
@@ -655,7 +655,11 @@ def test_a_start_from_embeddings_has_no_first_encoder(run, flags, message):
     [
         ("--train={changes: {loss: {temperature: 0}}}", "train: .*temperature"),
         ("--train={changes: {batch_size: four}}", "Stage train: batch_size"),
-        ("--train={changes: {view_sampler: {clean_views: False}}}", "clean"),
+        (
+            "--train={hparams: hparams/train_dlg_lc.yaml, "
+            "changes: {view_sampler: {clean_views: False}}}",
+            "clean",
+        ),
         ("--labels={changes: {min_size: 0}}", "Stage labels: min_size"),
         ("--labels={changes: {clusterer: {referenc: 1}}}", "'referenc'"),
         (
