@@ -95,6 +95,8 @@ class Whitened(Wrapper):
         spread -= (means / sizes[:, None])[cluster]
         within = spread.T @ spread / max(len(spread) - len(sizes), 1)
         scale = np.trace(within) / len(within)
+        if scale == 0:  # the points of each cluster are equal
+            return np.eye(len(within), dtype=np.float32)
         within = (1 - self.shrinkage) * within
         within += self.shrinkage * scale * np.eye(len(within))
         try:

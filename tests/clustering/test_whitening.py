@@ -49,6 +49,13 @@ def test_full_shrinkage_keeps_the_clusters_of_centered_embeddings():
     assert (one.fit_predict(points) == none.fit_predict(points)).all()
 
 
+@pytest.mark.parametrize("recordings", [1, 4])
+def test_equal_embeddings_in_each_cluster_are_not_whitened(recordings):
+    points = np.repeat(np.eye(3), recordings, axis=0)
+    found = Whitened(by_ward(3)).fit_predict(points)
+    assert adjusted_rand_score(np.repeat(range(3), recordings), found) == 1
+
+
 def test_lengths_and_the_mean_of_embeddings_do_not_matter():
     points, _ = in_places()
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)

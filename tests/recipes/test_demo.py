@@ -14,7 +14,8 @@ from speechbrain_ssl import stages
 from speechbrain_ssl.exporting import main
 from tests.recipes.scripts import run_stage_here
 
-RECIPE = pathlib.Path(__file__).parents[2] / "recipes/AudioFolder/SSL"
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPE, ENCODERS = ROOT / "recipes/AudioFolder/SSL", ROOT / "hparams"
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,23 @@ def test_rounds_get_an_encoder_file_as_a_whole(demo, speech, tmp_path):
     shared = json.loads(found["shared"])
     assert shared["batch_size"] == "4"
     assert "embedding_model" not in shared and "emb_dim" not in shared
+
+
+def test_an_encoder_file_may_have_lists_in_lines(demo, speech, tmp_path):
+    text = (ENCODERS / "ecapa_c256.yaml").read_text()
+    lines = "".join(f"\n    - {n}" for n in (8, 8, 8, 8, 24))
+    (tmp_path / "encoder.yaml").write_text(
+        text.replace("channels: [256, 256, 256, 256, 512]", f"channels:{lines}")
+    )
+    args, further = demo.parse_arguments(
+        [
+            *("--data_folder", str(speech), "--output_folder", str(tmp_path)),
+            *("--encoder_file", str(tmp_path / "encoder.yaml"), "--seed=2"),
+        ]
+    )
+    given = demo.rounds_arguments(args, further, "model", 3)
+    assert "- 24" in (tmp_path / "encoder.yaml").read_text()
+    assert any("encoder.yaml" in text for text in given)
 
 
 def test_another_run_in_the_same_folder_is_refused(demo, tmp_path):

@@ -329,7 +329,8 @@ def encoder_file_of(further):
 def rounds_arguments(args, further, model, epochs):
     """The command line of run_rounds.py."""
     _, overrides, run_opts, _ = load_settings(args, further)
-    given = dict(line.split(": ", 1) for line in overrides.split("\n"))
+    lines = [line.partition(": ") for line in overrides.split("\n")]
+    given = {key: value for key, _, value in lines}
     shared = {key: given[key] for key in SHARED if key in given}
     changes = {"number_of_epochs": epochs}
     if encoder_file := encoder_file_of(further):
