@@ -56,13 +56,14 @@ def test_it_times_steps_trains_verifies_and_reports(
 ):
     monkeypatch.setattr(stages, "run_command", run_stage_here)
     arguments = [
-        *("--data_folder", str(speech)),
+        *("--data_folder", f"{speech}/"),
         *("--trials", str(speech / "list.txt")),
         *("--output_folder", str(tmp_path)),
         *("--minutes", "0.05"),
     ]
     demo.main(arguments + SMALL)
     summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["title"] == f"simclr on {speech.name}"
     assert summary["after"]["list"]["trials"] == 8
     assert summary["epochs"] >= 1
     assert summary["steps"] == 3 * summary["epochs"]

@@ -685,7 +685,9 @@ def test_wrong_changes_are_found_before_the_first_stage(
     script, tmp_path, flag, message
 ):
     (tmp_path / "audio").mkdir()
-    (tmp_path / "list.txt").write_text("1 a.wav b.wav\n")
+    (tmp_path / "list.txt").write_text("1 a.wav a.wav\n0 a.wav b.wav\n")
+    for name in "ab":
+        (tmp_path / f"{name}.wav").touch()
     with pytest.raises(ValueError, match=message):
         script.main(
             [
@@ -694,6 +696,35 @@ def test_wrong_changes_are_found_before_the_first_stage(
                 f"--output_folder={tmp_path}/out",
                 f"--trials=[{tmp_path}/list.txt]",
                 flag,
+            ]
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "lists, message",
+    [
+        (["list.txt"], "Stage verify: .*c.wav"),
+        (["good.txt", "other/good.txt"], "would both be written to"),
+    ],
+)
+def test_wrong_trial_lists_are_found_before_the_first_stage(
+    script, tmp_path, lists, message
+):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "list.txt").write_text("1 a.wav a.wav\n0 a.wav c.wav\n")
+    for folder in (tmp_path, tmp_path / "other"):
+        for name in "ab":
+            (folder / f"{name}.wav").touch()
+        text = "1 a.wav a.wav\n0 a.wav b.wav\n"
+        (folder / "good.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        script.main(
+            [
+                str(HPARAMS),
+                f"--data_folder={tmp_path}",
+                f"--output_folder={tmp_path}/out",
+                f"--trials=[{', '.join(str(tmp_path / x) for x in lists)}]",
             ]
         )
     assert not (tmp_path / "out").exists()

@@ -284,8 +284,9 @@ def summarize_run(args, argv, before, after):
     """Writes summary.json and report.html; prints the error rates."""
     log_path = os.path.join(args.output_folder, "train_log.jsonl")
     last = read_jsonl(log_path)[-1]
+    audio = os.path.basename(os.path.abspath(args.data_folder))
     summary = {
-        "title": f"{args.method} on {os.path.basename(args.data_folder)}",
+        "title": f"{args.method} on {audio}",
         "command": shlex.join(["python", "demo.py", *argv]),
         "machine": describe_machine(),
         "seed": args.seed,

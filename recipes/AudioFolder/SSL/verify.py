@@ -132,7 +132,7 @@ class Cohort(NamedTuple):
 
 
 def check_settings(hparams):
-    """Checks types and ranges of the keys before anything is computed."""
+    """Checks keys, trial lists and their files before anything is computed."""
     check_keys(
         hparams,
         batch_seconds=number(above=0),
@@ -148,6 +148,21 @@ def check_settings(hparams):
         back_end_size=whole(1),
         face_weight=number(0, 1),
     )
+    places = hparams["data_root"], hparams["output_folder"]
+    check_lists(lists_of(hparams), *places, models_of(hparams))
+    check_back_ends(hparams)
+
+
+def lists_of(hparams):
+    """Paths of the trial lists; the key may have one path or several."""
+    lists = hparams["trials"]
+    return [lists] if isinstance(lists, str) else list(lists)
+
+
+def models_of(hparams):
+    """Files of the names that stand for several files, or None."""
+    path = hparams["enrolment"]
+    return None if path is None else read_models(path)
 
 
 def check_face_settings(hparams):
@@ -696,14 +711,7 @@ def main(argv):
     """Verifies the model on each list; returns the summaries by list."""
     _, run_opts, hparams, _ = load_experiment(argv)
     check_settings(hparams)
-    lists = hparams["trials"]
-    lists = [lists] if isinstance(lists, str) else list(lists)
-    models = None
-    if hparams["enrolment"] is not None:
-        models = read_models(hparams["enrolment"])
-    places = hparams["data_root"], hparams["output_folder"]
-    check_lists(lists, *places, models)
-    check_back_ends(hparams)
+    lists, models = lists_of(hparams), models_of(hparams)
     conditions = None
     if hparams["conditions"] is not None:
         conditions = read_conditions(hparams["conditions"])
