@@ -103,7 +103,8 @@ def torchrun(processes: int) -> list[str]:
     OMP_NUM_THREADS says how many.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command.append(f"--nproc_per_node={processes}")
+    # the name of the machine may have no address: torchrun would wait for it
+    command += ["--local_addr=localhost", f"--nproc_per_node={processes}"]
     if "OMP_NUM_THREADS" in os.environ:
         return command
     share = max(1, processors() // processes)
