@@ -132,7 +132,6 @@ def export_onnx(
     encoder = Encoder(model.mods, round(MIN_SECONDS * rate)).eval()
     threshold = (read_threshold(model_folder) or {}).get("threshold")
     folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
     with (
         write_whole(path, "wb") as file,
         tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as staging,

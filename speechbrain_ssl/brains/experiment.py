@@ -343,9 +343,10 @@ def open_run(
     returns them. It is an error if another process trains in the folder, or its
     run was started with settings that differ beyond ``MAY_CHANGE``.
     """
+    distributed.start(run_opts)
+    # only now is "cuda" the GPU of this process
     if run_opts["device"]:
         check_device(run_opts["device"])
-    distributed.start(run_opts)
     settings = settings_of(hparams_file, overrides)
     for key, value in settings.items():
         if key.endswith("_folder") and isinstance(value, str):

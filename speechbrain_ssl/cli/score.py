@@ -232,8 +232,8 @@ def _print_verdict(found, model_folder):
         print(
             "no decision: this model has no threshold.json. To measure one on "
             "a labelled trial list, run `python -m speechbrain_ssl verify "
-            f"--model_folder {shlex.quote(model_folder)} --trials LIST`; or give a "
-            "--threshold."
+            f"--model_folder {shlex.quote(model_folder)} --trials LIST`; or "
+            "give a --threshold."
         )
     else:
         print(decision(found.score, found.threshold))

@@ -345,7 +345,8 @@ def _weighted_eers(scores, targets, enrol, test, groups):
         if all_hits == 0 or all_alarms == 0:
             return np.nan
         before, after, point = 0, len(ends), start
-        rates_before, step = (1.0, 0.0), 1 + len(ends) // 512
+        rates_before, rates_after = (1.0, 0.0), (0.0, 1.0)
+        step = 1 + len(ends) // 512
         missed, not_alarmed = between(point, after)
         hits, alarms = all_hits - missed, all_alarms - not_alarmed
         while True:

@@ -25,9 +25,9 @@ class OnnxEncoder:
     """An ONNX file with the interface of an EncoderClassifier.
 
     Its metadata may hold ``sample_rate`` (default 16000), ``framework``
-    (wespeaker or 3d-speaker) and ``threshold`` (on the cosine). ``device`` is ``cpu``, or a GPU where onnxruntime
-    has its provider. It is a ValueError if it is no ONNX file, or its inputs
-    are others than those above.
+    (wespeaker or 3d-speaker) and ``threshold`` (on the cosine). ``device`` is
+    ``cpu``, or a GPU where onnxruntime has its provider. It is a ValueError if
+    it is no ONNX file, or its inputs are others than those above.
     """
 
     def __init__(self, path: str, device: str = "cpu"):

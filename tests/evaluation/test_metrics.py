@@ -150,6 +150,16 @@ def test_bootstrap_equals_repeating_trials(decimals, groups):
     assert found == pytest.approx(expected, abs=1e-12)
 
 
+def test_bootstrap_of_two_scores_equals_repeating_trials():
+    """Draws move the EER to points that are the last ones."""
+    scores = np.array([1, 1, 1, 0, 0, 1, 1, 0, 0, 0])
+    targets = np.repeat([1, 0], 5)
+    groups = np.arange(10)
+    expected = slow_bootstrap(scores, targets, groups, groups, 40, seed=5)
+    found = metrics.bootstrap(scores, targets, groups, groups, 40, seed=5)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
 def test_bootstrap_contains_the_eer_and_repeats_with_its_seed():
     scores, targets = trials(3000)
     sides = np.random.default_rng(3).integers(0, 40, (2, 3000))

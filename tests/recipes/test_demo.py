@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -151,6 +152,19 @@ def test_missing_folders_and_lists_are_named(demo, tmp_path):
     ):
         with pytest.raises(FileNotFoundError, match="none"):
             demo.main(["--output_folder", str(tmp_path / "out"), *flags])
+
+
+def test_times_may_be_a_file_in_the_current_folder(
+    demo, speech, tmp_path, monkeypatch
+):
+    timed = types.SimpleNamespace(steps_per_epoch=3), 2.0
+    monkeypatch.setattr(demo.experiment, "time_steps", lambda *_: timed)
+    monkeypatch.chdir(tmp_path)
+    demo.main(["--data_folder", str(speech), "--times", "times.json", *SMALL])
+    found = json.loads((tmp_path / "times.json").read_text())
+    assert found == {"step": 2.0, "epoch": 6.0}
+    with pytest.raises(ValueError, match="needs a --data_folder"):
+        demo.main(["--times", "times.json"])
 
 
 def test_cores_of_a_cpu_share_the_batch(demo, monkeypatch):

@@ -20,9 +20,10 @@ Arguments::
     --rounds 1              of pseudo-labels
     --seed 1
     --batch_size N          of all processes; else that of the hparams file
-    --processes N           that train together; else on a CPU one for each
-                            core, up to four, and one on a GPU
-    --times FILE            only times steps of training, and writes FILE
+    --processes N           that train together; else on a CPU 1, 2 or 4, not
+                            more than cores, and one on a GPU
+    --times FILE            only times steps of training on --data_folder in
+                            this process, and writes FILE
 """
 
 import argparse
@@ -196,11 +197,12 @@ def time_steps(args, further):
 
     ``further`` are overrides of the hparams file.
     """
+    folder = os.path.dirname(os.path.abspath(args.times))
     few = [f"--optimizer_step_limit={TIMED_STEPS}"]
     if not any(x.startswith("--noprogressbar") for x in further):
         few.append("--noprogressbar=True")
     _, run_opts, hparams, _ = load_experiment(
-        training_arguments(args, further + few, os.path.dirname(args.times))
+        training_arguments(args, further + few, folder)
     )
     distributed.start(run_opts)
     distributed.on_first(
@@ -363,18 +365,20 @@ def main(argv):
     keep_memory()
     args, further = parse_arguments(argv)
     if args.times:
+        if args.data_folder is None:
+            raise ValueError("--times needs a --data_folder.")
         return time_steps(args, further)
     args.output_folder = os.path.abspath(args.output_folder)
     os.makedirs(args.output_folder, exist_ok=True)
     prepare_corpus(args)
     settings = settings_of_run(args, further)
     hparams, _, _, device = load_settings(args, further)
+    # another machine goes on with as many processes
+    size = hparams["batch_size"]
+    count = settings.get("layout") or processes_for(args, size, device)
     student = hparams["student"].to(device).eval()
     rate = hparams["sample_rate"]
     before = verify_all(student.embed, args, "before", rate, device)
-    # another machine goes on with as many
-    size = hparams["batch_size"]
-    count = settings.get("layout") or processes_for(args, size, device)
     settings["layout"] = args.processes = count
     if count > 1:
         args.batch_size = size // count  # of one process
