@@ -88,7 +88,6 @@ def test_a_list_and_an_annotation_give_the_same_rows(corpus, tmp_path):
         ("nowhere", "nowhere"),
         ("audio/none.flac", "none.flac"),
         ("empty.txt", "names no audio"),
-        ("twice.txt", "two.flac"),
         ("bytes.txt", "no list of paths"),
         ("silent", "no audio files"),
     ],
@@ -97,7 +96,6 @@ def test_bad_input_is_named_without_a_traceback(
     corpus, tmp_path, source, message
 ):
     (corpus / "empty.txt").write_text("\n")
-    (corpus / "twice.txt").write_text("audio/two.flac\naudio/two.flac\n")
     (corpus / "bytes.txt").write_bytes(b"\xff\xfe")
     (corpus / "silent").mkdir(exist_ok=True)
     with pytest.raises(SystemExit, match=f"embed: .*{message}"):

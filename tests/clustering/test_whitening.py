@@ -84,7 +84,7 @@ def test_unlabelled_points_do_not_widen_clusters():
 
 def test_a_covariance_that_clusters_do_not_determine_is_an_error():
     points, _ = in_places(speakers=5, recordings=2)
-    whitened = Whitened(by_ward(10), shrinkage=0.0)
+    whitened = Whitened(by_ward(5), shrinkage=0.0)
     with pytest.raises(ValueError, match="shrinkage above 0"):
         whitened.fit_predict(points)
 
