@@ -179,6 +179,13 @@ def launch(args, script, arguments):
         )
 
 
+def batch_of(args):
+    """The argument of the batch size, if there is one."""
+    if args.batch_size is None:
+        return []
+    return ["--batch_size", str(args.batch_size)]
+
+
 def training_arguments(args, further, folder):
     """The command line of train_ssl.py."""
     given = [
@@ -187,9 +194,7 @@ def training_arguments(args, further, folder):
         *("--output_folder", folder),
         *("--seed", str(args.seed)),
     ]
-    if args.batch_size is not None:
-        given += ["--batch_size", str(args.batch_size)]
-    return given + further
+    return given + batch_of(args) + further
 
 
 def time_steps(args, further):
@@ -229,9 +234,7 @@ def epochs_for(args, further):
             *("--data_folder", args.data_folder, "--method", args.method),
             *("--seed", str(args.seed), "--times", path),
         ]
-        if args.batch_size is not None:
-            given += ["--batch_size", str(args.batch_size)]
-        launch(args, "demo.py", given + further)
+        launch(args, "demo.py", given + batch_of(args) + further)
         times = read_json(path)
     epochs = max(round(60 * args.minutes / times["epoch"]), 1)
     print(f"A step takes {times['step']:.2f} s here: {epochs} epochs.")
