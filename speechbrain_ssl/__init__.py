@@ -12,8 +12,10 @@ recordings, ``score_pairs`` of a list, ``enrol`` and ``identify`` speakers,
 that the package itself imports no torch.
 """
 
+import getpass
 import importlib
 import logging
+import os
 
 __version__ = "0.1.0"
 
@@ -22,6 +24,13 @@ __version__ = "0.1.0"
 logging.getLogger("speechbrain.utils.train_logger").addFilter(
     lambda record: "torchvision" not in record.getMessage()
 )
+
+# A container may run as a number that no user has (docker run --user 1234).
+# torch asks for the user's name when it makes an optimizer, and fails.
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 _PLACES = {
     "load": ("loading", "load_encoder"),

@@ -99,7 +99,13 @@ class AtomicCheckpointer(Checkpointer):
         checkpoints_dir: str | os.PathLike,
         recoverables: dict | None = None,
     ):
-        super().__init__(checkpoints_dir, recoverables)
+        try:
+            super().__init__(checkpoints_dir, recoverables)
+        except OSError as error:
+            raise OSError(
+                f"The folder {os.path.abspath(checkpoints_dir)} cannot be "
+                f"made: {error.strerror}. Name another output_folder."
+            ) from error
         self.failed_saves = 0
         # folder -> what reading it in full showed; listing does not read all
         self._damage = {}

@@ -1,5 +1,6 @@
-"""Devices, and transfers to and from them for which the host does not wait."""
+"""Devices and shared memory, and transfers for which the host does not wait."""
 
+import shutil
 from typing import Any
 
 import torch
@@ -12,6 +13,21 @@ def check_device(device: torch.device | str) -> None:
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"The device {device} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def share(x: torch.Tensor, what: str) -> torch.Tensor:
+    """Moves a tensor to memory that loader workers map; ``what`` needs it.
+
+    Containers often have 64 MiB of it.
+    """
+    try:
+        return x.share_memory_()
+    except RuntimeError as error:
+        raise OSError(
+            f"{what} needs {x.nbytes / 2**20:.0f} MiB of shared memory, but "
+            f"/dev/shm has {shutil.disk_usage('/dev/shm').free / 2**20:.0f} "
+            "MiB free. Enlarge it (docker run --shm-size 8g ...)."
         ) from error
 
 

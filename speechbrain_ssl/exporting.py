@@ -200,15 +200,24 @@ def _replacing(folder):
     except RuntimeError as error:
         if not is_disk_error(error):
             raise
-        free = shutil.disk_usage(parent).free / 2**20
-        raise OSError(
-            f"The model cannot be written to {folder}: "
-            f"{' '.join(str(error).split())}. {free:.0f} MiB are free there. "
-            "Free some space (or your quota), then repeat the command."
+        raise _no_space(
+            error,
+            f"The model cannot be written to {folder}",
+            parent,
+            "Free some space (or your quota), then repeat the command.",
         ) from error
     finally:
         for leftover in (staging, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _no_space(error, what, folder, advice):
+    """The error of torch.save on a full disk, in words."""
+    free = shutil.disk_usage(folder).free / 2**20
+    return OSError(
+        f"{what}: {' '.join(str(error).split())}. {free:.0f} MiB are free "
+        f"there. {advice}"
+    )
 
 
 def check_export(branch: Branch, hparams_text: str, prefix: str = "") -> None:
@@ -217,7 +226,17 @@ def check_export(branch: Branch, hparams_text: str, prefix: str = "") -> None:
     The weights may be any.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _write(folder, hparams_text, branch, prefix)
+        try:
+            _write(folder, hparams_text, branch, prefix)
+        except RuntimeError as error:
+            if not is_disk_error(error):
+                raise
+            raise _no_space(
+                error,
+                f"The encoder cannot be written to {folder} to try its export",
+                folder,
+                "Free some space, or set TMPDIR to a larger folder.",
+            ) from error
         _check(folder, branch)
 
 

@@ -24,6 +24,7 @@ to SpeechBrain's parser, which it replaces:
 """
 
 import difflib
+import importlib.util
 import inspect
 import io
 import json
@@ -721,6 +722,7 @@ def _build(file, overrides):
         raise OptionsError(
             f"{place} cannot be built{f' ({what})' if what else ''}: "
             f"{_message(error)}{_sources(file, key, what, error)}"
+            f"{_missing_module(file, what)}"
         ) from error
 
 
@@ -738,6 +740,25 @@ def _message(error):
         return f"{type(error).__name__} at `{line}`."
     # hyperpyyaml puts a line for each enclosing object in front.
     return str(error.args[-1])
+
+
+def _missing_module(file, what):
+    """Says how Python finds the module of a class, if it does not."""
+    module = (what or "").partition(".")[0]
+    known = module in sys.modules or not module
+    if known or importlib.util.find_spec(module):
+        return ""
+    places = [pathlib.Path(file).resolve().parent, pathlib.Path.cwd()]
+    found = [
+        place
+        for place in places
+        if (place / f"{module}.py").is_file() or (place / module).is_dir()
+    ]
+    where = f"PYTHONPATH={found[0]}" if found else "PYTHONPATH"
+    return (
+        f" Python finds no module '{module}': install it, or put the folder "
+        f"in which it lies on the path, {where}."
+    )
 
 
 def _sources(file, key, what, error):

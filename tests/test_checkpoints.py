@@ -525,3 +525,10 @@ def test_two_processes_save_fail_and_recover_together(tmp_path):
         "kept": 1,
         "all damaged": True,
     }
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    message = f"{tmp_path}/file/save cannot be made: .* another output_folder"
+    with pytest.raises(OSError, match=message):
+        AtomicCheckpointer(tmp_path / "file/save")

@@ -25,7 +25,7 @@ from speechbrain_ssl.dataio.augmentation import (
     Reverberation,
 )
 from speechbrain_ssl.dataio.views import ViewSampler
-from speechbrain_ssl.devices import Later, send
+from speechbrain_ssl.devices import Later, send, share
 from speechbrain_ssl.exporting import export
 from speechbrain_ssl.loading import continue_run, load_encoder
 from speechbrain_ssl.nnet.branch import Branch, BranchOutput
@@ -475,3 +475,13 @@ def test_a_trained_encoder_is_exported_and_used(corpus, tmp_path, cuda):
         exported, str(corpus), str(tmp_path / "embeddings"), device="cuda:0"
     )
     assert -1 <= verdict.score <= 1 and len(found.matrix) == 12
+
+
+def test_shared_memory_that_is_too_small_is_named(monkeypatch):
+    def share_memory_(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
+    message = r"Noise needs 4 MiB of shared memory, .*/dev/shm.*--shm-size"
+    with pytest.raises(OSError, match=message):
+        share(torch.zeros(2**20), "Noise")

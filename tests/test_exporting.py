@@ -1,5 +1,6 @@
 """An exported folder is the trained encoder, to stock SpeechBrain too."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -10,7 +11,13 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ssl.exporting import encoder_hparams, export, export_run, main
+from speechbrain_ssl.exporting import (
+    check_export,
+    encoder_hparams,
+    export,
+    export_run,
+    main,
+)
 from speechbrain_ssl.loading import load_encoder
 from tests.models import RUN, branch_of
 
@@ -29,16 +36,28 @@ def test_embeddings_equal_those_of_the_trained_encoder(exported):
     assert torch.allclose(found.squeeze(1), expected, atol=1e-5)
 
 
-def test_a_full_disk_is_one_line_and_keeps_the_earlier_model(exported):
-    branch, folder = exported
-    before = {name: os.stat(f"{folder}/{name}") for name in os.listdir(folder)}
+@contextlib.contextmanager
+def full_disk():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
-        with pytest.raises(OSError, match="MiB are free there") as caught:
-            export(branch, RUN, folder)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_temporary_folder_that_is_full_is_named_before_training():
+    with full_disk():
+        with pytest.raises(OSError, match="to try its export: .* TMPDIR"):
+            check_export(branch_of(), RUN)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_earlier_model(exported):
+    branch, folder = exported
+    before = {name: os.stat(f"{folder}/{name}") for name in os.listdir(folder)}
+    with full_disk():
+        with pytest.raises(OSError, match="MiB are free there") as caught:
+            export(branch, RUN, folder)
     assert folder in str(caught.value) and "\n" not in str(caught.value)
     assert before == {
         name: os.stat(f"{folder}/{name}") for name in os.listdir(folder)

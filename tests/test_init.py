@@ -1,5 +1,8 @@
 """The package's own small interface."""
 
+import getpass
+import importlib
+import os
 import subprocess
 import sys
 
@@ -19,6 +22,21 @@ def test_every_name_is_a_documented_function(name):
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         speechbrain_ssl.__getattr__("lod")
+
+
+def test_a_user_without_a_name_gets_one(monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+
+    def getpwuid(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", getpwuid)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    # torch asks for it when it makes an optimizer
+    importlib.reload(speechbrain_ssl)
+    assert getpass.getuser() == f"uid{os.getuid()}"
 
 
 def test_importing_the_package_imports_no_torch():

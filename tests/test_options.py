@@ -503,6 +503,16 @@ def test_key_that_the_script_needs_and_the_yaml_lacks_is_named(load):
         hparams["temprature"]
 
 
+def test_a_module_beside_the_file_that_python_does_not_find_is_named(
+    load, tmp_path
+):
+    (tmp_path / "my_loss.py").write_text("class Loss:\n    pass\n")
+    for name, where in (("my_loss", f"PYTHONPATH={tmp_path}"), ("your", "")):
+        message = f"no such class as {name}.Loss.* '{name}': .*{where}"
+        with pytest.raises(OptionsError, match=message):
+            load(text=f"lr: 1\nloss: !new:{name}.Loss {{}}\n")
+
+
 def test_refused_argument_names_the_key_that_it_refers_to(load):
     text = (
         "tau: -1\nsize: 3\nseed: 1.5\nother: 1\n"

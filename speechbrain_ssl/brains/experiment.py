@@ -119,6 +119,8 @@ MAY_CHANGE = (
 )
 # Run options that change what is learned; others may change.
 FIXED_OPTIONS = ("max_grad_norm", "grad_accumulation_factor")
+# Crops of a view sampler, as in the names of their keys.
+KINDS = ("global", "local")
 # Steps of a new process that are slower than later ones.
 SETTLING_STEPS = 4
 # value of select_by that needs no labels, and the statistic it stands for
@@ -658,10 +660,26 @@ def time_steps(
 
 @torch.no_grad()
 def _try_branch(brain, branch):
-    """Runs encoder and head on a second of noise, and changes nothing."""
+    """Runs encoder and head on a second of noise and on crops.
+
+    Nothing is changed.
+    """
     rate = brain.hparams.view_sampler.sample_rate
     was_training = branch.training
     branch.eval()([branch.noise(rate).to(brain.device)])
+    sampler = brain.hparams.view_sampler
+    sampler = getattr(sampler, "voice", sampler)
+    for kind, count, frames in zip(KINDS, sampler.counts, sampler.frames):
+        if not count or sampler.face_size is not None:
+            continue
+        try:
+            branch([branch.noise(frames).to(brain.device)])
+        except (IndexError, RuntimeError) as error:
+            raise OptionsError(
+                f"{kind}_seconds of view_sampler is {frames / rate:g}: crops "
+                f"of {frames} samples are too short for the encoder. Make "
+                f"them longer; a second can be processed. ({error})"
+            ) from error
     branch.train(was_training)
 
 

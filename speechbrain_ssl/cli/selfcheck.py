@@ -128,6 +128,12 @@ def main(argv: list[str] | None = None) -> None:
                     f"--set_threshold writes into the folder of the model, but "
                     f"{path} is no local folder. Leave --set_threshold out."
                 )
+            if os.path.isdir(path) and not os.access(path, os.W_OK):
+                raise PermissionError(
+                    f"--set_threshold writes into the folder of the model, but "
+                    f"{path} is read-only. Leave --set_threshold out, or copy "
+                    "the model."
+                )
         found = selfcheck(**args)
         if output:
             write_json(output, found)

@@ -29,12 +29,15 @@ from speechbrain.utils.data_pipeline import DataPipeline
 
 from speechbrain_ssl.dataio import columns
 from speechbrain_ssl.dataio.audio import AudioError, absolute
+from speechbrain_ssl.devices import share
 from speechbrain_ssl.files import write_whole
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("ID", "duration", "wav", "start", "stop")
 ROOT = "$data_root"
+# in a message about shared memory
+ANNOTATION = "The annotation"
 
 # CSV files of at least this size have a file of columns: some 100,000 rows.
 MAPPED_BYTES = 2**24
@@ -76,11 +79,11 @@ class Utterances:
         data_root: str | os.PathLike | None = None,
         extra: Sequence[str] = (),
     ):
-        self.text = _share(text)
-        self.offsets = _share(offsets)
-        self.durations = _share(durations)
-        self.start = _share(start)
-        self.stop = _share(stop)
+        self.text = share(text, ANNOTATION)
+        self.offsets = share(offsets, ANNOTATION)
+        self.durations = share(durations, ANNOTATION)
+        self.start = share(start, ANNOTATION)
+        self.stop = share(stop, ANNOTATION)
         self.data_root = data_root and absolute(os.fspath(data_root))
         self.extra = tuple(extra)
         self.mapped: columns.Mapped | None = None
@@ -196,6 +199,12 @@ def read_annotation(
     value.
     """
     extra = tuple(extra)
+    if not os.path.exists(csv_path):
+        raise FileNotFoundError(
+            f"There is no file {csv_path}; expected a CSV with the columns "
+            f"{', '.join((*COLUMNS, *extra))}. Name one that is there; a "
+            "training writes that of its audio with skip_prep: False."
+        )
     if os.path.getsize(csv_path) < MAPPED_BYTES:
         return _in_memory(csv_path, data_root, extra)
     # the first process parses, the others wait and map what it has written
@@ -574,17 +583,6 @@ class EpochSampler(torch.utils.data.Sampler):
         batches = order.roll(int(first))[: self.batches * size].view(-1, size)
         mixed = torch.randperm(self.batches, generator=generator)
         return batches[mixed].flatten()
-
-
-def _share(column):
-    """Moves a column to memory that other processes can map."""
-    try:
-        return column.share_memory_()
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"The annotation needs {column.nbytes / 2**20:.0f} MiB of shared "
-            "memory. Enlarge /dev/shm (docker run --shm-size ...)."
-        ) from error
 
 
 def numbered_rows(

@@ -25,6 +25,7 @@ import re
 import stat
 import tarfile
 import threading
+import unicodedata
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -108,8 +109,9 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
     """
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
+        found = "is a file" if os.path.exists(folder) else "does not exist"
         raise FileNotFoundError(
-            f"The folder {folder} does not exist. Give the folder of the audio."
+            f"The folder {folder} {found}. Give the folder of the audio."
         )
     if problem := _name_problem(os.path.abspath(folder)):
         raise ValueError(f"The folder {folder!r} cannot be used: {problem}.")
@@ -148,6 +150,10 @@ def find(folder: str) -> tuple[list[str], dict[str, str]]:
         except OSError as error:
             kind = "broken link" if is_link else "unreadable"
             left_out[path] = f"{kind}: {error.strerror}"
+    if folder in left_out:
+        raise PermissionError(
+            f"The folder {folder} cannot be searched: {left_out[folder]}."
+        )
     if not paths:
         raise FileNotFoundError(
             f"{folder} has no audio files ({', '.join(EXTENSIONS)}). Left "
@@ -247,6 +253,17 @@ def write_left_out(
         for path, reason in sorted(left_out.items()):
             name = os.path.relpath(path, folder)
             writer.writerow([f"$data_root/{name}", reason])
+
+
+def place(folder: str, name: str) -> str | None:
+    """Path of a file by its name in a folder; None if it is not there.
+
+    The name may be in another Unicode form than in a list: macOS writes an
+    accented letter as two characters, others write one.
+    """
+    forms = [name, *(unicodedata.normalize(f, name) for f in ("NFC", "NFD"))]
+    paths = (os.path.join(folder, form) for form in dict.fromkeys(forms))
+    return next(filter(is_file, paths), None)
 
 
 def is_file(path: str) -> bool:
@@ -355,7 +372,7 @@ class Reader:
                 self.frames = round(seconds * self.rate)
                 exact = False
             else:
-                self.file = stack.enter_context(soundfile.SoundFile(source))
+                self.file = stack.enter_context(_soundfile(source))
                 self.rate, self.channels = (
                     self.file.samplerate,
                     self.file.channels,
@@ -392,6 +409,8 @@ class Reader:
         """
         with _naming(self.path), _without_mpg123(self.path):
             stop = self.frames if stop is None else stop
+            if not self.frames:
+                raise ValueError("its header states no samples")
             if self.decoder:
                 samples = self._decode(start, stop)
             else:
@@ -444,6 +463,16 @@ class Reader:
         late = round(found.pts_seconds * self.rate) - start
         samples = found.data[0].numpy()
         return np.pad(samples, (max(late, 0), 0))[: stop - start]
+
+
+def _soundfile(source):
+    """Opens a file; libsndfile has no words for what the system refuses."""
+    try:
+        return soundfile.SoundFile(source)
+    except soundfile.LibsndfileError:
+        if isinstance(source, str):
+            os.close(os.open(source, os.O_RDONLY))
+        raise
 
 
 @functools.lru_cache(maxsize=4096)

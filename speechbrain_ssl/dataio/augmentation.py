@@ -20,6 +20,7 @@ import contextlib
 import copy
 import logging
 import math
+import os
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,12 +33,23 @@ from speechbrain.utils.callchains import lengths_arg_exists
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from speechbrain_ssl import distributed
-from speechbrain_ssl.checks import checked, interval, number, whole
+from speechbrain_ssl.checks import (
+    Rule,
+    checked,
+    interval,
+    number,
+    optional,
+    whole,
+)
 from speechbrain_ssl.dataio import banks
 from speechbrain_ssl.dataio.annotations import Utterances
+from speechbrain_ssl.devices import share
 
 logger = logging.getLogger(__name__)
 Parameters = Mapping[str, torch.Tensor]
+
+# now, not when a large data folder is prepared
+FOLDER = optional(Rule(os.path.isdir, "a folder that exists"))
 
 
 class Augmentation:
@@ -274,6 +286,8 @@ class Noise:
     """
 
     @checked(
+        noise_folder=FOLDER,
+        music_folder=FOLDER,
         noise_snr=interval(number()),
         music_snr=interval(number()),
         babble_snr=interval(number()),
@@ -389,7 +403,7 @@ class Reverberation:
 
     seconds = 0.5
 
-    @checked(simulated=whole(0), max_hours=number(above=0))
+    @checked(rir_folder=FOLDER, simulated=whole(0), max_hours=number(above=0))
     def __init__(
         self,
         rir_folder: str | None = None,
@@ -423,7 +437,7 @@ class Reverberation:
         )
         rirs = torch.stack(rirs)
         self.count = len(rirs)
-        self.rirs = rirs.share_memory_()
+        self.rirs = share(rirs, "Reverberation")
         _say_memory(f"{self.count} RIRs", self.rirs)
 
     def to(self, device: torch.device | str) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from speechbrain_ssl import distributed
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import Utterances
+from speechbrain_ssl.devices import share
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class AudioBank(NamedTuple):
         starts = lengths.cumsum(0) - lengths
         bank = cls(torch.cat(list(clips)), starts, lengths)
         for tensor in bank:
-            tensor.share_memory_()
+            share(tensor, "Noise, music and babble")
         return bank
 
     def read(self, position: torch.Tensor, frames: int) -> torch.Tensor:

@@ -35,8 +35,7 @@ def find_utterances(
     else:
         root, names = os.path.dirname(source), _read_list(source)
         paths = [
-            name if audio.is_url(name) else os.path.join(root, name)
-            for name in names
+            name if audio.is_url(name) else _place(root, name) for name in names
         ]
     paths = [audio.absolute(path) for path in paths]
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -50,6 +49,11 @@ def find_utterances(
         ),
     )
     return read_annotation(path)
+
+
+def _place(root, name):
+    """Path of a line of a list; the extraction notes a missing one."""
+    return audio.place(root, name) or os.path.join(root, name)
 
 
 def _read_list(path):

@@ -140,6 +140,12 @@ class ViewSampler:
             round(seconds * sample_rate)
             for seconds in (global_seconds, local_seconds)
         )
+        for kind, frames in zip(("global", "local"), self.frames):
+            if not frames:
+                raise ValueError(
+                    f"{kind}_seconds is less than a sample at {sample_rate} "
+                    "Hz; expected e.g. 2.0"
+                )
         self.augmentation = augmentation
         self.clean_global = clean_global
         self.clean_views = clean_views

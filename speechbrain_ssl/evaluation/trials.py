@@ -149,10 +149,8 @@ def trial_paths(
     parts = parts_of(trials, models)
     files = sorted(set(itertools.chain(*parts)))
     root = data_root or _find_root(files, list_path)
-    paths = [os.path.join(root, file) for file in files]
-    missing = {
-        file for file, path in zip(files, paths) if not audio.is_file(path)
-    }
+    paths = [audio.place(root, file) for file in files]
+    missing = {file for file, path in zip(files, paths) if path is None}
     if missing:
         names = {
             name
@@ -168,7 +166,7 @@ def trial_paths(
             "one above it. Names of models need a map file (enrolment of "
             "verify.yaml)."
         )
-    return paths
+    return [path for path in paths if path is not None]
 
 
 def known_files(paths: Collection[str], others: Iterable[str]) -> set[str]:
@@ -431,8 +429,8 @@ def _find_root(files, list_path):
     folder = os.path.dirname(os.path.abspath(list_path))
     above = os.path.dirname(folder)
     first = next((file for file in files if not os.path.isabs(file)), "")
-    is_here = audio.is_file(os.path.join(folder, first))
-    is_above = audio.is_file(os.path.join(above, first))
+    is_here = audio.place(folder, first)
+    is_above = audio.place(above, first)
     return above if is_above and not is_here else folder
 
 

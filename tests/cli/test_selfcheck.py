@@ -56,6 +56,15 @@ def test_threshold_and_its_promise_go_to_the_model(corpus, tmp_path):
     assert verify(model, *files).threshold == found["threshold"]
 
 
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("speechbrain_ssl.cli.selfcheck.selfcheck", None)
+    with pytest.raises(SystemExit, match=f"{corpus}/good is read-only"):
+        main([f"{corpus}/good", f"{corpus}/audio", "--set_threshold"])
+
+
 def test_threshold_of_a_labelled_list_is_kept_and_replaces_the_other(
     corpus, tmp_path
 ):

@@ -174,6 +174,12 @@ def test_data_root_must_be_given_if_used(path):
         read_annotation(path)
 
 
+def test_missing_file_is_named_with_what_it_should_hold(tmp_path):
+    message = "no file .*train.csv; expected .* ID, .* stop, face.* skip_prep"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_annotation(tmp_path / "train.csv", extra=("face",))
+
+
 def test_file_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "latin1.csv"
     path.write_bytes((HEADER + "é,1,a,0,9\n").encode("latin-1"))

@@ -497,12 +497,48 @@ def test_find_takes_a_file_with_several_names_once(tmp_path):
     assert len(audio.find(tmp_path / "link")[0]) == 4
 
 
+def test_a_name_is_found_in_another_unicode_form(tmp_path):
+    one, two = "Zo\u00eb.wav", "Zoe\u0308.wav"
+    touch(tmp_path, two)
+    assert audio.place(tmp_path, one) == audio.place(tmp_path, two)
+    assert audio.place(tmp_path, "Zoe.wav") is None
+    touch(tmp_path, one)  # now there are two files
+    assert audio.place(tmp_path, one) == str(tmp_path / one)
+    assert audio.place(tmp_path, two) == str(tmp_path / two)
+
+
+def test_files_and_folders_that_may_not_be_read_are_named(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "a.wav").write_text("text")
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(audio.AudioError, match="a.wav: Permission denied"):
+        audio.info(str(tmp_path / "a.wav"))
+    monkeypatch.setattr("os.scandir", refuse)
+    message = f"{tmp_path} cannot be searched: unreadable: Permission denied"
+    with pytest.raises(PermissionError, match=message):
+        audio.find(tmp_path)
+
+
+def test_a_file_without_samples_is_named(tmp_path):
+    path = str(tmp_path / "none.wav")
+    soundfile.write(path, np.zeros(0), 16000)
+    with pytest.raises(audio.AudioError, match="none.wav: .* no samples"):
+        audio.read(path)
+
+
 def test_a_folder_without_audio_says_what_it_has(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         audio.find(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="Left out: nothing"):
         audio.find(tmp_path)
     touch(tmp_path, "a.txt", "b.txt", "README")
+    with pytest.raises(FileNotFoundError, match="a.txt is a file"):
+        audio.find(tmp_path / "a.txt")
     wanted = "2 unsupported .txt, 1 unsupported name without extension"
     with pytest.raises(FileNotFoundError, match=wanted):
         audio.find(tmp_path)

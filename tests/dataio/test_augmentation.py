@@ -326,16 +326,26 @@ def test_wrong_settings_are_refused(make, complaint):
         make()
 
 
-def test_missing_and_empty_folders_are_named(tmp_path):
-    for folder in (tmp_path / "none", tmp_path):
-        for key, effect in {
-            "noise_folder": Noise(str(folder)),
-            "music_folder": Noise(music_folder=str(folder)),
-            "rir_folder": Reverberation(str(folder)),
-        }.items():
-            message = f"^{key}: .*{folder}"
-            with pytest.raises(FileNotFoundError, match=message):
-                prepared(effect)
+FOLDERS = {
+    "noise_folder": Noise,
+    "music_folder": Noise,
+    "rir_folder": Reverberation,
+}
+
+
+def test_folders_that_are_missing_or_files_are_refused_at_once(tmp_path):
+    (tmp_path / "a.wav").touch()
+    for folder in ("none", "a.wav"):
+        for key, effect in FOLDERS.items():
+            message = f"^{key} must be a folder that exists, .*{folder}"
+            with pytest.raises(ValueError, match=message):
+                effect(**{key: str(tmp_path / folder)})
+
+
+def test_empty_folders_are_named(tmp_path):
+    for key, effect in FOLDERS.items():
+        with pytest.raises(FileNotFoundError, match=f"^{key}: .*{tmp_path}"):
+            prepared(effect(**{key: str(tmp_path)}))
 
 
 class Clip:

@@ -41,6 +41,10 @@ def test_the_lines_of_a_list_are_ids_and_start_from_its_folder(audio, tmp_path):
     assert found[0][3] == 800
     (audio / "twice.txt").write_text("in/a.wav\nin/a.wav \n")
     assert len(rows_of(audio / "twice.txt", tmp_path / "out")) == 1
+    soundfile.write(audio / "jose\u0301.wav", np.zeros(900), 8000)
+    (audio / "other.txt").write_text("jos\u00e9.wav\n", encoding="utf-8")
+    ((name, *_, stop),) = rows_of(audio / "other.txt", tmp_path / "out")
+    assert (name, stop) == ("jos\u00e9.wav", 900)
 
 
 def test_a_single_file_has_its_name(audio, tmp_path):

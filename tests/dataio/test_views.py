@@ -170,6 +170,7 @@ def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path):
     "name, value",
     [
         ("global_seconds", 0),
+        ("global_seconds", 1e-5),
         ("local_crops", -1),
         ("min_gap", -1.0),
         ("speeds", [0]),

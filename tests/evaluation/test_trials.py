@@ -275,6 +275,15 @@ def test_data_root_is_used_and_absolute_paths_stay(tmp_path):
     assert paths == [wav, str(tmp_path / "root" / "b.wav")]
 
 
+def test_names_may_be_in_another_unicode_form(tmp_path):
+    wav = write_wav(tmp_path / "jose\u0301" / "a.wav")
+    other = write_wav(tmp_path / "b.wav")
+    path = write_list(
+        tmp_path, "1 jos\u00e9/a.wav b.wav\n0 b.wav jos\u00e9/a.wav\n"
+    )
+    assert sorted(trial_paths(read_trials(path), path)) == [other, wav]
+
+
 def test_missing_files_are_counted_and_the_first_line_named(corpus, tmp_path):
     os.remove(tmp_path / "wav/s0/1.wav")
     os.remove(tmp_path / "wav/s2/0.wav")

@@ -119,6 +119,8 @@ def contents(folder):
         ("--clip_each_tensor=maybe", "clip_each_tensor"),
         ("--train_loggers=null", "train_loggers"),
         ("--data_folder=no such folder", "no such folder"),
+        ("--noise_folder=no such folder", "'augmentation' .* noise_folder"),
+        ("--skip_prep=True", "no file .*train.csv.* skip_prep: False"),
         ("--skip_prep=maybe", "skip_prep"),
         ("--min_seconds=-1", "min_seconds"),
         ("--student_sees_global=3", "student_sees_global"),
@@ -250,6 +252,19 @@ def test_encoder_that_fails_on_audio_is_refused_first(
     monkeypatch.setattr(SSLBrain, "fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ValueError, match="compute_features.* cannot process"):
         train(tmp_path / "run", "--compute_features={hop_length: 0}")
+    assert not (tmp_path / "run/hyperparams.yaml").exists()
+
+
+def test_crops_that_are_too_short_for_the_encoder_are_refused_first(
+    train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SSLBrain, "fit", lambda *_, **__: 1 / 0)
+    message = "local_seconds of view_sampler is 0.03: crops of 480 samples"
+    with pytest.raises(ValueError, match=message):
+        train(
+            tmp_path / "run",
+            "--view_sampler={local_crops: 1, local_seconds: 0.03}",
+        )
     assert not (tmp_path / "run/hyperparams.yaml").exists()
 
 
