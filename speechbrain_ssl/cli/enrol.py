@@ -116,13 +116,21 @@ def model_of_database(database: str, model: str | None = None) -> str:
 
 
 def _speaker_path(database, name):
-    """File of a speaker; letters that a file name cannot have are quoted."""
+    """File of a speaker; what a file name cannot have is quoted.
+
+    Earlier versions quoted all letters but those of ASCII, and names of some
+    forty letters were too long.
+    """
     if not name or name.startswith("."):
         raise ValueError(
             "Expected a name of a speaker that is not empty and does not "
             f"begin with a dot, found {name!r}."
         )
-    return os.path.join(database, urllib.parse.quote(name, " ") + ENDING)
+    file = name.replace("%", "%25").replace("/", "%2F")
+    earlier = os.path.join(database, urllib.parse.quote(name, " ") + ENDING)
+    if os.path.exists(earlier):
+        return earlier
+    return os.path.join(database, file + ENDING)
 
 
 def _read_speaker(path):

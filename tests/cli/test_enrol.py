@@ -24,6 +24,18 @@ def test_files_are_added_or_replaced(corpus, database, capsys):
         np.testing.assert_array_equal(found["embeddings"], one[None])
 
 
+def test_names_are_files_whatever_their_letters(corpus, database):
+    name = "Константин Константинович Константинопольский 100%/2"
+    arguments = [database, name, f"{corpus}/2.wav"]
+    enrol.main(arguments)
+    (path,) = [p for p in enrol.os.listdir(database) if p.startswith("Конс")]
+    assert name in enrol.speakers_of(database)
+    # a file of an earlier version is added to
+    enrol.os.rename(f"{database}/{path}", f"{database}/%D0%AE.npz")
+    assert enrol.enrol(database, "Ю", [f"{corpus}/3.wav"]) == 2
+    assert "Ю" in enrol.speakers_of(database)
+
+
 def test_a_speaker_file_that_is_deleted_is_forgotten(corpus, database):
     (path,) = [p for p in enrol.os.listdir(database) if p.startswith("bob")]
     enrol.os.remove(f"{database}/{path}")
