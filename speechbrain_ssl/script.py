@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 EXPECTED = (ImportError, OSError, ValueError)
 LIBRARIES = {"site-packages", "dist-packages"}
+# torch's words for this are many, and those of a worker come with a traceback.
+NO_SHARED_MEMORY = (
+    "Loader workers hand over batches in /dev/shm, which is full. Enlarge it "
+    "(docker run --shm-size 8g ...), or set num_workers to 0. The same command "
+    "goes on from the last checkpoint."
+)
 # A launcher hands a signal on that the terminal has sent as well.
 REPEAT_SECONDS = 3.0
 
@@ -84,10 +90,14 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
             if watch.speaks():
                 print(f"{name}: {text}", file=sys.stderr, flush=True)
             watch.end_now()
-        if _Signals.received is None or "DataLoader worker" not in str(error):
+        if "shared memory" in str(error):
+            logger.debug("Stopped", exc_info=True)
+            code, text = 1, NO_SHARED_MEMORY
+        elif _Signals.received is None or "DataLoader worker" not in str(error):
             raise
-        end = Interrupted(_Signals.received, "ended before a checkpoint.")
-        code, text = end.code, end.text
+        else:
+            end = Interrupted(_Signals.received, "ended before a checkpoint.")
+            code, text = end.code, end.text
     except EXPECTED as error:
         logger.debug("Stopped", exc_info=True)
         if comes_from_users_code(error):

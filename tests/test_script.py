@@ -132,6 +132,25 @@ def test_workers_that_the_signal_killed_are_no_error(capsys):
     assert last == "train.py: SIGTERM: ended before a checkpoint."
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Caught RuntimeError in DataLoader worker process 0.\nTraceback: unable "
+        "to allocate shared memory(shm) for file </torch_1>",
+        "DataLoader worker (pid 3) is killed by signal: Bus error. It is "
+        "possible that dataloader's workers are out of shared memory.",
+    ],
+)
+def test_workers_without_shared_memory_end_in_one_line(words, capsys):
+    def main(argv):
+        raise RuntimeError(words)
+
+    with pytest.raises(SystemExit, match="1"):
+        run_script(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--shm-size" in line and "num_workers" in line
+
+
 def test_handlers_of_signals_come_back():
     before = signal.getsignal(signal.SIGTERM)
     run_script(lambda argv: None)
