@@ -130,7 +130,11 @@ def encoder_hparams(
         rate = DEFAULT_RATE if rate is None else rate
         text += NORMALIZER.format(rate=rate)
     text += INTERFACE
-    safe_yaml.check(text, "The encoder cannot be exported")
+    try:
+        safe_yaml.check(text, "The encoder cannot be exported")
+    except safe_yaml.UnsafeError as error:  # no option of a training allows it
+        said = str(error).partition(safe_yaml.HINT)[0]
+        raise safe_yaml.UnsafeError(said) from error
     return text
 
 

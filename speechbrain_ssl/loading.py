@@ -155,7 +155,7 @@ def start_from(branch: torch.nn.Module, source: str) -> None:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no model {source} to start from.")
     encoder: Any = branch.embedding_model
-    weights = _encoder_part(read_weights(path))
+    weights = encoder_part(read_weights(path))
     load_weights(encoder, weights, source)
 
 
@@ -255,7 +255,7 @@ def weights_of_run(
     else:
         weights = read_weights(checkpoint.paramfiles[name])
         origin = f"its checkpoint {os.path.basename(checkpoint.path)}"
-    return _encoder_part(weights), origin
+    return encoder_part(weights), origin
 
 
 def _checkpoints(run_folder, save="save"):
@@ -269,7 +269,7 @@ def _checkpoints(run_folder, save="save"):
     return AtomicCheckpointer(folder)
 
 
-def _encoder_part(weights):
+def encoder_part(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights of a branch or of a teacher that belong to the network."""
     part = "embedding_model."
     # a branch has its network under that name, a teacher has a branch; of a

@@ -57,6 +57,8 @@ PLAIN_TAGS = {
 }
 REFERENCE_TAGS = ("!ref", "!copy")
 MOST_NODES = 100_000
+# what the message about a class ends with, and its name
+HINT = " If you know and trust it: --trust "
 TUPLE = re.compile(r"\(.*\)", re.DOTALL)
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -309,5 +311,5 @@ def _unsafe(node, origin):
         "speechbrain_ssl, because all else could run any code on this machine."
     )
     if kind in ("!new", "!name") and name:
-        message += f" If you know and trust it: --trust {name}"
+        message += f"{HINT}{name}"
     return UnsafeError(message)

@@ -570,5 +570,7 @@ def test_a_folder_may_be_called_by_a_number(load):
     )
     assert hparams["data_folder"] == "2024" and hparams["seed"] == 3
     assert hparams["save"] == "007/save"
+    for key in ("init_from", "continue_from", "wavlm_source", "embeddings"):
+        assert load(f"--{key}=2024", text=f"{key}: null\n")[2][key] == "2024"
     with pytest.raises(OptionsError, match="--data_folder is empty"):
         load("--data_folder=", text="data_folder: !PLACEHOLDER\n")

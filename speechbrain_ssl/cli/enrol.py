@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl import hub
 from speechbrain_ssl.cli.score import embed_paths
@@ -24,7 +25,7 @@ from speechbrain_ssl.dataio.audio import absolute
 from speechbrain_ssl.dataio.embedding import EncoderError
 from speechbrain_ssl.files import read_json, write_json, write_whole
 from speechbrain_ssl.help import command_parser, one_line
-from speechbrain_ssl.loading import add_trust
+from speechbrain_ssl.loading import add_trust, load_encoder
 from speechbrain_ssl.pseudo_labels.extract import encoder_hash
 
 DATABASE, ENDING = "database.json", ".npz"
@@ -60,7 +61,8 @@ def enrol(
             f"Expected new recordings of {name!r}, found {found}. Use "
             "--replace to enrol a speaker anew."
         )
-    rows = embed_paths(model, own, device, trust).rows.numpy()
+    encoder = load_encoder(model, device or infer_device(), trust)
+    rows = embed_paths(encoder, own).rows.numpy()
     if len(known):
         rows = np.concatenate([embeddings, rows])
     if not os.path.exists(os.path.join(database, DATABASE)):

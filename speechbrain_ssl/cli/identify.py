@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl import hub
 from speechbrain_ssl.cli.enrol import model_of_database, speakers_of
@@ -19,7 +20,7 @@ from speechbrain_ssl.cli.score import embed_paths, threshold_of
 from speechbrain_ssl.dataio.embedding import EncoderError
 from speechbrain_ssl.evaluation.scoring import model_of, unit
 from speechbrain_ssl.help import command_parser, one_line
-from speechbrain_ssl.loading import add_trust
+from speechbrain_ssl.loading import add_trust, load_encoder
 
 
 class Identification(NamedTuple):
@@ -50,10 +51,12 @@ def identify(
     """
     files = [files] if isinstance(files, str) else list(files)
     model = model_of_database(database, model)
-    threshold = threshold_of(hub.local_folder(model), threshold)
+    folder = hub.local_folder(model)
+    encoder = load_encoder(folder, device or infer_device(), trust)
+    threshold = threshold_of(folder, encoder, threshold)
     speakers = speakers_of(database)
     models = torch.stack([model_of(rows) for rows in speakers.values()])
-    rows = embed_paths(model, files, device, trust).rows
+    rows = embed_paths(encoder, files).rows
     if models.shape[1] != rows.shape[1]:
         raise ValueError(
             f"The speakers in {database} have embeddings of "

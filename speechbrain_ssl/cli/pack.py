@@ -281,13 +281,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shuffle", type=int, metavar="SEED")
     parser.add_argument("--data_root", help="for $data_root in a CSV")
     parser.add_argument("--hf", action="store_true", help="AUDIO is a dataset")
-    parser.add_argument("--column", default="audio", help="for --hf")
-    parser.add_argument("--split", default="train", help="for --hf")
+    parser.add_argument("--column", help="for --hf; default: audio")
+    parser.add_argument("--split", help="for --hf; default: train")
     args = parser.parse_args(argv)
+    only = ("shuffle", "data_root") if args.hf else ("column", "split")
+    if given := [f"--{x}" for x in only if getattr(args, x) is not None]:
+        without = "cannot be used with" if args.hf else "needs"
+        parser.error(f"{given[0]} {without} --hf")
     of_hf = {name: vars(args).pop(name) for name in ("hf", "column", "split")}
     with one_line("pack"):
         if of_hf.pop("hf"):
             where = args.source, args.output_folder
+            of_hf["column"] = of_hf["column"] or "audio"
+            of_hf["split"] = of_hf["split"] or "train"
             count = pack_dataset(*where, **of_hf, shard_mb=args.shard_mb)
             print(f"{count} files. Train with --data_folder {where[1]}")
             return

@@ -93,9 +93,9 @@ def make_page(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gradio = extra("gradio")
     model_folder = hub.local_folder(model_folder)
-    threshold = threshold_of(model_folder, threshold)
     device = device or infer_device()
     model = load_encoder(model_folder, device, trust)
+    threshold = threshold_of(model_folder, model, threshold)
     rate = model.audio_normalizer.sample_rate
 
     def answer(enrol, test):

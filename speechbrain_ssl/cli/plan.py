@@ -20,7 +20,12 @@ from speechbrain_ssl.cli import recipes
 from speechbrain_ssl.files import read_json
 from speechbrain_ssl.help import one_line
 from speechbrain_ssl.nnet.schedules import lr_factor
-from speechbrain_ssl.options import overrides_of, settings_of
+from speechbrain_ssl.options import (
+    ENCODER_FILE,
+    overrides_of,
+    run_option_types,
+    settings_of,
+)
 
 SECONDS = 7.8  # mean duration of an utterance of VoxCeleb2
 BYTES_PER_SAMPLE = 2
@@ -144,8 +149,15 @@ def plan(
 
     def stage(key):
         path = folder / settings[key]["hparams"]
-        changed = overrides_of(settings[key]["changes"])
-        return path.stem, settings_of(str(path), changed)
+        changes = dict(settings[key]["changes"])
+        other = changes.pop(ENCODER_FILE.lstrip("-"), None)
+        values = settings_of(str(path), overrides_of(changes))
+        known = {*settings_of(str(path)), *run_option_types()}
+        if unknown := values.keys() - known:
+            raise ValueError(f"{key}: {path} has no key {min(unknown)!r}")
+        # rates are measured with the encoder of the YAML
+        name = path.stem + (f" with {other}" if other else "")
+        return name, values
 
     trainings = {key: stage(key) for key in ("ssl", "train")}
     encoder = None
@@ -153,6 +165,11 @@ def plan(
         encoder, values = trainings["ssl"]
         name = f"start: {encoder}"
         rows.append(plan_training(name, values, corpus, rates.get(encoder)))
+    if "ssl_face" in settings and settings["face_model_folder"] is None:
+        face, values = stage("ssl_face")
+        rows.append(
+            plan_training(f"start: {face}", values, corpus, rates.get(face))
+        )
     for count in range(1, settings["rounds"] + 1):
         name, values = stage("labels")
         name = f"round {count}: {name}"

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ssl import hub
@@ -42,7 +43,7 @@ from speechbrain_ssl.evaluation.trials import (
 from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.help import command_parser, one_line
 from speechbrain_ssl.loading import add_trust, load_encoder
-from speechbrain_ssl.nnet.onnx_encoder import OnnxEncoder, is_onnx
+from speechbrain_ssl.nnet.onnx_encoder import OnnxEncoder
 
 
 class Verdict(NamedTuple):
@@ -81,30 +82,26 @@ def verify(
     silence is an error; EncoderError if the encoder fails on it.
     """
     model_folder = hub.local_folder(model_folder)
-    threshold = threshold_of(model_folder, threshold)
-    found = embed_paths(model_folder, [enrol, test], device, trust)
+    model = load_encoder(model_folder, device or infer_device(), trust)
+    threshold = threshold_of(model_folder, model, threshold)
+    found = embed_paths(model, [enrol, test])
     score = float(cosine_scores(found.rows, [0], [1])[0])
     same = None if threshold is None else score >= threshold
     return Verdict(score, threshold, same, found.notes())
 
 
 def embed_paths(
-    model: str,
-    paths: Sequence[str],
-    device: str | None = None,
-    trust: Sequence[str] = (),
+    model: EncoderClassifier | OnnxEncoder, paths: Sequence[str]
 ) -> FileEmbeddings:
-    """Embeds files; one that cannot be embedded is an error."""
+    """Embeds files by a loaded model; one that cannot be is an error."""
     for path in paths:
         if not audio.is_file(path):
             raise FileNotFoundError(f"There is no file {path}.")
-    device = device or infer_device()
-    encoder = load_encoder(model, device, trust)
     return try_files(
-        encoder.encode_batch,
+        model.encode_batch,
         paths,
-        encoder.audio_normalizer.sample_rate,
-        device=device,
+        model.audio_normalizer.sample_rate,
+        device=model.device,
         progress=False,
         strict=True,
     )
@@ -130,12 +127,12 @@ def score_pairs(
     arguments are those of ``verify``.
     """
     model_folder = hub.local_folder(model_folder)
-    threshold = threshold_of(model_folder, threshold)
     models = None if enrolment is None else read_models(enrolment)
     trials = read_trials(pairs, need_both=False)
     paths = trial_paths(trials, pairs, data_root, models)
     device = device or infer_device()
     model = load_encoder(model_folder, device, trust)
+    threshold = threshold_of(model_folder, model, threshold)
     found = try_files(
         model.encode_batch,
         paths,
@@ -168,15 +165,17 @@ def score_pairs(
 
 
 def threshold_of(
-    model_folder: str, threshold: float | None = None
+    model_folder: str,
+    model: EncoderClassifier | OnnxEncoder,
+    threshold: float | None = None,
 ) -> float | None:
     """The threshold that decides: the given one, else that of the model.
 
-    It is in the folder, or in the metadata of an ONNX file. None if none is
-    given and the model has none.
+    It is in the folder, or in the metadata of an ONNX file; ``model`` was
+    loaded from there. None if none is given and the model has none.
     """
-    if threshold is None and is_onnx(model_folder):
-        return OnnxEncoder(model_folder).threshold
+    if threshold is None and isinstance(model, OnnxEncoder):
+        return model.threshold
     if threshold is None:
         return (read_threshold(model_folder) or {}).get("threshold")
     if not -1 <= threshold <= 1:

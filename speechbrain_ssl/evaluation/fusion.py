@@ -140,8 +140,8 @@ def read_same(paths: Sequence[str]) -> tuple[Trials, np.ndarray]:
 
 
 def pairs_of(trials: Trials) -> set[tuple[str, str]]:
-    """Names of enrol and test of each trial, without order or repetition."""
-    return {(enrol, test) for enrol, test, _ in _lines(trials)}
+    """Names of both sides of each trial, without order or repetition."""
+    return {tuple(sorted(sides)) for *sides, _ in _lines(trials)}
 
 
 def _lines(trials):

@@ -7,8 +7,10 @@ without the mean of their group differ by the speaker; and a classifier that
 knows which classes a group has need not learn this from the channel.
 """
 
+import json
 import logging
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -108,9 +110,23 @@ def channel_groups(
             raise ValueError(
                 f"channel_groups needs the audio (0: no groups). {error}"
             ) from error
-        distributed.on_first(_write, path, points, groups, seed, made_of)
+        ids = json.dumps(list(utterances.ids())).encode()
+        distributed.on_first(_write, path, points, groups, seed, made_of, ids)
     with np.load(path) as file:
         return file["groups"]
+
+
+def read_groups(path: str, ids: Sequence[str]) -> np.ndarray:
+    """Groups of utterances by their IDs, of a file of ``channel_groups``."""
+    with np.load(path) as file:
+        if "ids" not in file:
+            raise ValueError(
+                f"{path} is of an earlier version and has no IDs. Make the "
+                "labels again."
+            )
+        known = json.loads(file["ids"].tobytes())
+        rows = {name: row for row, name in enumerate(known)}
+        return file["groups"][[rows[name] for name in ids]]
 
 
 def _has(path, made_of):
@@ -118,7 +134,7 @@ def _has(path, made_of):
     if not os.path.exists(path):
         return False
     with np.load(path) as file:
-        return str(file["made_of"]) == made_of
+        return "ids" in file and str(file["made_of"]) == made_of
 
 
 def subtract_channels(
@@ -179,12 +195,13 @@ def classes_of_channels(
     return found
 
 
-def _write(path, points, groups, seed, made_of):
+def _write(path, points, groups, seed, made_of, ids):
     """Clusters on the first process, for all of them."""
     found = KMeans(groups, spherical=False, n_init=4, random_state=seed)
     labels = found.fit_predict(points.numpy())
     with write_whole(path, "wb") as file:
-        np.savez(file, groups=labels, made_of=made_of)
+        ids = np.frombuffer(ids, np.uint8)
+        np.savez(file, groups=labels, made_of=made_of, ids=ids)
     sizes = np.bincount(labels, minlength=groups)
     logger.info(
         "%d groups of %d to %d utterances that were recorded alike.",

@@ -93,9 +93,9 @@ def test_trials_of_the_calibration_list_are_counted_or_refused(
     with pytest.raises(ValueError, match="those of training data"):
         fuse(lists["dev"], lists["dev"], out)
     for dev, test in zip(lists["dev"], lists["test"]):
-        line = open(dev).readline()
-        with open(test, "a") as file:
-            file.write(line)
+        label, enrol, other, score = open(dev).readline().split("\t")
+        with open(test, "a") as file:  # a pair has no order
+            file.write("\t".join([label, other, enrol, score]))
     found = fuse(lists["dev"], lists["test"], out)
     assert found["shared_trials"] == 1
     assert "1 of 401 trials are in the calibration" in caplog.text

@@ -202,6 +202,20 @@ def test_shards_of_no_size_are_refused(tmp_path):
         main(["user/name", f"{tmp_path}/shards", "--hf", "--shard_mb=0"])
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--hf", "--shuffle=1"], "--shuffle cannot be used with --hf"),
+        (["--hf", "--data_root=x"], "--data_root cannot be used with --hf"),
+        (["--column=sound"], "--column needs --hf"),
+    ],
+)
+def test_flags_that_would_have_no_effect_are_refused(flags, said, capsys):
+    with pytest.raises(SystemExit):
+        main(["user/name", "shards", *flags])
+    assert said in capsys.readouterr().err
+
+
 def test_a_dataset_of_hugging_face_is_packed_as_it_is(tmp_path, capsys):
     pytest.importorskip("datasets")
     import pyarrow

@@ -77,6 +77,28 @@ def test_rounds_from_a_model_or_from_embeddings_train_no_start():
         ]
 
 
+def test_rates_are_not_those_of_another_encoder():
+    rates = {"train_dino": RATE, "train_dlg_lc": RATE}
+    changes = "{changes: {encoder_file: campplus, batch_size: 100}}"
+    rows = rows_of("rounds", rates, f"{{rounds: 1, train: {changes}}}")
+    assert rows[-1]["stage"] == "round 1: train_dlg_lc with campplus"
+    assert rows[-1]["hours"] is None and rows[0]["hours"] > 0
+    assert rows[-1]["utterances_in_a_step"] == 200
+    with pytest.raises(ValueError, match="train: .*no key 'batchsize'"):
+        rows_of("rounds", rates, "train: {changes: {batchsize: 100}}")
+
+
+def test_rounds_with_faces_train_an_encoder_of_faces_first():
+    path = RECIPE.parents[1] / "AudioFolder/SSL/hparams/rounds_av.yaml"
+    rows = plan.plan(path, CORPUS, {}, "rounds: 1")
+    assert [row["stage"] for row in rows[:2]] == [
+        "start: train_moco",
+        "start: train_dino_face",
+    ]
+    given = plan.plan(path, CORPUS, {}, "{rounds: 1, face_model_folder: x}")
+    assert len(given) == len(rows) - 1
+
+
 @pytest.mark.parametrize(
     "path", sorted((RECIPE / "hparams").glob("train_*")), ids=lambda p: p.stem
 )

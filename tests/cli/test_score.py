@@ -14,6 +14,7 @@ from speechbrain_ssl.cli.score import main, score_pairs, verify
 from speechbrain_ssl.dataio.audio import load
 from speechbrain_ssl.loading import load_encoder
 from tests.models import export_model, write_noise
+from tests.nnet.test_onnx_encoder import write as write_onnx
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,21 @@ def test_without_a_threshold_there_is_a_score_only(pair, tmp_path, capsys):
     model = shutil.copytree(pair[0], tmp_path / "a model")
     main([str(model), *pair[1:]])
     assert f"--model_folder '{model}' " in capsys.readouterr().out
+
+
+def test_an_onnx_file_is_opened_once_and_its_threshold_decides(
+    pair, tmp_path, monkeypatch
+):
+    onnxruntime, opened = pytest.importorskip("onnxruntime"), []
+    path = write_onnx(tmp_path / "mean.onnx", threshold=-0.5)
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *a, **b: opened.append(a[0]) or session(*a, **b),
+    )
+    assert verify(path, *pair[1:]).threshold == -0.5
+    assert opened == [path]
 
 
 def test_the_models_own_threshold_decides_and_a_given_one_before_it(

@@ -47,7 +47,7 @@ def test_scores_are_read_in_the_order_of_the_file(tmp_path):
     assert trials.files == ["a", "b c", "d"]
     assert trials.enrol.tolist() == [1, 0] and trials.test.tolist() == [0, 2]
     assert trials.targets.tolist() == [1, 0] and scores.tolist() == [0.5, -1e-3]
-    assert pairs_of(trials) == {("b c", "a"), ("a", "d")}
+    assert pairs_of(trials) == {("a", "b c"), ("a", "d")}
 
 
 def test_scores_that_are_not_finite_are_read_if_wanted(tmp_path):

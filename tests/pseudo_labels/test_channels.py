@@ -17,6 +17,7 @@ from speechbrain_ssl.pseudo_labels.channels import (
     QuietSpectrum,
     channel_groups,
     classes_of_channels,
+    read_groups,
     subtract_channels,
 )
 from speechbrain_ssl.pseudo_labels.statistics import MFCCStatistics
@@ -69,6 +70,8 @@ def test_groups_follow_the_background_and_are_kept(utterances, tmp_path):
     np.savez(path, **{**parts, "groups": found[::-1]})
     again = channel_groups(utterances, path, 16000, groups=3, seed=1)
     assert (again == found[::-1]).all()  # a resumed run reads what is there
+    ids = list(utterances.ids())[::2]
+    assert (read_groups(path, ids[::-1]) == again[::2][::-1]).all()
 
 
 @pytest.mark.parametrize("change", ["groups", "seed", "utterances"])

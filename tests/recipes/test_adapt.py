@@ -301,7 +301,10 @@ def test_a_transformer_gets_a_head_and_adapters(place):
     "flag, said",
     [
         ("--trials=[/no/list.txt]", "list.txt"),
+        ("--trials=PLACE/lost.txt", "lost.wav"),
         ("--train={changes: {epochs: 3}}", "no key 'epochs'"),
+        ("--labels={changes: {cluster: 3}}", "no key 'cluster'"),
+        ("--verify={changes: {lists: 3}}", "no key 'lists'"),
         ("--selfcheck_share=1.0", "selfcheck_share"),
         ("--rounds=0", "rounds"),
         ("--data_folder=/no/audio", "/no/audio"),
@@ -312,8 +315,9 @@ def test_a_transformer_gets_a_head_and_adapters(place):
 def test_mistakes_are_named_before_anything_is_trained(
     place, tmp_path, flag, said, capfd
 ):
+    (place / "lost.txt").write_text("1 lost.wav lost.wav\n0 a.wav b.wav\n")
     with pytest.raises(RuntimeError, match="ended with 1"):
-        adapt(place, tmp_path / "out", flag)
+        adapt(place, tmp_path / "out", flag.replace("PLACE", str(place)))
     assert said in capfd.readouterr().err
     assert not (tmp_path / "out/rounds").exists()
 

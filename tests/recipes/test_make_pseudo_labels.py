@@ -246,6 +246,30 @@ def test_clusters_are_of_embeddings_without_their_channels(
     assert (load(out / "embeddings").matrix == first).all()
 
 
+def test_corrections_see_the_embeddings_that_were_clustered(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run.module.channels, "LARGEST_SHARE", 1.0)
+    seen, describe = [], run.module.quality.describe
+
+    def note(matrix, labels):
+        seen.append(np.array(matrix))
+        return describe(matrix, labels)
+
+    monkeypatch.setattr(run.module.quality, "describe", note)
+    flags = ["--clusterer={n_clusters: 3}", "--listen=0"]
+    run(tmp_path / "0", *flags, "--ask_stability=False", "--channel_groups=3")
+    for n in (0, 1):  # corrected labels are corrected, too
+        edits = tmp_path / f"{n}/edits.csv"
+        edits.write_text(f"action,cluster,value\ndrop,,s{n}/0.flac\n")
+        run(tmp_path / f"{n + 1}", *flags, f"--edits={edits}")
+    assert len(seen) == 3
+    for matrix in seen[1:]:
+        assert (matrix == seen[0]).all()
+    raw = load(tmp_path / "0/embeddings").matrix
+    assert abs(seen[0] - raw).max() > 0.01
+
+
 def test_faces_join_the_voices(run, sandbox, tmp_path, capsys):
     av, faces = {"data": "av"}, ["--clusterer={n_clusters: 3}"]
     faces += [f"--face_model_folder={sandbox}/face_model", "--listen=2"]

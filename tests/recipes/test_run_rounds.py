@@ -244,6 +244,15 @@ def test_init_previous_trains_on_from_the_round_before(run, place):
     assert found == str(place / "out/round1/train/model")
 
 
+def test_an_onnx_file_makes_labels_and_is_not_trained(script, place):
+    given = ["--data_folder=x", "--model_folder=a.onnx", "--init=previous"]
+    _, _, hparams, _ = script.load_experiment([str(HPARAMS), *given])
+    stages = script.plan({**hparams, "train_annotation": "train.csv"})
+    first, second = (s.flags for s in stages if s.name == "train")
+    assert "init_from" not in first
+    assert second["init_from"].endswith("round1/train/model")
+
+
 def test_faces_go_on_from_those_of_the_round_before(run, place):
     flags = ("--rounds=2", "--init=previous")
     rows = run(*flags, hparams=WITH_FACES)
@@ -529,6 +538,9 @@ def test_the_audio_is_listed_once(script, place, run, monkeypatch):
         ("--trials=list.txt", "trials must be a list"),
         ("--truth=no.csv", "no.csv"),
         ("--model_folder=nowhere", "nowhere"),
+        ("--model_folder=PLACE", "Did you mean .*model"),
+        ("--model_folder=PLACE/a.onnx", "set init to previous or none"),
+        ("--face_model_folder=nowhere", "nowhere"),
         ("--labels={changes: {arj: 0.5}}", "no key 'arj'"),
         ("--shared={arj: 0.5}", "no stage has a key 'arj'"),
         ("--train={changes: {init_from: x}}", "init_from is set by"),
@@ -537,7 +549,9 @@ def test_the_audio_is_listed_once(script, place, run, monkeypatch):
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_runs(run, place, flag, said):
-    call = run.func if "model_folder" in flag else run
+    call = run.func if flag.startswith("--model_folder") else run
+    if "face" in flag:
+        call = functools.partial(run, hparams=WITH_FACES)
     with pytest.raises((ValueError, OSError), match=said):
         call(flag)
     assert not (place / "out").exists()
@@ -677,6 +691,10 @@ def test_a_start_from_embeddings_has_no_first_encoder(run, flags, message):
         ),
         ("--verify={changes: {top_n: 0}}", "Stage verify: top_n"),
         ("--ssl={changes: {dev_every: 0}}", "Stage ssl: dev_every"),
+        (
+            "--ssl={changes: {encoder_file: campplus}}",
+            "Stage train: The weights of stage ssl are not of this encoder",
+        ),
         ("--rounds=0", "rounds must be a whole number"),
         ("--stop_growth=none", "stop_growth must be a number"),
     ],

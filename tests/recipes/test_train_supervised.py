@@ -86,6 +86,10 @@ def test_a_run_does_not_go_on_with_other_labels(run):
     before = (out / "labels/pseudo_labels.csv").read_bytes()
     with pytest.raises(ValueError, match="share: was 0.5, is 1.0"):
         run("--label_share=1.0")
+    with open(out.parent / "speakers.csv", "a") as file:
+        file.write("\n0,voice1")
+    with pytest.raises(ValueError, match="content: was .*, is "):
+        run("--label_share=0.5")
     assert (out / "labels/pseudo_labels.csv").read_bytes() == before
 
 

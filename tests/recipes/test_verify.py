@@ -422,7 +422,10 @@ def scores_of(folder, name="scores.txt"):
 def test_the_mean_of_a_folder_of_embeddings_is_subtracted(
     run, corpus, tmp_path
 ):
-    run(f"--subtract_mean={corpus}/labels/embeddings")
+    before = read_threshold(str(corpus / "model"))
+    _, out = run(f"--subtract_mean={corpus}/labels/embeddings")
+    assert "No threshold is stored" in out
+    assert read_threshold(str(corpus / "model")) == before
     matrix = np.load(corpus / "labels/embeddings/embeddings.npy")
     mean = torch.from_numpy(matrix.mean(0))
     _, rows = embeddings_of(corpus / "model", corpus / "test")

@@ -46,7 +46,11 @@ from speechbrain_ssl.cli import recipes
 from speechbrain_ssl.cli.embed import embed
 from speechbrain_ssl.dataio.annotations import read_annotation, write_annotation
 from speechbrain_ssl.evaluation.selfcheck import SelfCheck, held_out
-from speechbrain_ssl.evaluation.trials import read_trials
+from speechbrain_ssl.evaluation.trials import (
+    read_models,
+    read_trials,
+    trial_paths,
+)
 from speechbrain_ssl.evaluation.verification import compare, results_folder
 from speechbrain_ssl.files import hash_of, read_json, write_json, write_whole
 from speechbrain_ssl.loading import load_encoder
@@ -108,11 +112,18 @@ def check_settings(hparams):
             "trials and other_trials: expected lists with different file "
             f"names, found {', '.join(stems)}. Rename one."
         )
+    changes = hparams["verify"]["changes"]
+    models = changes.get("enrolment")
+    models = None if models is None else read_models(models)
     for path in lists:
-        read_trials(path, need_labels=True)
-    for name in ("head", "train"):
-        file = hparams_file(hparams[name])
-        if unknown := hparams[name]["changes"].keys() - settings_of(file):
+        trials = read_trials(path, need_labels=True)
+        trial_paths(trials, path, changes.get("data_root"), models)
+    files = {key: hparams_file(hparams[key]) for key in ("head", "train")}
+    for name, yaml in (("labels", "pseudo_labels"), ("verify", "verify")):
+        files[name] = os.path.join(SCRIPTS, "hparams", f"{yaml}.yaml")
+    for name, file in files.items():
+        known = {*settings_of(file), *run_option_types()}
+        if unknown := hparams[name]["changes"].keys() - known:
             raise ValueError(f"{name}: {file} has no key {min(unknown)!r}")
 
 

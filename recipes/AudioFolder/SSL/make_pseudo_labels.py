@@ -40,6 +40,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 
 from speechbrain_ssl.help import answer_help
 
@@ -54,6 +55,7 @@ from speechbrain_ssl.clustering import quality
 from speechbrain_ssl.clustering.clusterers import tidy
 from speechbrain_ssl.dataio import faces
 from speechbrain_ssl.dataio.annotations import read_annotation
+from speechbrain_ssl.files import write_whole
 from speechbrain_ssl.loading import face_size_of, load_encoder
 from speechbrain_ssl.options import load_experiment, settings_of
 from speechbrain_ssl.pseudo_labels import channels, joint
@@ -82,6 +84,8 @@ logger = logging.getLogger(__name__)
 
 # folder of the embeddings of voices and faces together
 JOINT = "joint_embeddings"
+# file of the channel groups
+GROUPS = "channel_groups.npz"
 
 
 def check_settings(hparams):
@@ -294,7 +298,7 @@ def find_channels(hparams, run_opts, utterances, embeddings):
     )
     groups = channels.channel_groups(
         utterances,
-        os.path.join(hparams["output_folder"], "channel_groups.npz"),
+        os.path.join(hparams["output_folder"], GROUPS),
         embeddings.meta["settings"]["sample_rate"],
         hparams["channel_groups"],
         hparams["seed"],
@@ -370,12 +374,14 @@ def cluster(hparams, embeddings, removed):
 def correct(hparams):
     """Corrects finished labels as ``edits`` says.
 
-    Gives the labels before, their embeddings, the corrected class of each
-    embedding, -1 for none [rows], and a report with ``clustering`` of the
-    labels before, ``edits``, ``quality`` and, with true speakers, ``oracle``.
+    Gives the labels before, the embeddings that were clustered, the corrected
+    class of each embedding, -1 for none [rows], and a report with
+    ``clustering`` of the labels before, ``edits``, ``quality`` and, with true
+    speakers, ``oracle``.
     """
     edits = read_edits(hparams["edits"])
-    csv_path = os.path.join(os.path.dirname(hparams["edits"]), CSV_NAME)
+    folder = os.path.dirname(hparams["edits"])
+    csv_path = os.path.join(folder, CSV_NAME)
     embeddings = load(find_embeddings_folder(hparams))
     before = read_labels(
         csv_path,
@@ -389,16 +395,25 @@ def correct(hparams):
             f"{csv_path} has utterances without an embedding. Make the labels "
             "again."
         )
+    clustering = before.report.get("clustering")
+    if has_channels := bool((clustering or {}).get("channels")):
+        groups = os.path.join(folder, GROUPS)
+        found = channels.read_groups(groups, embeddings.ids)
+        embeddings, _ = without_channels(embeddings, found)
     # the numbers that the file has, which corrections name
     labels = np.where(classes >= 0, before.names[classes], -1)
     edited = apply_edits(
         edits, labels, embeddings.ids, embeddings.matrix, hparams["seed"]
     )
     report = {
-        "clustering": before.report.get("clustering"),
+        "clustering": clustering,
         "edits": edited.report,
         **measure(hparams, embeddings, edited.labels),
     }
+    if has_channels:  # the corrected labels can be corrected, too
+        path = os.path.join(hparams["output_folder"], GROUPS)
+        with open(groups, "rb") as source, write_whole(path, "wb") as file:
+            shutil.copyfileobj(source, file)
     return before, embeddings, edited.labels, report
 
 

@@ -46,6 +46,13 @@ from speechbrain_ssl.checks import Rule, check_keys, number, optional, whole
 from speechbrain_ssl.dataio import audio
 from speechbrain_ssl.dataio.annotations import read_annotation
 from speechbrain_ssl.files import hash_of
+from speechbrain_ssl.loading import (
+    check_folder,
+    encoder_part,
+    load_weights,
+    start_from,
+)
+from speechbrain_ssl.nnet.onnx_encoder import is_onnx
 from speechbrain_ssl.options import (
     ENCODER_FILE,
     load_experiment,
@@ -126,10 +133,19 @@ def check_settings(hparams):
             "init is start, but rounds that start from embeddings have no "
             "first encoder: set init to previous or none"
         )
+    if hparams["init"] == "start" and is_onnx(hparams["model_folder"] or ""):
+        raise ValueError(
+            f"init is start, but {hparams['model_folder']} is an ONNX file, "
+            "which cannot be trained: set init to previous or none"
+        )
+    for key in ("model_folder", "face_model_folder"):
+        folder = hparams.get(key)
+        if folder is not None and not is_onnx(folder):
+            check_folder(hub.local_folder(folder))
     keys = ("data_folder", "train_annotation", "truth")
     paths = [*map(hparams.get, keys), *hparams["trials"]]
-    if hparams["model_folder"] is not None:
-        paths.append(hub.local_folder(hparams["model_folder"]))
+    if is_onnx(hparams["model_folder"] or ""):
+        paths.append(hparams["model_folder"])
     if embeddings != statistics.NAME:
         paths.append(embeddings)
     for path in paths:
@@ -143,8 +159,10 @@ def check_stages(stages, hparams):
     for stage in stages:
         check_stage(stage)
     # a stage has the same settings in all rounds, but for its inputs
-    for stage in {stage.name: stage for stage in reversed(stages)}.values():
-        try_settings(stage)
+    firsts = {stage.name: stage for stage in reversed(stages)}
+    made = {name: try_settings(stage) for name, stage in firsts.items()}
+    if made["train"] is not None:
+        check_starts(firsts["train"], made)
     for key in hparams["shared"]:
         if not any(key in {**s.flags, **s.spec["changes"]} for s in stages):
             raise ValueError(f"shared: no stage has a key {key!r}")
@@ -176,12 +194,12 @@ def try_settings(stage):
     """Makes the objects of a stage, and checks them as its script does.
 
     Files that earlier stages will make are left out where scripts look for
-    them.
+    them. Gives the objects; None if the script has no checks.
     """
     with open(script_of(stage), encoding="utf-8") as file:
         checks = "\ndef check_settings(" in file.read()
     if not checks:
-        return
+        return None
     given = {**stage.flags, **stage.spec["changes"]}
     for key in {"train_annotation", "previous"} & given.keys():
         if not os.path.exists(given[key]):
@@ -195,6 +213,28 @@ def try_settings(stage):
             runpy.run_path(script_of(stage))["check_settings"](hparams)
         except (ImportError, OSError, ValueError) as error:
             raise ValueError(f"Stage {stage.name}: {error}") from error
+    return hparams
+
+
+def check_starts(train, made):
+    """Finds a first encoder whose weights are not of the encoder of training.
+
+    ``made`` has the objects of the stages by their names.
+    """
+    for face in ("", "face_"):
+        source = train.flags.get(f"{face}init_from")
+        if source is None:
+            continue
+        branch = made["train"][f"{face}encoder"]
+        first = "ssl_face" if face else "ssl"
+        try:
+            if os.path.isdir(source):
+                start_from(branch, source)
+            elif first in made:  # this stage will make it
+                weights = encoder_part(made[first]["student"].state_dict())
+                load_weights(branch.embedding_model, weights, f"stage {first}")
+        except ValueError as error:
+            raise ValueError(f"Stage train: {error}") from error
 
 
 def script_of(stage):
@@ -263,7 +303,8 @@ def plan(hparams):
         inputs = {**listed, "pseudo_labels": previous["previous"]}
         if hparams["init"] != "none" and model is not None:
             first = hparams["init"] == "start"
-            inputs["init_from"] = start if first else model
+            if not is_onnx(model):  # it can be clustered, but not trained
+                inputs["init_from"] = start if first else model
             inputs |= faces(
                 "face_init_from", face_start if first else face_model
             )
@@ -413,8 +454,9 @@ def with_places(hparams):
     if hparams["embeddings"] not in (None, statistics.NAME):
         keys.append("embeddings")
     places = {key: audio.absolute(hparams[key]) for key in keys}
-    if hparams["model_folder"] is not None:  # one revision for all stages
-        places["model_folder"] = hub.local_folder(hparams["model_folder"])
+    for key in ("model_folder", "face_model_folder"):
+        if hparams.get(key) is not None:  # one revision for all stages
+            places[key] = hub.local_folder(hparams[key])
     if hparams["train_annotation"] is None:
         places["train_annotation"] = os.path.join(
             places["output_folder"], "data", "train.csv"

@@ -120,7 +120,9 @@ def label_speakers(hparams, folder):
     ids = list(utterances.ids())
     if callable(hparams["speakers"]):  # of a corpus whose paths name them
         source, speakers = "the paths", hparams["speakers"](ids)
+        content = None
     else:
+        content = f"SHA-256 {hash_of(hparams['speakers'])}"
         source = os.path.abspath(hparams["speakers"])
         speakers = read_truth(hparams["speakers"], ids)
     known = known_speakers(speakers, share, seed)
@@ -131,6 +133,7 @@ def label_speakers(hparams, folder):
         )
     record = {
         "source": source,
+        "content": content,
         "training_set": hash_of(annotation),
         "speakers": int((np.unique(speakers) >= 0).sum()),
         "known": len(known),

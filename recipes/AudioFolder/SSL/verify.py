@@ -746,6 +746,12 @@ def main(argv):
         )
     summaries, cache = {}, {}
     stores = hparams["write_threshold"]  # until a list has labels
+    if stores and hparams["subtract_mean"] is not None:
+        print(
+            "No threshold is stored: the commands that would use it do not "
+            "subtract a mean (subtract_mean)."
+        )
+        stores = False
     for list_path in lists:
         summary = summaries[list_path] = verify(
             encode,
