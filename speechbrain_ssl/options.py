@@ -10,8 +10,8 @@ to SpeechBrain's parser, which it replaces:
 * A key or an inner key that the YAML does not have is an error.
 * A value arrives as it was typed, ``=`` and ``#`` and ``: `` included. It is
   YAML if it begins with ``[ { ( ! " '`` or is a number, a truth value or null;
-  else it is text. A number is text as well for keys of ``FOLDERS``: a folder
-  may be called 2024.
+  else it is text. A number is text as well for a key that ends with
+  ``_folder`` or is in ``FOLDERS``: a folder may be called 2024.
 * ``None`` means null, as in Python. (``"'None'"`` is the text.)
 * A flag without a value is true for run options and keys that are True or
   False in the YAML, and may be given the value: ``--debug False``.
@@ -66,9 +66,11 @@ METHODS = {
     "two_stage": "speechbrain_ssl.clustering.clusterers.TwoStage",
     "graph": "speechbrain_ssl.clustering.clusterers.Graph",
 }
-# Ends of keys whose value is a folder.
-FOLDERS = ("_folder", "init_from", "continue_from", "source", "teacher")
-FOLDERS += ("cohort", "embeddings", "subtract_mean")
+# Keys whose value may be a folder, beside those that end with _folder.
+FOLDERS = set(
+    "init_from face_init_from continue_from source transformer_source "
+    "wavlm_source teacher cohort embeddings subtract_mean".split()
+)
 # What makes an encoder in a YAML; the last key is what heads refer to.
 ENCODER = ("compute_features", "mean_var_norm", "embedding_model", "emb_dim")
 ENCODER_FILE = "--encoder_file"
@@ -463,7 +465,7 @@ def _parse(file, tree, arguments):
             run_options[name] = _convert(name, text, types[name])
         if name not in types or name in tree:
             given[name] = text if isinstance(text, str) else json.dumps(text)
-            is_path = name.endswith(FOLDERS)
+            is_path = name.endswith("_folder") or name in FOLDERS
             if is_path and not given[name]:  # an unset variable of the shell
                 raise OptionsError(f"--{name} is empty; expected a path.")
             given[name] = _as_yaml(name, given[name], is_path)

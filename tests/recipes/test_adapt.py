@@ -319,7 +319,8 @@ def test_mistakes_are_named_before_anything_is_trained(
     with pytest.raises(RuntimeError, match="ended with 1"):
         adapt(place, tmp_path / "out", flag.replace("PLACE", str(place)))
     assert said in capfd.readouterr().err
-    assert not (tmp_path / "out/rounds").exists()
+    for stage in ("rounds", "verification"):
+        assert not (tmp_path / "out" / stage).exists()
 
 
 def test_the_command_line_takes_source_and_audio(monkeypatch):

@@ -270,6 +270,24 @@ def test_corrections_see_the_embeddings_that_were_clustered(
     assert abs(seen[0] - raw).max() > 0.01
 
 
+@pytest.mark.parametrize(
+    "face_model, csv, said",
+    [
+        ("model", "av.csv", "is a voice encoder"),
+        ("face_model", "train.csv", "face"),
+        ("nowhere", "av.csv", "nowhere"),
+    ],
+)
+def test_wrong_faces_are_named_before_voices_are_embedded(
+    run, sandbox, tmp_path, face_model, csv, said, monkeypatch
+):
+    monkeypatch.setattr(run.module, "extract", None)
+    flags = [f"--face_model_folder={sandbox}/{face_model}"]
+    flags += [f"--train_annotation={sandbox}/{csv}"]
+    with pytest.raises((OSError, ValueError), match=said):
+        run(tmp_path / "out", *flags, data="av")
+
+
 def test_faces_join_the_voices(run, sandbox, tmp_path, capsys):
     av, faces = {"data": "av"}, ["--clusterer={n_clusters: 3}"]
     faces += [f"--face_model_folder={sandbox}/face_model", "--listen=2"]

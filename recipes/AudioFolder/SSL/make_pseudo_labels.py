@@ -223,12 +223,7 @@ def run_extraction(
     device = run_opts["device"] or infer_device()
     model = load_encoder(model_folder, device, hparams["trust"])
     face_size = face_size_of(model)
-    if (face_size is None) == (faces.COLUMN in utterances.extra):
-        kind = "voice" if face_size is None else "face"
-        raise ValueError(
-            f"{model_folder} is a {kind} encoder. Give voice encoders as "
-            "model_folder, face encoders as face_model_folder."
-        )
+    check_kind(model_folder, face_size, faces.COLUMN in utterances.extra)
     sample_rate = model.audio_normalizer.sample_rate
     encode, more_settings = model.encode_batch, {}
     if hparams["augmented_copies"] and face_size is None:
@@ -261,6 +256,24 @@ def run_extraction(
         face_size=face_size,
         more_settings=more_settings,
     )
+
+
+def check_kind(model_folder, face_size, is_face):
+    """Refuses a voice encoder in place of a face encoder, and vice versa."""
+    if (face_size is None) == is_face:
+        kind = "voice" if face_size is None else "face"
+        raise ValueError(
+            f"{model_folder} is a {kind} encoder. Give voice encoders as "
+            "model_folder, face encoders as face_model_folder."
+        )
+
+
+def check_faces(hparams):
+    """Checks faces and their encoder before voices are embedded, for hours."""
+    with_faces(hparams).having(faces.COLUMN)
+    folder = hparams["face_model_folder"]
+    model = load_encoder(folder, trust=hparams["trust"])
+    check_kind(folder, face_size_of(model), True)
 
 
 def embed_faces(hparams, run_opts, voice):
@@ -560,6 +573,8 @@ def main(argv):
         count = before.report["labels"]["utterances"]
         return write(hparams, before.utterances, *corrected, count)
     utterances = find_utterances(hparams)
+    if hparams["face_model_folder"] is not None:
+        check_faces(hparams)
     settings = settings_of(hparams_file, overrides)
     embeddings = embed(hparams, run_opts, utterances, settings["augmentation"])
     if hparams["face_model_folder"] is not None:
