@@ -301,9 +301,7 @@ def _stream(file, overrides):
 def _changed(file, overrides):
     """The tree of a YAML file in which changes, which are YAML, are made."""
     tree = _read(file)
-    if not overrides:
-        return tree
-    changes = ruamel.yaml.YAML().load(overrides)
+    changes = ruamel.yaml.YAML().load(overrides) or {}
     replaced = changes.pop(REPLACED, ())
     # first, as hyperpyyaml resolves a reference to a reference only above
     for place, key in enumerate(key for key in changes if key not in tree):
@@ -311,7 +309,24 @@ def _changed(file, overrides):
     for key in replaced:
         tree[key] = changes.pop(key)
     _update(tree, changes)
+    _expand_home(tree)
     return tree
+
+
+def _expand_home(node):
+    """Replaces ~/ at the start of texts, which shells leave in --key=~/path.
+
+    A folder called ~ would be made.
+    """
+    is_list = isinstance(node, list)
+    for key, value in list(enumerate(node) if is_list else node.items()):
+        if isinstance(value, str):
+            if value.startswith("~/"):
+                node[key] = os.path.expanduser(value)
+        elif isinstance(value, (Mapping, list)):
+            _expand_home(value)
+        elif _tag(value) == "!ref" and str(value.value).startswith("~/"):
+            value.value = os.path.expanduser(value.value)
 
 
 def _update(node, changes):

@@ -503,6 +503,23 @@ def test_key_that_the_script_needs_and_the_yaml_lacks_is_named(load):
         hparams["temprature"]
 
 
+def test_home_is_filled_in_where_shells_leave_it(load, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = (
+        "seed: 1\na_folder: x\nb_folder: ~/b\nx: !ref ~/c/<seed>\n"
+        "y: [{e: ~/e}, ~]\nz: x~/f\n"
+    )
+    hparams = load("--a_folder=~/a", text=text)[2]
+    assert {**hparams} == {
+        "seed": 1,
+        "a_folder": "/home/me/a",
+        "b_folder": "/home/me/b",
+        "x": "/home/me/c/1",
+        "y": [{"e": "/home/me/e"}, None],
+        "z": "x~/f",
+    }
+
+
 def test_a_module_beside_the_file_that_python_does_not_find_is_named(
     load, tmp_path
 ):

@@ -1,6 +1,8 @@
 """Dispatches ``speechbrain-ssl COMMAND`` to the module or recipe behind it."""
 
 import importlib
+import os
+import re
 import sys
 
 import speechbrain_ssl
@@ -66,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command, ``sys.argv[1:]`` by default; gives the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     command, *rest = argv or ["--help"]
+    # which shells leave as it is; a folder called ~ would be made
+    home = os.path.expanduser("~/")
+    rest = [re.sub(r"^(--\w+=)~/", lambda m: m[1] + home, x) for x in rest]
     if command in ("-h", "--help"):
         print(usage(), end="")
     elif command == "--version":

@@ -27,6 +27,14 @@ def test_an_unknown_command_is_refused_with_the_list(capsys):
     assert "'trian'" in text and "rounds" in text
 
 
+def test_home_is_filled_in_where_shells_leave_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = []
+    monkeypatch.setattr("speechbrain_ssl.cli.doctor.main", given.extend)
+    assert cli.main(["doctor", "--output_folder=~/a", "~/b", "--c=x~/d"]) == 0
+    assert given == ["--output_folder=/home/me/a", "~/b", "--c=x~/d"]
+
+
 def test_help_does_not_import_torch():
     code = (
         "import sys; from speechbrain_ssl.cli.main import main; "
