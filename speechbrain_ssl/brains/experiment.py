@@ -12,7 +12,9 @@ import functools
 import importlib.util
 import logging
 import os
+import stat
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -360,7 +362,20 @@ def open_run(
     with contextlib.ExitStack() as stack:
         distributed.on_first(stack.enter_context, occupy(output_folder))
         distributed.on_first(_compare, run)
+        distributed.on_first(_free_script, output_folder)
         yield run
+
+
+def _free_script(folder):
+    """Lets SpeechBrain replace its copy of the script when a run goes on.
+
+    The copy of a read-only script is read-only.
+    """
+    name = os.path.basename(os.path.realpath(sys.argv[0]))
+    path = os.path.join(folder, name)
+    # without a copy, or with one of another user, SpeechBrain says so
+    with contextlib.suppress(OSError):
+        os.chmod(path, os.stat(path).st_mode | stat.S_IWUSR)
 
 
 def _compare(run):

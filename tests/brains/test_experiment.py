@@ -60,6 +60,17 @@ def test_a_run_is_recorded_with_its_yaml(open_run, tmp_path):
     assert "batch_size: 8" in text and "# yamllint disable" in text
 
 
+def test_the_copy_of_a_read_only_script_can_be_replaced(
+    open_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.argv", ["/opt/recipe/train_ssl.py"])
+    open_run()  # there is no copy yet
+    copy = tmp_path / "run/train_ssl.py"
+    copy.touch(0o444)
+    open_run()
+    assert copy.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_device_that_cannot_be_used_is_named(open_run):
     with pytest.raises(ValueError, match="The device gpu cannot be used"):
         open_run(device="gpu")
