@@ -2,7 +2,7 @@
 # make demo DATA=FOLDER        the same on your own audio
 #   TRIALS=FILE                  and your own trial list: label enrol test
 #   NOISE=FOLDER RIRS=FOLDER     recordings for augmentation
-#   MINUTES=15 SEED=1 OUT=FOLDER METHOD=simclr ROUNDS=1
+#   MINUTES=23 SEED=1 OUT=FOLDER METHOD=simclr ROUNDS=1
 # make test                    the tests, in as many processes as JOBS (2)
 # make test-all                also those that are marked slow
 # make lint                    what CI asks of the style
@@ -10,7 +10,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-MINUTES ?= $(if $(DATA),15,5)
+MINUTES ?= $(if $(DATA),23,5)
 SEED ?= 1
 OUT ?= results/demo
 METHOD ?= simclr

@@ -77,6 +77,8 @@ def test_it_times_steps_trains_verifies_and_reports(
         *("verify", "labels", "train", "verify"),
     ]
     assert rounds["finished"]
+    changes = rounds["settings"]["train"]["changes"]
+    assert changes == {"number_of_epochs": min(summary["epochs"], 30)}
     assert (tmp_path / "rounds/rounds.html").is_file()
 
     main(["--folder", str(tmp_path / "again"), str(tmp_path)])
@@ -91,6 +93,11 @@ def test_it_times_steps_trains_verifies_and_reports(
     again = json.loads((tmp_path / "summary.json").read_text())
     assert again["steps"] == summary["steps"]
     assert json.loads((tmp_path / "demo.json").read_text()) == before
+
+
+def test_rounds_of_long_trainings_are_shorter(demo):
+    given = (1, 20, 60, 145)
+    assert [demo.round_epochs(n) for n in given] == [1, 20, 30, 37]
 
 
 def test_rounds_get_an_encoder_file_as_a_whole(demo, speech, tmp_path):

@@ -5,10 +5,11 @@
 
 Without ``--data_folder`` it synthesises its own voices. It measures how long
 a step takes here and chooses the number of epochs that fills the minutes. Then
-come ``--rounds`` of pseudo-labels from that encoder and training on them, of as
-many epochs each, in the folder ``rounds``. Further arguments go to the hparams
-file; those about data, augmentation and encoder go to both stages. Run again with
-the same arguments it continues where it was stopped.
+come ``--rounds`` of pseudo-labels from that encoder and training on them, in the
+folder ``rounds``: each has a quarter of the epochs, but at least 30 or all.
+Further arguments go to the hparams file; those about data, augmentation and
+encoder go to both stages. Run again with the same arguments it continues where
+it was stopped.
 
 Arguments::
 
@@ -30,6 +31,7 @@ import argparse
 import functools
 import json
 import logging
+import math
 import os
 import platform
 import runpy
@@ -332,6 +334,15 @@ def encoder_file_of(further):
     return os.path.abspath(found) if is_file else found
 
 
+def round_epochs(epochs):
+    """The epochs of a round after so many of the first training.
+
+    A quarter of a long training gains as much as more, and of a short one
+    nothing (RESULTS.md).
+    """
+    return min(epochs, max(math.ceil(epochs / 4), 30))
+
+
 def rounds_arguments(args, further, model, epochs):
     """The command line of run_rounds.py."""
     _, overrides, run_opts, _ = load_settings(args, further)
@@ -401,7 +412,7 @@ def main(argv):
     summarize_run(args, argv, before, after)
     if args.rounds:
         log = os.path.join(args.output_folder, "train_log.jsonl")
-        epochs = read_jsonl(log)[-1]["epoch"]
+        epochs = round_epochs(read_jsonl(log)[-1]["epoch"])
         arguments = rounds_arguments(args, further, model, epochs)
         run_here("run_rounds.py", arguments)
 
