@@ -1,6 +1,5 @@
 """Devices and shared memory, and transfers for which the host does not wait."""
 
-import shutil
 from typing import Any
 
 import torch
@@ -25,9 +24,8 @@ def share(x: torch.Tensor, what: str) -> torch.Tensor:
         return x.share_memory_()
     except RuntimeError as error:
         raise OSError(
-            f"{what} needs {x.nbytes / 2**20:.0f} MiB of shared memory, but "
-            f"/dev/shm has {shutil.disk_usage('/dev/shm').free / 2**20:.0f} "
-            "MiB free. Enlarge it (docker run --shm-size 8g ...)."
+            f"{what} needs {x.nbytes / 2**20:.0f} MiB of shared memory "
+            f"(/dev/shm): {error}. Enlarge it (docker run --shm-size 8g ...)."
         ) from error
 
 

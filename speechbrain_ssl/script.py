@@ -90,10 +90,12 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
             if watch.speaks():
                 print(f"{name}: {text}", file=sys.stderr, flush=True)
             watch.end_now()
-        if "shared memory" in str(error):
+        # that of a GPU is another one
+        is_loader = "DataLoader worker" in str(error)
+        if is_loader and "shared memory" in str(error):
             logger.debug("Stopped", exc_info=True)
             code, text = 1, NO_SHARED_MEMORY
-        elif _Signals.received is None or "DataLoader worker" not in str(error):
+        elif _Signals.received is None or not is_loader:
             raise
         else:
             end = Interrupted(_Signals.received, "ended before a checkpoint.")

@@ -151,6 +151,14 @@ def test_workers_without_shared_memory_end_in_one_line(words, capsys):
     assert "--shm-size" in line and "num_workers" in line
 
 
+def test_shared_memory_of_a_gpu_is_another_error():
+    def main(argv):
+        raise RuntimeError("out of resource: shared memory, Required: 147456")
+
+    with pytest.raises(RuntimeError, match="Required"):
+        run_script(main)
+
+
 def test_handlers_of_signals_come_back():
     before = signal.getsignal(signal.SIGTERM)
     run_script(lambda argv: None)

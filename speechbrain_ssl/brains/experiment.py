@@ -675,7 +675,7 @@ def time_steps(
 
 @torch.no_grad()
 def _try_branch(brain, branch):
-    """Runs encoder and head on a second of noise and on crops.
+    """Runs encoder and head on a second of noise and on shorter crops.
 
     Nothing is changed.
     """
@@ -685,7 +685,7 @@ def _try_branch(brain, branch):
     sampler = brain.hparams.view_sampler
     sampler = getattr(sampler, "voice", sampler)
     for kind, count, frames in zip(KINDS, sampler.counts, sampler.frames):
-        if not count or sampler.face_size is not None:
+        if not count or frames >= rate or sampler.face_size is not None:
             continue
         try:
             branch([branch.noise(frames).to(brain.device)])

@@ -66,7 +66,8 @@ def test_the_copy_of_a_read_only_script_can_be_replaced(
     monkeypatch.setattr("sys.argv", ["/opt/recipe/train_ssl.py"])
     open_run()  # there is no copy yet
     copy = tmp_path / "run/train_ssl.py"
-    copy.touch(0o444)
+    copy.touch()
+    copy.chmod(0o444)
     open_run()
     assert copy.stat().st_mode & 0o777 == 0o644
 

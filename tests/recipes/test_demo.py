@@ -134,9 +134,9 @@ def test_an_encoder_file_may_have_lists_in_lines(demo, speech, tmp_path):
 
 
 def test_another_run_in_the_same_folder_is_refused(demo, tmp_path):
-    def settings(seed):
+    def settings(seed, *more):
         args, further = demo.parse_arguments(
-            ["--output_folder", str(tmp_path), "--seed", str(seed)]
+            ["--output_folder", str(tmp_path), "--seed", str(seed), *more]
         )
         return demo.settings_of_run(args, further)
 
@@ -144,6 +144,8 @@ def test_another_run_in_the_same_folder_is_refused(demo, tmp_path):
     (tmp_path / "save").mkdir()
     settings(1)
     assert (tmp_path / "save").is_dir()
+    # the training compares these
+    assert settings(1, "--a=0")["further"] == ["--a=0"]
     with pytest.raises(ValueError, match="seed: was 1, is 2"):
         settings(2)
     (tmp_path / "demo.json").unlink()

@@ -112,6 +112,7 @@ def contents(folder):
         ("--batch_size=four", "batch_size must be a whole number"),
         ("--batch_size=0", "batch_size"),
         ("--num_workers=-1", "num_workers"),
+        ("--sequential_rows=9", "channel_groups to 0 or sequential_rows to"),
         ("--dev_every=0", "dev_every"),
         ("--lr_schedule=-1", "lr_schedule"),
         ("--seed=1.5", "seed"),

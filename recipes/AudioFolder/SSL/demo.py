@@ -1,15 +1,15 @@
 """The whole job in one command: audio without labels in, verified models out.
 
     > python demo.py --output_folder results/demo
-    > python demo.py --data_folder /audio --trials /trials.txt --minutes 15
+    > python demo.py --data_folder /audio --trials /trials.txt --minutes 23
 
 Without ``--data_folder`` it synthesises its own voices. It measures how long
 a step takes here and chooses the number of epochs that fills the minutes. Then
 come ``--rounds`` of pseudo-labels from that encoder and training on them, in the
-folder ``rounds``: each has a quarter of the epochs, but at least 30 or all.
-Further arguments go to the hparams file; those about data, augmentation and
-encoder go to both stages. Run again with the same arguments it continues where
-it was stopped.
+folder ``rounds``. A round has a quarter of the epochs of the first training, or
+30 if that is more, but never more than the first training. Further arguments go
+to the hparams file; those about data, augmentation and encoder go to both stages.
+Run again with the same arguments it continues where it was stopped.
 
 Arguments::
 
@@ -131,7 +131,9 @@ def settings_of_run(args, further):
         )
     settings = {**vars(args), "further": further}
     del settings["times"]
-    return same_or_refuse(path, settings, may_change=["epochs", "layout"])
+    # the training compares its settings, of which some may change
+    may_change = ["epochs", "layout", "further"]
+    return same_or_refuse(path, settings, may_change)
 
 
 def processes_for(args, batch_size, device):
@@ -335,10 +337,10 @@ def encoder_file_of(further):
 
 
 def round_epochs(epochs):
-    """The epochs of a round after so many of the first training.
+    """Number of epochs of a round; ``epochs`` are those of the first training.
 
-    A quarter of a long training gains as much as more, and of a short one
-    nothing (RESULTS.md).
+    After a long training, more than a quarter of them gain nothing; after a
+    short one, a quarter gains nothing (RESULTS.md).
     """
     return min(epochs, max(math.ceil(epochs / 4), 30))
 

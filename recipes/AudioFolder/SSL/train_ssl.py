@@ -108,6 +108,12 @@ def check_settings(hparams):
             "channel_groups are groups of audio; for faces it must be 0",
         ),
         (
+            not (hparams.get("channel_groups") and training.sequential_rows),
+            "channel_groups and sequential_rows both say in which order "
+            "utterances come: set channel_groups to 0 or sequential_rows to "
+            "null",
+        ),
+        (
             partners is None or partners.table in tables,
             "view_sampler has partners from a table that is not in "
             "cluster_tables: it would never be filled",

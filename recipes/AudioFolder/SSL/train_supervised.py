@@ -142,9 +142,11 @@ def label_speakers(hparams, folder):
     }
     path = os.path.join(folder, REPORT_NAME)
     if os.path.isfile(path):
+        before = read_json(path)["speakers"]
         refuse_changes(
-            read_json(path)["speakers"],
+            before,
             record,
+            {"content"} - before.keys(),  # of a run of an earlier version
             what=f"The labels in {folder}",
             advice="Use the same settings, or name another output_folder.",
         )
