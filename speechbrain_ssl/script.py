@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 EXPECTED = (ImportError, OSError, ValueError)
 LIBRARIES = {"site-packages", "dist-packages"}
+# Ends of the names of modules that the scripts of a recipe import.
+BESIDE = ("_prepare", "_voices")
 # torch's words for this are many, and those of a worker come with a traceback.
 NO_SHARED_MEMORY = (
     "Loader workers hand over batches in /dev/shm, which is full. Enlarge it "
@@ -201,15 +203,21 @@ def comes_from_users_code(error: BaseException) -> bool:
     Causes are looked at, too. The author of a plugin needs the traceback.
     """
     script = pathlib.Path(sys.argv[0]).resolve()
+    # a link to a script has the preparation of its recipe beside it
+    folders = script.parent, pathlib.Path(sys.argv[0]).parent.resolve()
     known = [
         pathlib.Path(__file__).resolve().parent,
         pathlib.Path(sysconfig.get_paths()["stdlib"]).resolve(),
     ]
 
-    def is_known(file):
+    def is_known(frame):
+        file = frame.f_code.co_filename
         path = pathlib.Path(file).resolve()
-        is_recipe = path.parent == script.parent and (
-            path == script or path.stem.endswith("_prepare")
+        is_recipe = path.parent in folders and (
+            path == script
+            or path.stem.endswith(BESIDE)
+            # another script, which this one runs by runpy
+            or frame.f_globals.get("__name__") == "<run_path>"
         )
         return (
             file.startswith("<")
@@ -223,7 +231,7 @@ def comes_from_users_code(error: BaseException) -> bool:
     while error is not None and error not in seen:
         seen.append(error)
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            if not is_known(frame.f_code.co_filename):
+            if not is_known(frame):
                 return True
         error = error.__cause__ or error.__context__
     return False

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
@@ -63,6 +64,27 @@ def test_library_and_package_are_not_users_code(monkeypatch):
         frames_of(np.random.seed, 1.5),
     ):
         assert not script.comes_from_users_code(error)
+
+
+def test_scripts_of_a_recipe_are_not_users_code(tmp_path, monkeypatch):
+    recipe, other = tmp_path / "recipe", tmp_path / "other"
+    for folder in (recipe, other):
+        folder.mkdir()
+    (recipe / "demo.py").touch()
+    (other / "demo.py").symlink_to(recipe / "demo.py")
+    for path, name, said in (
+        (recipe / "train_ssl.py", "<run_path>", False),
+        (other / "corpus_prepare.py", "corpus_prepare", False),
+        (recipe / "my_loss.py", "my_loss", True),
+        (tmp_path / "train_own.py", "<run_path>", True),
+    ):
+        path.write_text("def main():\n    raise ValueError\n")
+        monkeypatch.setattr("sys.argv", [str(other / "demo.py")])
+        try:
+            runpy.run_path(str(path), run_name=name)["main"]()
+        except ValueError as error:
+            error = error.with_traceback(error.__traceback__.tb_next)
+            assert script.comes_from_users_code(error) == said
 
 
 def test_fault_of_a_plugin_keeps_its_traceback(plugin):

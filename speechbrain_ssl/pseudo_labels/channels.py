@@ -101,6 +101,10 @@ def channel_groups(
         return np.zeros(len(utterances), dtype=np.int64)
     made_of = f"{utterances.hash()} {sample_rate} {groups} {seed}"
     if not distributed.gather_objects(_has(path, made_of))[0]:
+        logger.info(
+            "The audio of %d utterances is read for channel_groups.",
+            len(utterances),
+        )
         spectrum = QuietSpectrum(sample_rate).to(device).eval()
         try:
             points = embed_utterances(

@@ -27,7 +27,7 @@ Labels of trial lists are read here and for ``dev_trials``; nothing learns from
 them. Each list gets a folder in ``<output_folder>`` with metrics.json,
 scores.txt, embeddings.npy and det.png. A list without labels gets scores and no
 error rates. The threshold of the first labelled list is stored in the model's
-folder, unless ``write_threshold`` is False.
+folder, unless ``write_threshold`` is False or ``subtract_mean`` is given.
 """
 
 import concurrent.futures
