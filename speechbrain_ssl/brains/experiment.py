@@ -685,7 +685,8 @@ def _try_branch(brain, branch):
     sampler = brain.hparams.view_sampler
     sampler = getattr(sampler, "voice", sampler)
     for kind, count, frames in zip(KINDS, sampler.counts, sampler.frames):
-        if not count or frames >= rate or sampler.face_size is not None:
+        # faces have no sample rate
+        if not count or sampler.face_size is not None or frames >= rate:
             continue
         try:
             branch([branch.noise(frames).to(brain.device)])
