@@ -3,13 +3,15 @@
     > PYTHONPATH=benchmarks python benchmarks/cluster_views.py \
         --data_folder SPEECH/train --start MOCO/model \
         --labels labels/pseudo_labels.csv --trials SPEECH/trials/wild.txt \
-        [--methods dino ca_dino] [--seeds 1] [settings of the YAMLs]
+        [--methods dino ca_dino simclr simclr+clusters ssps] [--seeds 1] \
+        [settings of the YAMLs]
 
 Every method trains its small profile from the encoder of ``--start``. Where it
 uses clusters, these are the labels of ``make_pseudo_labels.py`` from the first
-epoch on, so that runs differ in the views alone: ``ca_dino``, and ``ssps`` with
-positives from the own cluster. What is there already is not trained again.
-Prints a line of JSON for each run. Training reads no speaker label.
+epoch on, so that runs differ in the views alone: ``ca_dino``, any method with
+``+clusters``, and ``ssps`` with positives from the own cluster. What is there
+already is not trained again. Prints a line of JSON for each run. Training reads
+no speaker label.
 """
 
 import argparse
@@ -78,6 +80,7 @@ def train(args, further, method, seed):
     folder = args.output_folder.absolute() / f"{method}_{seed}"
     if (folder / "model").is_dir():
         return folder / "model"
+    method, plus, _ = method.partition("+clusters")
     text = (RECIPE / f"hparams/train_{method}.yaml").read_text()
     # before the teacher, which copies the student
     head = "# Head and teacher\n"
@@ -94,7 +97,7 @@ def train(args, further, method, seed):
         "number_of_epochs": args.number_of_epochs,
         "output_folder": folder,
     }
-    if method in CLUSTERED:
+    if plus or method in CLUSTERED:
         labels = pathlib.Path(args.labels).absolute()
         given |= {"cluster_from": 0, "cluster_table": TABLE % labels}
     if method == "ssps":
