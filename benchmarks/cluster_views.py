@@ -113,23 +113,30 @@ def train(args, further, method, seed):
     return folder / "model"
 
 
+def error_rates(model, trials):
+    """EER of each trial list, in percent, for an exported folder."""
+    encoder = load_encoder(model)
+    rates, cache = {}, {}  # lists of one model may share files
+    for path in trials:
+        found = verify(
+            encoder.encode_batch,
+            path,
+            sample_rate=encoder.audio_normalizer.sample_rate,
+            cache=cache,
+            progress=False,
+        )
+        rates[pathlib.Path(path).stem] = round(found["raw"]["EER"], 2)
+    return rates
+
+
 def main():
     """Trains and verifies all."""
     args, further = parse_arguments()
     for seed in args.seeds:
         for method in args.methods:
-            encoder = load_encoder(train(args, further, method, seed))
+            model = train(args, further, method, seed)
             row = {"method": method, "seed": seed}
-            cache = {}  # lists of one model may share files
-            for path in args.trials:
-                found = verify(
-                    encoder.encode_batch,
-                    path,
-                    sample_rate=encoder.audio_normalizer.sample_rate,
-                    cache=cache,
-                    progress=False,
-                )
-                row[pathlib.Path(path).stem] = round(found["raw"]["EER"], 2)
+            row |= error_rates(model, args.trials)
             print(json.dumps(row), flush=True)
 
 

@@ -21,10 +21,9 @@ import sys
 
 import matplotlib
 import numpy as np
+from cluster_views import error_rates  # beside this script
 
 from speechbrain_ssl.dataio.annotations import read_annotation
-from speechbrain_ssl.evaluation.verification import verify
-from speechbrain_ssl.loading import load_encoder
 from speechbrain_ssl.pseudo_labels.labels import read_truth
 
 matplotlib.use("Agg")
@@ -103,18 +102,8 @@ def measure(args, further):
         for share in args.shares:
             for start in STARTS:
                 model = train(args, further, start, share, seed)
-                encoder = load_encoder(model)
                 row = {"start": start, "share": share, "seed": seed}
-                cache = {}  # lists of one model may share files
-                for path in args.trials:
-                    found = verify(
-                        encoder.encode_batch,
-                        path,
-                        sample_rate=encoder.audio_normalizer.sample_rate,
-                        cache=cache,
-                        progress=False,
-                    )
-                    row[pathlib.Path(path).stem] = round(found["raw"]["EER"], 2)
+                row |= error_rates(model, args.trials)
                 print(json.dumps(row), flush=True)
                 rows.append(row)
     return rows
